@@ -1,0 +1,62 @@
+"""copilotlab: a chart-finding copilot whose nodes answer from memory and agree through Redis.
+
+Names are loaded when first used, so ``import copilotlab`` costs milliseconds and brings in neither torch nor Jupyter.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from copilotlab.charts import Chart, ChartRepository
+    from copilotlab.coordinator import Coordinator
+    from copilotlab.embedding import Embedder, available_embedders, load_embedder
+    from copilotlab.lab import FaultProxy, Lab, LocalRedis
+    from copilotlab.node import Node
+    from copilotlab.policy import Policy
+    from copilotlab.store import VectorStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chart",
+    "ChartRepository",
+    "Coordinator",
+    "Embedder",
+    "FaultProxy",
+    "Lab",
+    "LocalRedis",
+    "Node",
+    "Policy",
+    "VectorStore",
+    "available_embedders",
+    "load_embedder",
+]
+
+_HOME = {
+    "Chart": "charts",
+    "ChartRepository": "charts",
+    "Coordinator": "coordinator",
+    "Embedder": "embedding",
+    "FaultProxy": "lab",
+    "Lab": "lab",
+    "LocalRedis": "lab",
+    "Node": "node",
+    "Policy": "policy",
+    "VectorStore": "store",
+    "available_embedders": "embedding",
+    "load_embedder": "embedding",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'copilotlab' has no attribute {name!r}")
+    value = getattr(import_module(f"copilotlab.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""``python -m copilotlab``: the command line."""
+
+from copilotlab.cli import main
+
+raise SystemExit(main())

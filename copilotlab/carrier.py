@@ -1,0 +1,218 @@
+"""The few Redis commands that the protocol stands on, each bounded in time.
+
+`Carrier` is what the coordinator needs; `RedisCarrier` gives it over redis-py. Studies and protocol tests give it over
+a server that exists in memory only, with time in their hands (`copilotlab.lab.simulation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+SCHEMES = ("redis", "rediss", "unix")
+
+
+class CarrierAway(ConnectionError):
+    """Redis did not answer in time, or cut the connection, or answered that it cannot serve."""
+
+
+class CarrierRefused(CarrierAway):
+    """Redis answered, but does not let us in: the password or the user is wrong."""
+
+
+class Message(NamedTuple):
+    """What arrived on a channel."""
+
+    channel: str
+    payload: bytes
+
+
+class Carrier(Protocol):
+    """Redis, as far as the protocol needs it. Every method raises CarrierAway instead of waiting for long."""
+
+    @property
+    def address(self) -> str:
+        """Where it leads, fit to be shown: no password."""
+        ...
+
+    def ping(self) -> None: ...
+
+    def get(self, *keys: str) -> list[bytes | None]:
+        """The values of ``keys``, in one round trip."""
+        ...
+
+    def set(self, key: str, value: bytes, *, ttl: float | None = None, if_absent: bool = False) -> bool:
+        """Set ``key``, for ``ttl`` seconds if given; False if ``if_absent`` and it was there."""
+        ...
+
+    def delete(self, *keys: str) -> int:
+        """Delete ``keys``; how many there were."""
+        ...
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Send to whoever listens now; how many that was."""
+        ...
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Listen to ``channels`` from now on, on a new connection; an earlier subscription ends."""
+        ...
+
+    def receive(self, timeout: float) -> Message | None:
+        """The next message, waiting at most ``timeout`` seconds. A broken subscription raises, it is never renewed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def hide_password(url: str) -> str:
+    """``url`` without its password, for logs, errors and status."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+class RedisCarrier:
+    """A `Carrier` over redis-py.
+
+    redis: a URL (redis://, rediss://, unix://), or a client that you made (Sentinel, Cluster, TLS): it is used as it
+    is, so give it timeouts, and is not closed.
+    timeout: seconds that one command waits at most, 0.25 by default.
+
+    Raises ValueError for anything that is not such a URL or client; connects only when first used.
+    """
+
+    def __init__(self, redis_: str | redis.Redis | redis.RedisCluster, *, timeout: float = 0.25) -> None:
+        self.timeout = timeout
+        self._owned = isinstance(redis_, str)
+        self._client = _client(redis_, timeout) if isinstance(redis_, str) else redis_
+        self._address = hide_password(redis_) if isinstance(redis_, str) else _address(redis_)
+        self._subscription: redis.client.PubSub | None = None
+        self._broken = False
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def ping(self) -> None:
+        with _answering(self._address):
+            self._client.ping()
+
+    def get(self, *keys: str) -> list[bytes | None]:
+        with _answering(self._address):
+            return list(self._client.mget(keys))  # type: ignore[arg-type]  # bytes: we set decode_responses nowhere
+
+    def set(self, key: str, value: bytes, *, ttl: float | None = None, if_absent: bool = False) -> bool:
+        milliseconds = None if ttl is None else max(1, round(ttl * 1000))
+        with _answering(self._address):
+            return bool(self._client.set(key, value, px=milliseconds, nx=if_absent))
+
+    def delete(self, *keys: str) -> int:
+        with _answering(self._address):
+            return int(self._client.delete(*keys))
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        with _answering(self._address):
+            return int(self._client.publish(channel, payload))
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        self._unsubscribe()
+        with _answering(self._address):
+            subscription = self._client.pubsub()  # type: ignore[no-untyped-call]
+            subscription.subscribe(*channels)
+            for _ in channels:  # the server's word that each subscription stands: what is published now arrives
+                if subscription.get_message(timeout=self.timeout) is None:
+                    subscription.close()
+                    raise CarrierAway(f"Redis at {self._address} did not confirm a subscription in {self.timeout:g} s")
+        # redis-py renews a broken subscription by itself and says nothing; what was published meanwhile is lost.
+        # So its connect hook marks the subscription broken, and `receive` raises.
+        self._broken = False
+        assert subscription.connection is not None
+        subscription.connection.register_connect_callback(self._note_reconnect)
+        self._subscription = subscription
+
+    def receive(self, timeout: float) -> Message | None:
+        subscription = self._subscription
+        if subscription is None:
+            raise CarrierAway(f"not subscribed at {self._address}")
+        with _answering(self._address):
+            message = subscription.get_message(ignore_subscribe_messages=True, timeout=timeout)
+        if self._broken:
+            raise CarrierAway(f"the subscription at {self._address} was cut: what was sent meanwhile is lost")
+        if message is None or message["type"] != "message":
+            return None
+        return Message(message["channel"].decode(), message["data"])
+
+    def close(self) -> None:
+        self._unsubscribe()
+        if self._owned:
+            self._client.close()
+
+    def _note_reconnect(self, _connection: object) -> None:
+        self._broken = True
+
+    def _unsubscribe(self) -> None:
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            subscription.close()
+
+    def __repr__(self) -> str:
+        return f"RedisCarrier({self._address!r})"
+
+
+def _client(url: str, timeout: float) -> redis.Redis:
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"redis={hide_password(url)!r}: expected a URL that starts with redis://, rediss:// or unix://, "
+            "such as redis://127.0.0.1:6379/0"
+        )
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),  # the coordinator decides when to ask again, not the client
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"redis={hide_password(url)!r} is not a Redis URL ({error}); expected one such as redis://127.0.0.1:6379/0"
+        ) from error
+
+
+def _address(client: redis.Redis | redis.RedisCluster) -> str:
+    settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    if "path" in settings:
+        return f"unix://{settings['path']}"
+    if "host" in settings:
+        return f"redis://{settings['host']}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
+    return type(client).__name__
+
+
+class _answering:
+    """Turns what redis-py raises when Redis cannot serve into CarrierAway."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
+        if error is None or isinstance(error, CarrierAway):
+            return
+        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError) or (
+            isinstance(error, redis.exceptions.ResponseError) and str(error).startswith(("NOAUTH", "WRONGPASS"))
+        ):
+            raise CarrierRefused(
+                f"Redis at {self.address} refused us: {error}. Put the user and password into the URL, "
+                "as in redis://user:password@host:6379/0"
+            ) from error
+        if isinstance(error, redis.exceptions.RedisError | OSError):
+            raise CarrierAway(f"Redis at {self.address} is away: {error or type(error).__name__}") from error

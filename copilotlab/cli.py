@@ -1,0 +1,45 @@
+"""The command line: ``copilotlab demo``, ``copilotlab models``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 if all went as claimed, 1 if not, 2 for wrong words."""
+    from copilotlab import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="copilotlab", description="A chart-finding copilot whose nodes agree through Redis."
+    )
+    parser.add_argument("--version", action="version", version=f"copilotlab {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="nodes on a real server that dies and comes back empty")
+    demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
+    demo.add_argument("--model", default="minilm", help="the embedding model (minilm); see `copilotlab models`")
+    commands.add_parser("models", help="the embedding models at hand")
+    chosen = parser.parse_args(arguments)
+
+    logging.getLogger("copilotlab").setLevel(logging.ERROR)  # the demo says itself what happens
+    if chosen.command == "models":
+        from copilotlab.embedding import available_embedders
+
+        print(available_embedders())
+        return 0
+
+    from copilotlab.embedding import EmbeddingError
+    from copilotlab.lab.demo import run_demo
+    from copilotlab.lab.server import ServerNotFound
+
+    if not 2 <= chosen.nodes <= 16:
+        parser.error(f"--nodes {chosen.nodes}: expected 2 to 16")
+    try:
+        return run_demo(nodes=chosen.nodes, model=chosen.model)
+    except (EmbeddingError, ValueError, ServerNotFound) as error:
+        print(f"copilotlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

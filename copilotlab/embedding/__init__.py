@@ -1,0 +1,25 @@
+"""Text to unit vectors, by models that run without a network.
+
+    from copilotlab import available_embedders, load_embedder
+
+    embedder = load_embedder("minilm")
+    vectors = embedder.embed(["Revenue by region"])      # float32 (1, 384), unit length
+    available_embedders()                                # what else there is
+
+A model family is one file here: it subclasses :class:`Embedder` and has one entry in ``registry.py``.
+Nothing heavy is imported until a model is loaded.
+"""
+
+from __future__ import annotations
+
+from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
+from copilotlab.embedding.registry import available_embedders, load_embedder
+
+__all__ = [
+    "Embedder",
+    "EmbeddingError",
+    "ModelNotInstalled",
+    "UnknownModel",
+    "available_embedders",
+    "load_embedder",
+]

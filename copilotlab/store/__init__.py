@@ -1,0 +1,10 @@
+"""Vectors to nearest charts: a node's own memory, searched without Redis.
+
+`VectorStore` holds one `Record` per chart and answers with `Matches`. Its `Manifest` says what it holds, without the
+vectors.
+"""
+
+from copilotlab.store.records import Manifest, Matches, Record
+from copilotlab.store.store import VectorStore
+
+__all__ = ["Manifest", "Matches", "Record", "VectorStore"]

@@ -1,0 +1,457 @@
+"""The store of a node: writers one at a time, readers whenever they like."""
+
+from __future__ import annotations
+
+import atexit
+import html
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from copilotlab.store.graph import Graph, GraphBuild
+from copilotlab.store.records import (
+    Floats,
+    Manifest,
+    Matches,
+    Record,
+    as_chart_ids,
+    as_floats,
+    check_integer,
+    check_unit,
+)
+from copilotlab.store.snapshot import Rows, Snapshot, digest_entry, digest_text
+
+SMALLEST_CAPACITY = 16
+PUT_AT_ONCE = 4096  # records that become visible together, and the longest that one writer keeps another waiting
+INDEXED_AT_ONCE = 256
+DEAD_SHARE = 1 / 4  # of the live rows: more dead ones than that, and the rows are compacted
+STALE_FACTOR = 2  # graphs over more than so many times the live rows are built anew
+
+_Rank = tuple[int, bytes, bytes]
+
+
+class VectorStore:
+    """One unit vector per chart, in memory, searched by cosine similarity.
+
+        store = VectorStore(384)
+        store.put(Record.of(7, revision=1, content_hash=chart.content_hash, vector=vector))
+        chart_ids, scores = store.search(query, k=10)
+
+    Searches and all other reads take no lock: each works on one snapshot, in which every chart is there in one version.
+    They wait for no put, no compaction and no index build. Writers take turns.
+
+    dim: floats of a vector. ordered: a record replaces only an older revision, and comes in only above the revision at
+    which its chart was removed; if two vectors of one revision meet, the larger vector_hash stays. So stores that were
+    given the same records and removals, in whatever order, hold the same. Not ordered: the last writer wins, and
+    nothing is remembered of what was removed.
+    exact_limit: up to so many charts, searches are exact. Above, graphs answer (recall at 10 about 0.98), and what is
+    newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores are exact
+    always.
+    background: a daemon thread builds the graphs when they are due, and ends. Otherwise the owner calls `index_step`.
+    """
+
+    def __init__(self, dim: int, *, ordered: bool = True, exact_limit: int = 20_000, background: bool = True) -> None:
+        check_integer("dim", dim, smallest=1)
+        check_integer("exact_limit", exact_limit)
+        self.dim = dim
+        self.ordered = ordered
+        self.exact_limit = exact_limit
+        self._snapshot = Snapshot(Rows.empty(SMALLEST_CAPACITY, dim))
+        self._lock = threading.Lock()  # of writers: all below, and replacing the snapshot
+        self._change: _Change | None = None
+        self._tombstones: dict[int, int] = {}
+        self._horizon: tuple[int, frozenset[int]] = (-1, frozenset())
+        self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
+        self._build: GraphBuild | None = None
+        self._background = background
+        self._indexer: _Indexer | None = None
+        self._indexer_lock = threading.Lock()
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> bool:
+        """Takes the record in, or leaves things as they are if it must not; says which.
+
+        ValueError if the record's vector is not of this store's dimension; TypeError if it is no `Record`.
+        """
+        return self.put_many((record,)) == 1
+
+    def put_many(self, records: Iterable[Record]) -> int:
+        """Puts the records in their order and returns how many were taken.
+
+        They become visible together (more than 4,096: so many at a time). Errors as in `put`, before anything changes.
+        """
+        records = list(records)
+        for record in records:
+            if not isinstance(record, Record):
+                raise TypeError(f"a store takes Records, got {type(record).__name__}; use Record.of")
+            if len(record.vector) != self.dim:
+                raise ValueError(
+                    f"chart {record.chart_id}: a vector of {len(record.vector)} floats, expected the store's {self.dim}"
+                )
+        taken = 0
+        for start in range(0, len(records), PUT_AT_ONCE):
+            with self._lock:
+                taken += self._put(records[start : start + PUT_AT_ONCE])
+        self._wake_indexer()
+        return taken
+
+    def remove(self, chart_id: int, revision: int = 0) -> bool:
+        """Drops the chart; True if it was there.
+
+        Ordered: only if its revision is ``revision`` or less; then, or if it is unknown here, nothing up to
+        ``revision`` comes in any more. Not ordered: ``revision`` means nothing. ValueError for a negative number.
+        """
+        check_integer("chart_id", chart_id)
+        check_integer("revision", revision)
+        with self._lock:
+            now = self._base()
+            row = now.row_of(chart_id)
+            tombstone = {}
+            if self.ordered:
+                if row is not None and now.revision(row) > revision:
+                    return False
+                tombstone = {chart_id: max(revision, self._tombstones.get(chart_id, 0))}
+            if row is not None or tombstone:
+                self._publish(now, dying=[] if row is None else [row], tombstones=tombstone)
+        self._wake_indexer()
+        return row is not None
+
+    def retain(self, chart_ids: Iterable[int], revision: int) -> list[int]:
+        """Drops the charts that are not among ``chart_ids``, all that exist at ``revision``; returns the dropped ids.
+
+        Ordered: only records of ``revision`` or less are dropped, and a chart that is not listed comes in only above
+        ``revision``, until a later list has it. Not ordered: ``revision`` means nothing. ValueError for ids that are no
+        integers and for a negative revision.
+        """
+        check_integer("revision", revision)
+        listed = as_chart_ids(chart_ids)
+        with self._lock:
+            now = self._base()
+            rows = now.live_rows()
+            gone = rows[~np.isin(now.rows.chart_ids[rows], listed)]
+            if self.ordered:
+                gone = gone[now.rows.revisions[gone] <= revision]
+                if revision >= self._horizon[0]:
+                    self._horizon = (revision, frozenset(listed.tolist()))
+            dropped: list[int] = np.sort(now.rows.chart_ids[gone]).tolist()
+            if dropped:
+                self._publish(now, dying=gone.tolist())
+        self._wake_indexer()
+        return dropped
+
+    def _put(self, records: Sequence[Record]) -> int:
+        now = self._base(room=len(records))
+        taken = 0
+        winners: dict[int, Record] = {}
+        for record in records:
+            rival = winners.get(record.chart_id)
+            held = _rank(rival) if rival is not None else self._held_rank(now, record.chart_id)
+            if self.ordered and not self._may_enter(record, held):
+                continue
+            taken += 1
+            if _rank(record) != held:
+                winners[record.chart_id] = record
+        if winners:
+            self._publish(now, list(winners.values()))
+        return taken
+
+    def _may_enter(self, record: Record, held: _Rank | None) -> bool:
+        if held is not None:
+            return _rank(record) > held
+        complete_to, listed = self._horizon
+        return record.revision > self._tombstones.get(record.chart_id, -1) and (
+            record.revision > complete_to or record.chart_id in listed
+        )
+
+    @staticmethod
+    def _held_rank(now: Snapshot, chart_id: int) -> _Rank | None:
+        row = now.row_of(chart_id)
+        return None if row is None else (now.revision(row), now.vector_hash(row), now.content_hash(row))
+
+    # --- publishing: with the writers' lock held ------------------------------------------------------------------
+
+    def _base(self, room: int = 0) -> Snapshot:
+        """What a writer builds on: the present snapshot, with room for so many rows more."""
+        if self._change is not None:  # an interrupt hit the last writer; what it began is finished first
+            self._apply(self._change)
+        now = self._snapshot
+        if now.count + room > len(now.rows):
+            now = self._snapshot = now.moved(2 * (now.live + room))
+        return now
+
+    def _publish(
+        self,
+        now: Snapshot,
+        records: Sequence[Record] = (),
+        dying: Sequence[int] = (),
+        tombstones: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        """Shows the records, and no more the rows that they replace nor those in ``dying``: all at once.
+
+        The records' charts are distinct.
+        """
+        dying = list(dying)
+        newest, older = {}, {}
+        digest = now.digest
+        for serial, record in enumerate(records, now.next_serial):
+            newest[record.chart_id] = serial
+            digest += digest_entry(record.chart_id, record.revision, record.content_hash, record.vector_hash)
+            previous = now.newest.get(record.chart_id)
+            if previous is not None:
+                older[serial] = previous
+            row = now.row_of(record.chart_id)
+            if row is not None:
+                dying.append(row)
+        now.rows.write(now.count, now.next_serial, records)
+        after = replace(
+            now,
+            count=now.count + len(records),
+            clock=now.clock + 1,
+            live=now.live + len(records) - len(dying),
+            next_serial=now.next_serial + len(records),
+            digest=(digest - sum(now.entry(row) for row in dying)) % 2**128,
+        )
+        self._change = _Change(after, dying, newest, older, tombstones)
+        self._apply(self._change)
+        if after.dead > max(SMALLEST_CAPACITY, DEAD_SHARE * after.live):
+            self._snapshot = after.moved(max(SMALLEST_CAPACITY, 2 * after.live))
+
+    def _apply(self, change: _Change) -> None:
+        """May be cut short anywhere, and then done again. Readers notice nothing before the snapshot is replaced."""
+        after = change.after
+        after.rows.died[change.dying] = after.clock
+        after.older.update(change.older)
+        after.newest.update(change.newest)
+        self._tombstones.update(change.tombstones)
+        self._snapshot = after
+        self._change = None
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def search(self, vector: npt.ArrayLike, k: int = 10, chart_ids: Iterable[int] | None = None) -> Matches:
+        """The ``k`` charts whose vectors are nearest to ``vector``, a unit vector (dim,); all if there are fewer.
+
+        chart_ids: only among these, and exactly, however many they are; unknown ones are ignored, an empty list gives
+        no results. Exact answers of stores of equal content are equal to the bit. ValueError for a vector of another
+        dimension or length or with NaN, for k < 1 and for chart_ids that are no integers.
+        """
+        query = self._queries(vector, "the query vector", (self.dim,))
+        return self._search(query[None], k, chart_ids)[0]
+
+    def search_many(self, vectors: npt.ArrayLike, k: int = 10, chart_ids: Iterable[int] | None = None) -> list[Matches]:
+        """`search` for each row of ``vectors``, (n, dim), in one snapshot. Exact searches share one matrix product."""
+        queries = self._queries(vectors, "the query vectors", (None, self.dim))
+        return self._search(queries, k, chart_ids)
+
+    def get(self, chart_id: int) -> Record | None:
+        """The chart's record, with its own copy of the vector; None if the store has no such chart."""
+        return self._snapshot.record(chart_id)
+
+    def revision(self, chart_id: int) -> int | None:
+        """The revision of the chart's record; None if the store has no such chart."""
+        now = self._snapshot
+        row = now.row_of(chart_id)
+        return None if row is None else now.revision(row)
+
+    def tombstone(self, chart_id: int) -> int | None:
+        """The highest revision at which the chart was removed, as far as this store was told; None if it never was."""
+        return self._tombstones.get(chart_id)
+
+    def manifest(self) -> Manifest:
+        """What the store holds now, without the vectors."""
+        return self._snapshot.manifest()
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits, equal for stores of equal content. It is kept up to date, so reading it costs nothing."""
+        return digest_text(self._snapshot.digest)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows, those of replaced versions too, and of the graphs."""
+        return self._snapshot.nbytes
+
+    @property
+    def index_state(self) -> str:
+        """How searches are answered: "exact", by a "graph", or "building" while a graph is due and not there yet."""
+        now = self._snapshot
+        if self._index_due(now) and now.live > self.exact_limit:
+            return "building"
+        return "graph" if self._uses_graphs(now) else "exact"
+
+    def status(self) -> dict[str, object]:
+        """How the store is now; plain values only.
+
+        count: charts. dead: rows of replaced versions not yet compacted. index: "exact" or "graph", how a search is
+        answered now. indexed: rows in the graphs, dead ones too. building: whether the graphs are behind.
+        """
+        now = self._snapshot
+        return {
+            "count": now.live,
+            "dim": self.dim,
+            "nbytes": now.nbytes,
+            "dead": now.dead,
+            "index": "graph" if self._uses_graphs(now) else "exact",
+            "indexed": sum(graph.size for graph in now.graphs),
+            "building": now.live > self.exact_limit and self._index_due(now),
+            "tombstones": len(self._tombstones),
+            "digest": digest_text(now.digest),
+        }
+
+    def __len__(self) -> int:
+        return self._snapshot.live
+
+    def __contains__(self, chart_id: object) -> bool:
+        return isinstance(chart_id, int) and self._snapshot.row_of(chart_id) is not None
+
+    def __repr__(self) -> str:
+        ordered = "ordered" if self.ordered else "last writer wins"
+        index = self.index_state
+        return f"VectorStore({len(self)} charts x {self.dim}, {ordered}, index={index}, {_size(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        status = self.status() | {"nbytes": _size(self.nbytes)}
+        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in status.items())
+        return f"<table><caption>VectorStore</caption>{cells}</table>"
+
+    def _queries(self, vectors: npt.ArrayLike, what: str, shape: tuple[int | None, ...]) -> Floats:
+        queries = as_floats(vectors, what)
+        if queries.ndim != len(shape) or queries.shape[-1] != self.dim:
+            wanted = str(shape).replace("None", "n")
+            raise ValueError(f"{what} must be of shape {wanted}, got {queries.shape}")
+        check_unit(queries, what)
+        return queries
+
+    def _search(self, queries: Floats, k: int, chart_ids: Iterable[int] | None) -> list[Matches]:
+        check_integer("k", k, smallest=1)
+        wanted = None if chart_ids is None else as_chart_ids(chart_ids).tolist()
+        now = self._snapshot
+        return now.search(queries, k, wanted, exact=not self._uses_graphs(now))
+
+    # --- the index --------------------------------------------------------------------------------------------
+
+    def index_step(self) -> bool:
+        """One short step of building the graphs that are due, a few hundred rows; True if there is more to do."""
+        with self._index_lock:
+            now = self._snapshot
+            build = self._build
+            self._build = None  # an interrupt below loses the unfinished graph, and nothing else
+            if now.live <= self.exact_limit // 2:
+                if now.graphs:
+                    self._show_graphs(0, ())
+            elif build is not None or self._index_due(now):
+                build = build or self._plan(now)
+                build.add(INDEXED_AT_ONCE)
+                graph = build.sealed()
+                if graph is None:
+                    self._build = build
+                    return True
+                self._show_graphs(graph.start, (graph,))
+        return self._index_due(self._snapshot)
+
+    def _uses_graphs(self, now: Snapshot) -> bool:
+        return bool(now.graphs) and now.live > self.exact_limit
+
+    def _index_due(self, now: Snapshot) -> bool:
+        if now.live <= self.exact_limit:
+            return bool(now.graphs) and now.live <= self.exact_limit // 2
+        return now.next_serial - now.indexed_to > self.exact_limit // 2 or self._stale(now)
+
+    @staticmethod
+    def _stale(now: Snapshot) -> bool:
+        return sum(graph.size for graph in now.graphs) > STALE_FACTOR * now.live
+
+    def _plan(self, now: Snapshot) -> GraphBuild:
+        """A graph over all that is newer than the graphs, and over those youngest graphs that hold no more than itself.
+
+        So graphs double in size from young to old, a search asks few of them, and each row is indexed few times.
+        """
+        start = now.indexed_to
+        rows = now.live_rows(now.row_from(start))
+        for graph in reversed(now.graphs):
+            merged = now.live_rows(now.row_from(graph.start))
+            if len(merged) > 2 * len(rows) and not self._stale(now):
+                break
+            start, rows = graph.start, merged
+        return GraphBuild(start, now.next_serial, now.rows.vectors, rows, now.rows.serials[rows])
+
+    def _show_graphs(self, start: int, graphs: tuple[Graph, ...]) -> None:
+        """Replaces the graphs from serial ``start`` on."""
+        with self._lock:
+            now = self._base()
+            self._snapshot = replace(now, graphs=(*(g for g in now.graphs if g.stop <= start), *graphs))
+
+    def _wake_indexer(self) -> None:
+        if self._background and self._index_due(self._snapshot):
+            with self._indexer_lock:
+                if self._indexer is None or not self._indexer.is_alive():
+                    self._indexer = _Indexer(self)
+                    self._indexer.start()
+
+    def _index_on(self) -> bool:
+        """A step for the background thread; False if it shall end."""
+        if self.index_step():
+            return True
+        with self._indexer_lock:  # a writer either sees that the thread has gone, or is seen here
+            if self._index_due(self._snapshot):
+                return True
+            self._indexer = None
+        return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What turns one snapshot into the next; doing it twice is doing it once."""
+
+    after: Snapshot
+    dying: list[int]
+    newest: dict[int, int]
+    older: dict[int, int]
+    tombstones: Mapping[int, int]
+
+
+class _Indexer(threading.Thread):
+    """Builds a store's graphs until they are current, the store is gone or the interpreter ends.
+
+    The interpreter must not end while usearch adds: a daemon thread that is cut off in there aborts the process (2.26:
+    "terminate called without an active exception"). So it is stopped before, which takes one step at most.
+    """
+
+    def __init__(self, store: VectorStore) -> None:
+        super().__init__(name="copilotlab-index", daemon=True)
+        self._store = weakref.ref(store)
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        atexit.register(self.stop)
+        super().start()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set() and self._step():
+                pass
+        finally:
+            atexit.unregister(self.stop)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
+    def _step(self) -> bool:
+        store = self._store()
+        return store is not None and store._index_on()
+
+
+def _rank(record: Record) -> _Rank:
+    return record.revision, record.vector_hash, record.content_hash
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MB"

@@ -1,0 +1,77 @@
+"""How well BM25 answers the questions of the catalogue that ships, without any model.
+
+    python data/bm25_baseline.py         prints the table of data/README.md
+
+A chart's text is its title, description, tags and source; English stop words are left out (bm25s). The
+figures are ir-measures'. nDCG counts both grades. RR and R count charts of grade 1 and 2 alike, as is usual;
+with (rel=2) they count only charts that answer fully.
+"""
+
+from __future__ import annotations
+
+import bm25s
+import ir_measures
+import polars as pl
+from ir_measures import RR, Qrel, R, ScoredDoc, nDCG
+from make_catalogue import KINDS, SPLITS, Catalogue, read
+
+MEASURES = (nDCG @ 10, RR @ 10, R @ 10, RR(rel=2) @ 10, R(rel=2) @ 10)
+
+
+def rank(charts: pl.DataFrame, questions: pl.DataFrame, k: int = 10) -> pl.DataFrame:
+    """The k best charts for each question: query_id, chart_id, score, best first."""
+    texts = [
+        " ".join((row["title"], row["description"], *row["tags"], row["source"]))
+        for row in charts.iter_rows(named=True)
+    ]
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    words = bm25s.tokenize(questions["text"].to_list(), stopwords="en", show_progress=False)
+    rows, scores = index.retrieve(words, k=k, show_progress=False)
+    chart_ids = charts["chart_id"].to_numpy()
+    return pl.DataFrame(
+        {
+            "query_id": questions["query_id"].to_numpy().repeat(k),
+            "chart_id": chart_ids[rows].ravel(),
+            "score": scores.ravel(),
+        }
+    )
+
+
+def evaluate(catalogue: Catalogue) -> pl.DataFrame:
+    """A row for all questions, each split and each kind: their number, and the mean of each measure."""
+    ranked = rank(catalogue.charts, catalogue.questions)
+    run = [ScoredDoc(str(query), str(chart), score) for query, chart, score in ranked.iter_rows()]
+    qrels = [Qrel(str(query), str(chart), grade) for query, chart, grade in catalogue.judgements.iter_rows()]
+    values = pl.DataFrame(
+        [
+            (int(metric.query_id), str(metric.measure), metric.value)
+            for metric in ir_measures.iter_calc(MEASURES, qrels, run)
+        ],
+        schema=["query_id", "measure", "value"],
+        orient="row",
+    ).pivot(on="measure", index="query_id", values="value")
+    values = catalogue.questions.join(values, on="query_id", how="left").fill_null(0.0)
+    groups = [("all", values)]
+    groups += [(split, values.filter(pl.col("split") == split)) for split in SPLITS]
+    groups += [(kind.replace("_", " "), values.filter(pl.col("kind") == kind)) for kind in KINDS]
+    means = [pl.col(str(measure)).mean() for measure in MEASURES]
+    return pl.concat(
+        group.select(pl.lit(name).alias("questions"), pl.len().alias("n"), *means) for name, group in groups
+    )
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        float_precision=3,
+    ):
+        print(evaluate(read()))
+
+
+if __name__ == "__main__":
+    main()

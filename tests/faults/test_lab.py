@@ -1,0 +1,276 @@
+"""Several nodes with their threads on a real server, which is killed, frozen, cut off and emptied."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, load_embedder
+from copilotlab.carrier import CarrierRefused
+from copilotlab.events import DELETIONS, UPDATES
+from copilotlab.lab import NotConverged
+
+QUICK = Policy(probe_interval=0.05)
+
+
+def chart(chart_id: int, title: str = "") -> Chart:
+    return Chart(chart_id=chart_id, title=title or f"Revenue of product {chart_id}")
+
+
+def catalogue(count: int) -> ChartRepository:
+    charts = ChartRepository()
+    charts.save_many([chart(chart_id) for chart_id in range(1, count + 1)])
+    return charts
+
+
+def wait_until(condition, timeout=10.0):
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def lab():
+    with Lab(nodes=3, model="hash", charts=catalogue(200), policy=QUICK) as lab:
+        lab.wait_converged()
+        yield lab
+
+
+def embeddings(lab):
+    return sum(node.counters["embeddings"] for node in lab.nodes)
+
+
+def test_a_lab_starts_with_all_charts_in_every_node(lab):
+    assert [len(node.store) for node in lab.nodes] == [200, 200, 200]
+    assert embeddings(lab) == 200
+
+
+def test_an_update_and_a_deletion_reach_every_node(lab):
+    assert lab.nodes[0].update_chart(chart(7, "Espresso consumption")).outcome == "published"
+    assert lab.nodes[1].delete_chart(8).outcome == "published"
+
+    lab.wait_converged()
+    assert lab.nodes[2].search("espresso consumption", k=1)["chart_id"].to_list() == [7]
+    assert 8 not in lab.nodes[2].search("revenue of product 8", k=200)["chart_id"].to_list()
+    assert embeddings(lab) == 201
+
+
+def test_everything_goes_on_without_the_server_and_agrees_when_it_is_back_empty(lab):
+    lab.redis.kill()
+    assert lab.nodes[0].update_chart(chart(7, "Espresso consumption")).outcome == "local"
+    assert lab.nodes[1].update_chart(chart(900, "Tea consumption")).outcome == "local"
+    assert lab.nodes[2].delete_chart(9).outcome == "local"
+    assert [node.search("revenue of product 5", k=3).height for node in lab.nodes] == [3, 3, 3]
+    wait_until(lambda: not any(node.coordinator.connected for node in lab.nodes))
+
+    lab.redis.start(keep_data=False)
+
+    lab.wait_converged()
+    assert lab.nodes[2].search("tea consumption", k=1)["chart_id"].to_list() == [900]
+    wait_until(lambda: not any(node.status()["owes_rebuild"] for node in lab.nodes))
+    wait_until(lambda: lab.redis.client().keys("*") == [])
+
+
+def test_two_nodes_that_changed_one_chart_while_redis_was_away_end_alike(lab):
+    lab.redis.kill()
+    lab.nodes[0].update_chart(chart(7, "Espresso consumption"))
+    lab.nodes[1].update_chart(chart(7, "Tea consumption"))
+    lab.nodes[2].chart_changed(7)
+    lab.redis.start(keep_data=False)
+
+    lab.wait_converged()
+    assert lab.nodes[0].search("tea consumption", k=1)["chart_id"].to_list() == [7]
+
+
+def test_a_frozen_server_delays_one_call_and_no_other(lab):
+    lab.redis.pause()
+    outcomes = [lab.nodes[0].update_chart(chart(7, f"Espresso number {number}")).outcome for number in range(20)]
+
+    assert outcomes == ["local"] * 20
+    assert lab.nodes[0].counters["outages"] == 1
+    lab.redis.resume()
+    lab.wait_converged()
+
+
+def test_a_node_that_was_cut_off_catches_up(lab):
+    lab.partition(2)
+    wait_until(lambda: not lab.nodes[2].coordinator.connected)
+    lab.nodes[0].update_chart(chart(7, "Espresso consumption"))
+    lab.nodes[0].delete_chart(8)
+    assert lab.nodes[2].update_chart(chart(9, "Tea consumption")).outcome == "local"
+
+    lab.heal(2)
+
+    lab.wait_converged()
+    assert lab.nodes[0].search("tea consumption", k=1)["chart_id"].to_list() == [9]
+
+
+def test_not_converged_says_what_differs(lab):
+    lab.partition(2)
+    wait_until(lambda: not lab.nodes[2].coordinator.connected)
+    lab.nodes[0].update_chart(chart(7, "Espresso consumption"))
+
+    with pytest.raises(NotConverged, match=r"node-2.*7.*revision") as error:
+        lab.wait_converged(timeout=0.2)
+    assert error.value.differences.rows() == [("node-2", 7, "revision")]
+
+
+def test_a_batch_whose_holder_was_killed_is_taken_over():
+    policy = Policy(probe_interval=0.05, batch_timeout=0.5, chunk_size=8)
+    with Lab(nodes=3, model="hash", charts=catalogue(200), policy=policy) as lab:
+        lab.wait_converged()
+        holder = lab.nodes[0]
+        assert holder.coordinator.take_lease()
+        assert lab.nodes[1].update_chart(chart(7, "Espresso consumption")).outcome == "deferred"
+        lab.kill(0)
+
+        lab.wait_converged()
+        assert lab.nodes[2].search("espresso consumption", k=1)["chart_id"].to_list() == [7]
+
+
+def test_rubbish_on_the_channels_is_counted_and_dropped(lab):
+    client = lab.redis.client()
+    for channel in (UPDATES, DELETIONS):
+        for payload in (b"", b"rubbish", b"\x01rubbish", b'{"chartId": 1}'):
+            client.publish(channel, payload)
+    node = lab.nodes[1]
+
+    wait_until(lambda: node.counters["dropped_version"] + node.counters["dropped_malformed"] == 8)
+    lab.nodes[0].update_chart(chart(7, "Espresso consumption"))
+    lab.wait_converged()
+    assert node.running
+
+
+def test_two_namespaces_on_one_server_never_mix():
+    with LocalRedis() as server:
+        first, second = (
+            Node(ChartRepository(), load_embedder("hash"), server.url, namespace=name, policy=QUICK)
+            for name in ("first", "second")
+        )
+        other = Node(first.charts, first.embedder, server.url, namespace="first", policy=QUICK)
+        with first, second, other:
+            first.coordinator.take_lease()
+            assert second.coordinator.flags().batch_holder is None
+            first.coordinator.release_lease(recovered=True)
+            first.update_chart(chart(7))
+            wait_until(lambda: 7 in other.store)
+            assert second.counters["received"] == 0
+
+
+def test_two_models_in_one_namespace_never_mix():
+    with LocalRedis() as server:
+        charts = ChartRepository()
+        small, large = (
+            Node(charts, load_embedder("hash", dim=dim), server.url, policy=QUICK, node_id=f"dim-{dim}")
+            for dim in (64, 128)
+        )
+        with small, large:
+            small.update_chart(chart(7))
+            wait_until(lambda: large.counters["dropped_foreign_model"] == 1)
+            assert 7 not in large.store
+
+
+# --- wrong addresses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", "", "redis://127.0.0.1:port/0", 6379, None])
+def test_a_url_that_is_none_is_refused_before_anything_happens(url):
+    with pytest.raises(ValueError, match=r"redis://127\.0\.0\.1:6379/0"):
+        Node(ChartRepository(), load_embedder("hash"), url)
+
+
+def test_a_node_starts_without_redis_and_says_so(caplog):
+    with (
+        Node(catalogue(3), load_embedder("hash"), "redis://:secret@127.0.0.1:1/0", policy=QUICK) as node,
+    ):
+        assert node.rebuild().outcome == "local"
+        assert node.search("revenue of product 2", k=1)["chart_id"].to_list() == [2]
+        status = node.status()
+
+    assert status["redis"] == "away"
+    assert "127.0.0.1:1" in status["redis_reason"]
+    assert "secret" not in f"{status} {node!r} {caplog.text}"
+    assert "redis away" in caplog.text
+
+
+def test_a_wrong_password_is_an_error_that_says_so():
+    with LocalRedis(tcp=True, password="right") as server:
+        host, port = server.address
+        node = Node(ChartRepository(), load_embedder("hash"), f"redis://:wrong@{host}:{port}/0", policy=QUICK)
+        with pytest.raises(CarrierRefused, match="user and password") as error:
+            node.start()
+        assert "wrong@" not in str(error.value)
+        with Node(ChartRepository(), load_embedder("hash"), server.url, policy=QUICK) as node:
+            assert node.coordinator.connected
+
+
+# --- life ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_lab_leaves_no_thread_and_no_server():
+    import threading
+
+    before = set(threading.enumerate())
+    with Lab(nodes=2, model="hash", charts=catalogue(5), policy=QUICK) as lab:
+        pid = lab.redis.pid
+        assert pid is not None
+        assert len(threading.enumerate()) > len(before)
+
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert not lab.redis.running
+
+
+def test_the_timeline_tells_the_story(lab):
+    lab.partition(1)
+    wait_until(lambda: not lab.nodes[1].coordinator.connected)
+    lab.heal(1)
+    wait_until(lambda: lab.nodes[1].coordinator.connected)
+
+    story = lab.timeline().rows()
+    events = [(node, event) for _, node, event, _ in story]
+    assert events.index(("lab", "partition")) < events.index(("node-1", "redis_away"))
+    assert events.index(("lab", "heal")) < events.index(("node-1", "redis_back"))
+    assert [seconds for seconds, *_ in story] == sorted(seconds for seconds, *_ in story)
+
+
+def test_a_rebuild_can_be_interrupted_and_gives_the_flag_back():
+    from copilotlab.embedding import Embedder
+
+    class Interrupted(Embedder):
+        def __init__(self):
+            super().__init__(name="interrupted", fingerprint="interrupted-1", dim=64)
+
+        def _encode(self, batch):
+            raise KeyboardInterrupt
+
+    with LocalRedis() as server:
+        node = Node(catalogue(3), Interrupted(), server.url, policy=QUICK)
+        node.coordinator.connect()
+        with pytest.raises(KeyboardInterrupt):
+            node.rebuild()
+        assert server.client().keys("*") == []
+        node.stop()
+
+
+def test_a_model_that_fails_is_an_error_and_changes_nothing():
+    from copilotlab.embedding import Embedder
+
+    class Broken(Embedder):
+        def __init__(self):
+            super().__init__(name="broken", fingerprint="broken-1", dim=64)
+
+        def _encode(self, batch):
+            raise OSError("no such device")
+
+    with LocalRedis() as server:
+        charts = catalogue(3)
+        with Node(charts, Broken(), server.url, policy=QUICK) as node:
+            with pytest.raises(OSError, match="no such device"):
+                node.rebuild()
+            with pytest.raises(OSError, match="no such device"):
+                node.update_chart(chart(2, "Other words"))
+            assert (charts.revision, len(node.store)) == (3, 0)
+            assert server.client().keys("*") == []
+            assert node.running

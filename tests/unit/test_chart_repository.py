@@ -1,0 +1,268 @@
+"""The system of record: one counter, tombstones, and no half-done writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import polars as pl
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from copilotlab import Chart, ChartRepository
+from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
+
+
+def chart(chart_id, title="Revenue"):
+    return Chart(chart_id=chart_id, title=title, dimensions=["Region"], tags=["a;b", "ü"])
+
+
+@pytest.fixture(params=["memory", "file", "postgres"])
+def repository(request, tmp_path):
+    urls = {
+        "memory": "sqlite://",
+        "file": f"sqlite:///{tmp_path / 'charts.db'}",
+        "postgres": os.environ.get("COPILOTLAB_TEST_POSTGRES"),
+    }
+    if urls[request.param] is None:
+        pytest.skip("COPILOTLAB_TEST_POSTGRES names no PostgreSQL")
+    with ChartRepository(urls[request.param]) as repository:
+        yield repository
+        if request.param == "postgres":
+            repository._charts.metadata.drop_all(repository._engine)
+
+
+def test_every_save_and_every_delete_gets_the_next_revision(repository):
+    assert repository.revision == 0
+    assert repository.save(chart(7)) == 1
+    assert repository.save(chart(8)) == 2
+    assert repository.save(chart(7, "Revenues")) == 3
+    assert repository.delete(8) == 4
+    assert repository.save(chart(8)) == 5
+    assert repository.revision == 5
+    assert len(repository) == 2
+
+
+def test_a_save_that_changes_nothing_keeps_its_revision(repository):
+    repository.save(chart(7))
+    repository.save(chart(8))
+
+    assert repository.save(chart(7)) == 1
+    assert repository.revision == 2
+
+
+def test_a_chart_comes_back_as_it_was(repository):
+    saved = Chart(
+        chart_id=2**63 - 1, title="Erlöse, العربية 📊", description="a\nb", chart_type="bar", dimensions=["x"],
+        measures=["y"], source="s", tags=["t", "u"],
+    )  # fmt: skip
+    repository.save(saved)
+
+    assert repository.get(2**63 - 1) == saved
+    assert list(repository) == [saved]
+    assert 2**63 - 1 in repository
+    assert repository.get(3) is None
+
+
+def test_changes_since_gives_each_chart_once_at_its_latest_revision(repository):
+    repository.save_many([chart(1), chart(2), chart(3)])
+    repository.save(chart(1, "Changed"))
+    repository.delete(2)
+
+    assert [(c.chart_id, c.revision, c.chart is None) for c in repository.changes_since(0)] == [
+        (3, 3, False),
+        (1, 4, False),
+        (2, 5, True),
+    ]
+    assert [c.chart_id for c in repository.changes_since(4)] == [2]
+    assert repository.changes_since(5) == []
+    assert set(repository.get_many([1, 2, 99])) == {1, 2}
+
+
+def test_what_is_not_there_cannot_be_deleted(repository):
+    repository.save(chart(7))
+    repository.delete(7)
+
+    for chart_id in (7, 8, -1):
+        with pytest.raises(ChartNotFound, match=f"chart {chart_id} is not in"):
+            repository.delete(chart_id)
+    assert repository.revision == 2
+
+
+def test_many_charts_get_their_revisions_in_order(repository):
+    assert repository.save_many([chart(i) for i in range(2_500)]) == 2_500
+    assert [change.chart_id for change in repository.changes_since(0)] == list(range(2_500))
+    assert repository.save_many([chart(i, "New") if i == 7 else chart(i) for i in range(2_500)]) == 2_501
+
+
+def test_one_wrong_chart_leaves_all_unsaved(repository):
+    with pytest.raises(ChartError, match="expected a Chart"):
+        repository.save_many([chart(1), "not a chart"])
+    assert repository.revision == 0
+
+
+def test_threads_get_revisions_without_gaps_and_a_follower_misses_none(repository):
+    threads = [
+        threading.Thread(target=lambda start=start: [repository.save(chart(start + n)) for n in range(25)])
+        for start in range(0, 800, 100)
+    ]
+    for thread in threads:
+        thread.start()
+    seen, last = [], 0
+    while last < 200:
+        for change in repository.changes_since(last):
+            seen.append(change.revision)
+            last = change.revision
+    for thread in threads:
+        thread.join()
+
+    assert seen == list(range(1, 201))
+
+
+def test_two_processes_share_a_file(tmp_path):
+    url = f"sqlite:///{tmp_path / 'charts.db'}"
+    code = (
+        "import sys; from copilotlab import Chart, ChartRepository; r = ChartRepository(sys.argv[1]);"
+        "[r.save(Chart(chart_id=int(sys.argv[2]) + n, title='x')) for n in range(50)]"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, url, str(start)]) for start in (0, 1000)]
+
+    assert [process.wait(60) for process in processes] == [0, 0]
+    with ChartRepository(url) as repository:
+        assert [change.revision for change in repository.changes_since(0)] == list(range(1, 101))
+
+
+class Model(RuleBasedStateMachine):
+    """The repository beside a plain dictionary."""
+
+    ids = st.integers(0, 5)
+    titles = st.sampled_from("abc")
+
+    def __init__(self):
+        super().__init__()
+        self.repository = ChartRepository()
+        self.charts = {}
+        self.revisions = {}
+        self.revision = 0
+
+    def saved(self, one):
+        if self.charts.get(one.chart_id) != one:
+            self.revision += 1
+            self.charts[one.chart_id] = one
+            self.revisions[one.chart_id] = self.revision
+
+    @rule(chart_id=ids, title=titles)
+    def save(self, chart_id, title):
+        self.saved(chart(chart_id, title))
+        assert self.repository.save(chart(chart_id, title)) == self.revisions[chart_id]
+
+    @rule(charts=st.dictionaries(ids, titles))
+    def save_many(self, charts):
+        for chart_id, title in charts.items():
+            self.saved(chart(chart_id, title))
+        assert self.repository.save_many([chart(*item) for item in charts.items()]) == self.revision
+
+    @rule(chart_id=ids)
+    def delete(self, chart_id):
+        if self.charts.get(chart_id) is None:
+            with pytest.raises(ChartNotFound):
+                self.repository.delete(chart_id)
+            return
+        self.revision += 1
+        self.charts[chart_id] = None
+        self.revisions[chart_id] = self.revision
+        assert self.repository.delete(chart_id) == self.revision
+
+    @invariant()
+    def agree(self):
+        expected = sorted((self.revisions[i], i, self.charts[i]) for i in self.charts)
+        assert [(c.revision, c.chart_id, c.chart) for c in self.repository.changes_since(0)] == expected
+        assert len(self.repository) == sum(one is not None for one in self.charts.values())
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+# --- frames and files ---------------------------------------------------------------------------------------------
+
+FRAME = pl.DataFrame(
+    {
+        "chart_id": [1, 2],
+        "title": ["Revenue", "Costs"],
+        "tags": [["a", "b"], []],
+        "description": ["x", None],
+        "owner": "me",
+    }
+)
+
+
+def test_a_frame_and_each_kind_of_file_give_the_same_charts(tmp_path):
+    FRAME.write_parquet(tmp_path / "charts.parquet")
+    FRAME.write_ndjson(tmp_path / "charts.ndjson")
+    (tmp_path / "charts.csv").write_text("chart_id,title,tags,description\n1,Revenue,a;b,x\n2,Costs,[],\n")
+    expected = [Chart(chart_id=1, title="Revenue", tags=["a", "b"], description="x"), Chart(chart_id=2, title="Costs")]
+
+    for source in (FRAME, tmp_path / "charts.parquet", str(tmp_path / "charts.ndjson"), tmp_path / "charts.csv"):
+        assert list(ChartRepository.from_frame(source)) == expected
+    frame = ChartRepository.from_frame(FRAME).frame()
+    assert list(ChartRepository.from_frame(frame)) == expected
+    assert frame["revision"].to_list() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (FRAME.drop("title"), r"no column 'title'"),
+        (FRAME.with_columns(pl.lit(1).alias("chart_id")), r"row 2: chart_id=1 stands in row 1 already"),
+        (FRAME.with_columns(pl.Series("title", ["Revenue", None])), r"row 2: title=None"),
+        (FRAME.with_columns(pl.Series("chart_id", [1.5, 2.0])), r"row 1: chart_id=1\.5"),
+        (FRAME.with_columns(pl.Series("tags", [[1], [2]])), r"row 1: an entry of tags=1"),
+    ],
+)
+def test_a_wrong_row_is_named_and_nothing_is_written(frame, said):
+    repository = ChartRepository()
+    with pytest.raises(ChartError, match=said):
+        repository.load_frame(frame)
+    assert repository.revision == 0
+
+
+@pytest.mark.parametrize("name", ["charts.parquet", "charts.ndjson"])
+def test_a_corrupt_file_is_a_clear_error(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1 this is no such file")
+    with pytest.raises(ChartError, match=f"{name} cannot be read as"):
+        ChartRepository.from_frame(tmp_path / name)
+
+
+def test_a_wrong_file_is_a_clear_error(tmp_path):
+    (tmp_path / "bad.csv").write_text("chart_id,title\nseven,Revenue\n")
+    with pytest.raises(ChartError, match=r"bad\.csv, row 1: chart_id='seven'"):
+        ChartRepository.from_frame(tmp_path / "bad.csv")
+    with pytest.raises(ChartError, match="there is no such file"):
+        ChartRepository.from_frame(tmp_path / "absent.csv")
+    with pytest.raises(ChartError, match=r"ends in \.parquet, \.csv or \.ndjson"):
+        ChartRepository.from_frame(tmp_path / "charts.xlsx")
+
+
+def test_a_wrong_url_and_a_missing_database_are_clear_errors(tmp_path):
+    with pytest.raises(ValueError, match="expected an SQLAlchemy URL"):
+        ChartRepository("charts.db")
+    with pytest.raises(RepositoryError, match="unable to open"):
+        ChartRepository(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
+
+
+def test_a_password_is_never_shown(tmp_path):
+    with pytest.raises((RepositoryError, ValueError)) as error:
+        ChartRepository("postgresql+nosuchdriver://me:secret@127.0.0.1:1/charts")
+    assert "secret" not in str(error.value)
+
+
+def test_markup_in_a_title_is_shown_as_text():
+    repository = ChartRepository()
+    repository.save(chart(7, "<script>alert(1)</script>"))
+
+    assert "<script>" not in repository._repr_html_()

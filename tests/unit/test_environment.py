@@ -1,0 +1,62 @@
+"""What is installed: environment.yml gives what pyproject.toml asks for, and importing the package stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_conda_users_get_what_pyproject_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = {line for group in groups for line in group if not line.startswith("copilotlab[")}
+
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    given = {line for line in pip["pip"] if not line.startswith("-e ")}
+
+    assert given == asked
+    assert conda == ["python=3.11", "pip"]
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_each_dependency_has_its_reason():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    start = lines.index("dependencies = [")
+    end = lines.index("[project.scripts]")
+    dependencies = [line for line in lines[start:end] if line.startswith('    "') and "copilotlab[" not in line]
+
+    assert len(dependencies) > 10
+    assert [line for line in dependencies if "#" not in line] == []
+
+
+def test_import_brings_in_neither_torch_nor_jupyter():
+    heavy = "torch transformers sentence_transformers wordllama IPython ipywidgets jupyterlab ipykernel altair usearch"
+    code = f"import sys, copilotlab; print(sorted(set(sys.modules) & set({heavy.split()!r})))"
+
+    assert _run(code) == "[]"
+
+
+def test_a_node_can_be_built_without_torch():
+    code = (
+        "import sys; from copilotlab import Node, ChartRepository, load_embedder;"
+        "Node(ChartRepository(), load_embedder('hash')); print('torch' in sys.modules)"
+    )
+
+    assert _run(code) == "False"
+
+
+def test_every_public_name_is_there():
+    code = "import copilotlab; print(all(getattr(copilotlab, name) for name in copilotlab.__all__))"
+
+    assert _run(code) == "True"
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.strip()
