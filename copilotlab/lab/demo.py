@@ -36,8 +36,8 @@ def run_demo(*, nodes: int = 4, model: str = "minilm") -> int:
     demo = _Demo(console)
     began = time.monotonic()
     charts = catalogue.charts()
-    console.print(f"[bold]copilotlab[/]: {nodes} nodes, {charts.height:,} charts, loading {model} ...")
-    with console.status("") if console.is_terminal else _quiet():
+    console.print(f"[bold]copilotlab[/]: {nodes} nodes, {charts.height:,} charts, the model {model}")
+    with console.status(f"loading {model} ..."):
         lab = Lab(nodes=nodes, model=model, charts=charts, policy=POLICY)
     try:
         lab.start(progress=True)
@@ -53,12 +53,6 @@ def run_demo(*, nodes: int = 4, model: str = "minilm") -> int:
         f"{time.monotonic() - began:.1f} s in all"
     )
     return 0 if held else 1
-
-
-class _quiet:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class _Demo:

@@ -37,8 +37,8 @@ class Record:
     vector_hash: bytes
 
     def __post_init__(self) -> None:
-        check_integer("chart_id", self.chart_id)
-        check_integer("revision", self.revision)
+        object.__setattr__(self, "chart_id", as_integer("chart_id", self.chart_id))
+        object.__setattr__(self, "revision", as_integer("revision", self.revision))
         for name, value in (("content_hash", self.content_hash), ("vector_hash", self.vector_hash)):
             if not isinstance(value, bytes) or len(value) != HASH_BYTES:
                 raise ValueError(f"{name} must be {HASH_BYTES} bytes, got {_shown(value)}")
@@ -171,10 +171,11 @@ def as_floats(vector: npt.ArrayLike, what: str) -> Floats:
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def check_integer(name: str, value: object, smallest: int = 0) -> None:
-    """ValueError unless ``value`` is an integer (no bool) from ``smallest`` to 2**63 - 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= LARGEST:
-        raise ValueError(f"{name} must be an integer from {smallest} to 2**63 - 1, got {_shown(value)}")
+def as_integer(name: str, value: object, smallest: int = 0) -> int:
+    """``value`` as an int; ValueError unless it is an integer (no bool) from ``smallest`` to 2**63 - 1."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and smallest <= value <= LARGEST:
+        return int(value)
+    raise ValueError(f"{name} must be an integer from {smallest} to 2**63 - 1, got {_shown(value)}")
 
 
 def as_chart_ids(chart_ids: Iterable[int]) -> npt.NDArray[np.integer]:

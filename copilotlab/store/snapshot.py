@@ -252,7 +252,7 @@ class Snapshot:
         return np.concatenate([*self._scan(query[None], k, newer), *(self._through(g, query, k) for g in self.graphs)])
 
     def _through(self, graph: Graph, query: Floats, k: int) -> Ints:
-        fetch = max(EXPANSION_SEARCH, 2 * k)  # fewer cost a search as much
+        fetch = max(EXPANSION_SEARCH, 2 * k)  # asking for fewer costs as much
         while fetch < graph.size / 4:
             rows = self.rows_with(graph.nearest(query, fetch))
             if len(rows) >= k:

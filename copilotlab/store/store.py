@@ -21,7 +21,7 @@ from copilotlab.store.records import (
     Record,
     as_chart_ids,
     as_floats,
-    check_integer,
+    as_integer,
     check_unit,
 )
 from copilotlab.store.snapshot import Rows, Snapshot, digest_entry, digest_text
@@ -49,19 +49,17 @@ class VectorStore:
     which its chart was removed; if two vectors of one revision meet, the larger vector_hash stays. So stores that were
     given the same records and removals, in whatever order, hold the same. Not ordered: the last writer wins, and
     nothing is remembered of what was removed.
-    exact_limit: up to so many charts, searches are exact. Above, graphs answer (recall at 10 about 0.98), and what is
-    newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores are exact
-    always.
+    exact_limit: up to so many charts, searches are exact. Above, graphs answer (recall at 10: 0.98 or more), and what
+    is newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores are always
+    exact.
     background: a daemon thread builds the graphs when they are due, and ends. Otherwise the owner calls `index_step`.
     """
 
     def __init__(self, dim: int, *, ordered: bool = True, exact_limit: int = 20_000, background: bool = True) -> None:
-        check_integer("dim", dim, smallest=1)
-        check_integer("exact_limit", exact_limit)
-        self.dim = dim
+        self.dim = as_integer("dim", dim, smallest=1)
         self.ordered = ordered
-        self.exact_limit = exact_limit
-        self._snapshot = Snapshot(Rows.empty(SMALLEST_CAPACITY, dim))
+        self.exact_limit = as_integer("exact_limit", exact_limit)
+        self._snapshot = Snapshot(Rows.empty(SMALLEST_CAPACITY, self.dim))
         self._lock = threading.Lock()  # of writers: all below, and replacing the snapshot
         self._change: _Change | None = None
         self._tombstones: dict[int, int] = {}
@@ -107,8 +105,8 @@ class VectorStore:
         Ordered: only if its revision is ``revision`` or less; then, or if it is unknown here, nothing up to
         ``revision`` comes in any more. Not ordered: ``revision`` means nothing. ValueError for a negative number.
         """
-        check_integer("chart_id", chart_id)
-        check_integer("revision", revision)
+        chart_id = as_integer("chart_id", chart_id)
+        revision = as_integer("revision", revision)
         with self._lock:
             now = self._base()
             row = now.row_of(chart_id)
@@ -129,7 +127,7 @@ class VectorStore:
         ``revision``, until a later list has it. Not ordered: ``revision`` means nothing. ValueError for ids that are no
         integers and for a negative revision.
         """
-        check_integer("revision", revision)
+        revision = as_integer("revision", revision)
         listed = as_chart_ids(chart_ids)
         with self._lock:
             now = self._base()
@@ -289,7 +287,7 @@ class VectorStore:
         """How the store is now; plain values only.
 
         count: charts. dead: rows of replaced versions not yet compacted. index: "exact" or "graph", how a search is
-        answered now. indexed: rows in the graphs, dead ones too. building: whether the graphs are behind.
+        answered now. indexed: rows in the graphs, dead ones too. building: whether a graph is due and not there yet.
         """
         now = self._snapshot
         return {
@@ -298,6 +296,7 @@ class VectorStore:
             "nbytes": now.nbytes,
             "dead": now.dead,
             "index": "graph" if self._uses_graphs(now) else "exact",
+            "graphs": len(now.graphs),
             "indexed": sum(graph.size for graph in now.graphs),
             "building": now.live > self.exact_limit and self._index_due(now),
             "tombstones": len(self._tombstones),
@@ -308,7 +307,7 @@ class VectorStore:
         return self._snapshot.live
 
     def __contains__(self, chart_id: object) -> bool:
-        return isinstance(chart_id, int) and self._snapshot.row_of(chart_id) is not None
+        return isinstance(chart_id, (int, np.integer)) and self._snapshot.row_of(int(chart_id)) is not None
 
     def __repr__(self) -> str:
         ordered = "ordered" if self.ordered else "last writer wins"
@@ -329,7 +328,7 @@ class VectorStore:
         return queries
 
     def _search(self, queries: Floats, k: int, chart_ids: Iterable[int] | None) -> list[Matches]:
-        check_integer("k", k, smallest=1)
+        k = as_integer("k", k, smallest=1)
         wanted = None if chart_ids is None else as_chart_ids(chart_ids).tolist()
         now = self._snapshot
         return now.search(queries, k, wanted, exact=not self._uses_graphs(now))

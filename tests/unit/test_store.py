@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_a_record_that_was_put_is_got_back_bit_for_bit():
     assert (got.chart_id, got.revision, got.content_hash, got.vector_hash) == (7, 3, b"c" * 16, given.vector_hash)
     assert got.vector.tobytes() == given.vector.tobytes()
     assert not got.vector.flags.writeable
+    assert got.vector.base is None, "a view would keep the store's whole matrix in memory"
     assert store.revision(7) == 3
     assert 7 in store
     assert 8 not in store
@@ -328,6 +330,38 @@ def test_rows_of_replaced_versions_do_not_pile_up():
     assert store.nbytes < 40 * (4 * DIM + 100)
 
 
+def test_updates_and_passing_charts_leave_no_memory_behind():
+    store = VectorStore(DIM, ordered=False)
+    vectors = random_units(50)
+
+    def live_through(start: int, stop: int) -> int:
+        for turn in range(start, stop):
+            store.put_many(record(i, turn, v) for i, v in enumerate(vectors))
+            store.put_many(record(1000 + 50 * turn + i, 1, v) for i, v in enumerate(vectors))
+            store.retain(range(50), 0)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        after_few = live_through(1, 20)
+        assert live_through(20, 120) < after_few + 50_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_charts_closer_than_rounding_come_in_their_exact_order():
+    dim = 384
+    rng = np.random.default_rng(0)
+    base = random_units(1, dim)[0]
+    vectors = base + (rng.standard_normal((3000, dim)) * 3e-8).astype(np.float32)
+    store = store_of(vectors.astype(np.float32))
+    assert len(np.unique(vectors @ base)) > 3
+    for k in (1, 5, 100):
+        assert pairs(store.search(base, k)) == best(vectors, base, k)
+        assert pairs(store.search_many([base, -base], k)[0]) == best(vectors, base, k)
+
+
 # --- the door -----------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -372,6 +406,18 @@ def test_a_record_made_by_hand_is_checked_as_well():
         Record(1, 1, bytes(16), good.vector.astype(np.float64), bytes(16))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be read-only"):
         Record(1, 1, bytes(16), good.vector.copy(), bytes(16))
+
+
+def test_integers_of_numpy_are_integers():
+    store = VectorStore(DIM)
+    store.put(Record.of(np.int64(7), np.uint32(3), bytes(16), unit(1)))  # type: ignore[arg-type]
+    (chart_id,) = store.search(unit(1), np.int64(1)).chart_ids  # type: ignore[arg-type]
+    assert chart_id in store
+    held = store.get(chart_id)
+    assert held is not None
+    assert type(held.chart_id) is type(held.revision) is int
+    assert store.remove(chart_id, np.int64(4))  # type: ignore[arg-type]
+    assert store.tombstone(7) == 4
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -598,14 +644,24 @@ def test_a_neighbourhood_full_of_dead_rows_still_gives_all_results():
     assert len({i for i, _ in expected} & set(found.chart_ids.tolist())) >= 8
 
 
-def test_graphs_are_merged_so_that_a_search_asks_few_of_them():
+def test_a_graph_finds_nearly_all_even_where_nothing_is_clustered():
+    vectors = random_units(4000, 128)
+    store = store_of(vectors, exact_limit=1000)
+    index_fully(store)
+    assert recall(store, vectors, random_units(50, 128, seed=1)) >= 0.95
+
+
+def test_graphs_are_merged_so_that_a_search_asks_few_and_a_row_is_indexed_few_times():
     vectors = clustered(6000)
     store = VectorStore(32, exact_limit=400, background=False)
+    steps = 0
     for start in range(0, 6000, 250):
         store.put_many(record(i, vector=vectors[i]) for i in range(start, start + 250))
-        index_fully(store)
+        steps += index_fully(store)
         assert store.index_state == ("graph" if start + 250 > 400 else "exact")
+        assert store.status()["graphs"] <= 6
     assert store.status()["indexed"] > 5700
+    assert steps < 200, "one graph over all, each time anew, would take more than 300"
     assert recall(store, vectors, clustered(50, seed=6)) >= 0.95
 
 
