@@ -1,27 +1,33 @@
-"""A batch: one pass over the whole catalogue, a chunk a step.
+"""A batch: one pass over the catalogue, a chunk a step.
 
-A rebuild sends every vector to the other nodes; a scheduled sync, as written, fills only the node that runs it.
-The owner of a batch calls `advance` until it says that nothing is left, so a test can stop between any two chunks.
+A rebuild brings every chart into this node and, under the lease, to all others; a scheduled sync, as written, fills
+only the node that runs it. The owner of a batch calls `advance` until it is `over`, so a test can stop between any two
+chunks.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
+
 from copilotlab import events
 from copilotlab.carrier import CarrierAway
-from copilotlab.charts import Change, Chart, ChartRepository
+from copilotlab.charts import Chart, ChartRepository, Heads
 from copilotlab.clock import Clock
-from copilotlab.coordinator import Coordinator
+from copilotlab.coordinator import Coordinator, Lease, Need
 from copilotlab.embedding import Embedder
 from copilotlab.policy import Policy
 from copilotlab.store import Record, VectorStore
 
 Kind = Literal["rebuild", "sync"]
-Outcome = Literal["published", "local", "deferred", "cancelled"]
+Outcome = Literal["published", "local", "deferred", "cancelled", "fenced"]
+Todo = tuple[Chart, int]  # and the revision at which it was read
 
 T = TypeVar("T")
 
@@ -34,8 +40,8 @@ class BatchResult(NamedTuple):
     """What a batch did.
 
     outcome: "published" (the other nodes were told), "local" (this node only: a sync, or Redis was away), "deferred"
-    (another node is at it) or "cancelled"; charts: live charts read; embedded, reused, removed: how many vectors were
-    made, kept and dropped; seconds: on the node's clock.
+    (another node is at it), "fenced" (the lease was lost, another node goes on) or "cancelled"; charts: live charts
+    read; embedded, reused, removed: how many vectors were made, kept and dropped; seconds: on the node's clock.
     """
 
     outcome: Outcome
@@ -47,166 +53,348 @@ class BatchResult(NamedTuple):
 
 
 class Batch:
-    """One run over the catalogue.
+    """One run over the catalogue, or over what changed after ``since``.
 
-    kind: "rebuild" tells the other nodes, "sync" does not; leased: whether this node set the batch flag for it, and
-    so clears it at the end.
+    kind: "rebuild" tells the other nodes, "sync" does not.
+    lease: what this node holds for it, and gives back at the end; None while Redis is away.
+    ask_peers: called before each chunk until it says True: by then what other nodes have of the charts that would have
+    to be embedded, which it is given a function for, is here. None asks nobody.
     """
 
     def __init__(
         self,
         kind: Kind,
         *,
-        leased: bool,
+        lease: Lease | None,
         charts: ChartRepository,
         embedder: Embedder,
         store: VectorStore,
         coordinator: Coordinator,
         policy: Policy,
         clock: Clock,
+        since: int = 0,
+        ask_peers: Callable[[Callable[[], list[int]]], bool] | None = None,
     ) -> None:
         self.kind = kind
         self.name = uuid.uuid4().hex
-        self.started = clock.now()
+        self.started = self.begun = clock.now()  # begun: when it said so, at its first step
         self.total = 0
         self.done = 0
         self.embedded = 0
         self.reused = 0
         self.removed = 0
+        self.revision = since
+        self.unsent: set[int] = set()
+        """Charts that were embedded and that no other node was told of."""
         self.error: BaseException | None = None
-        self._leased = leased
-        self._sharing = leased and kind == "rebuild"
+        self.audience = 0
+        """How many other nodes listened to the last thing that it said."""
+        self.announced = 0
+        """The number of the event by which this node said that it begins."""
+        self.has_asked = False
+        """Whether all who listened were asked for what they have."""
+        self.unreleased = False
+        """Whether the lease could not be given back, since Redis was away."""
+        self.lease = lease
+        self._sharing = lease is not None and kind == "rebuild"
+        self._bulk = policy.reconcile
+        self._leased_until = clock.now() + policy.batch_timeout
         self._charts = charts
         self._embedder = embedder
         self._store = store
         self._coordinator = coordinator
         self._policy = policy
         self._clock = clock
+        self._since = since
         self._has_read = False
-        self.revision = 0
+        self._planned_to = 0  # the revision that the first reading found
+        self._ask_peers = ask_peers
+        self._gathered = False  # since the last question
+        self._sent = 0
         self._live: set[int] = set()
-        self._chunks: list[list[Record]] = []  # both are stacks: the next chunk is the last
-        self._texts: list[list[tuple[Chart, int]]] = []
+        self._kept: list[list[Record]] = []  # both are stacks: the next chunk is the last
+        self._texts: list[list[Todo]] = []
         self._cancelled = False
         self._outcome: Outcome | None = None
         self.finished = threading.Event()
+        """Set by whose batch it is, once it is over and what follows from that is done."""
 
     @property
-    def _signed(self) -> tuple[str, str]:
-        return self._coordinator.node_id, self._coordinator.fingerprint
+    def epoch(self) -> int:
+        """The lease's; 0 without one, or where leases have none."""
+        return self.lease.epoch if self.lease is not None else 0
 
     @property
     def result(self) -> BatchResult:
-        """What was done so far; its outcome is final once `finished` is set."""
+        """What was done so far; its outcome is final once it is `over`."""
         outcome = self._outcome or ("published" if self._sharing else "local")
         seconds = self._clock.now() - self.started
         return BatchResult(outcome, self.total, self.embedded, self.reused, self.removed, seconds)
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left."""
+        return self._outcome is not None
 
     def cancel(self) -> None:
         """Stop before the next chunk; what was done stays."""
         self._cancelled = True
 
     def advance(self) -> bool:
-        """One step: read the catalogue, or do a chunk, or end; False once it has ended.
+        """One step: read the catalogue, or do a chunk, or end; False if it has ended, or waits for its peers.
 
         With `pick_up_deferred`, each step first takes what was saved since, so that a change is done next.
 
         What the repository or the embedder raises passes through, after the flag is cleared.
         """
-        if self.finished.is_set():
+        if self.over:
             return False
-        completed = False
+        progress = completed = False
         try:
-            if self._cancelled:
-                self._end("cancelled")
-            elif not self._has_read:
-                self._has_read = True
-                self._read()
-            else:
-                if self._policy.pick_up_deferred:
-                    self._plan(self._charts.changes_since(self.revision))
-                if self._chunks:
-                    self._take(self._chunks.pop())
-                elif self._texts:
-                    self._embed(self._texts.pop())
-                else:
-                    self._complete()
+            progress = self._step()
             completed = True
         finally:
             if not completed:
                 self._end("cancelled")
-        return not self.finished.is_set()
+        return progress and not self.over
 
-    def _read(self) -> None:
-        self._tell(events.BatchStarted(*self._signed, self.name))
-        self._plan(self._charts.changes_since(0))
-
-    def _plan(self, changes: list[Change]) -> None:
-        """Put ``changes`` on top of what is left to do: newest first, what needs no embedding before what does."""
-        if not changes:
-            return
-        self.revision = changes[-1].revision
-        kept: list[Record] = []
-        fresh: list[tuple[Chart, int]] = []
-        for chart_id, revision, chart in reversed(changes):
-            if chart is None:
-                self._live.discard(chart_id)
-                continue
-            self._live.add(chart_id)
-            held = self._store.get(chart_id) if self._policy.reuse_vectors else None
-            if held is not None and held.content_hash == chart.content_hash:
-                kept.append(replace(held, revision=revision))
+    def _step(self) -> bool:
+        if self._cancelled:
+            self._end("cancelled")
+        elif not self._has_read:
+            self._has_read = True
+            self.begun = self._clock.now()
+            self._tell(events.BatchStarted(self.name, self.epoch))
+            self.announced = self._coordinator.said
+            self._plan(self._charts.heads_since(self._since))
+            self._planned_to = self.revision
+        elif self._texts and not self._gather():
+            return False
+        else:
+            if self._picks_up():
+                self._plan(self._charts.heads_since(self.revision))
+            if self._kept:
+                self._keep(self._kept.pop())
+            elif self._texts:
+                self._embed(self._texts.pop())
             else:
-                fresh.append((chart, revision))
+                self._complete()
+        return True
+
+    def _picks_up(self) -> bool:
+        """Whether to take what was saved meanwhile.
+
+        What is saved while Redis is away is embedded by whoever saves it, and said when Redis is back: taken here too,
+        it would be embedded twice.
+        """
+        if not self._policy.pick_up_deferred or not (self._bulk and self._sharing):
+            return self._policy.pick_up_deferred
+        back_for = self._clock.now() - self._coordinator.back_since
+        return self._coordinator.connected and back_for >= self._policy.rejoin_grace
+
+    def _plan(self, heads: Heads) -> None:
+        """Put what changed on top of what is left to do: newest first, what needs no embedding before what does."""
+        if not len(heads.chart_ids):
+            return
+        self.revision = int(heads.revisions[-1])
+        gone = dict(zip(heads.chart_ids[heads.deleted].tolist(), heads.revisions[heads.deleted].tolist(), strict=True))
+        self._live -= gone.keys()
+        if self._bulk:
+            self.removed += len(self._store.bury(gone))
+        live = np.flatnonzero(~heads.deleted)[::-1]
+        chart_ids, revisions = heads.chart_ids[live], heads.revisions[live]
+        self._live.update(chart_ids.tolist())
+        held, hashes = self._store.heads(chart_ids)
+        same = (held >= 0) & (hashes == heads.content_hashes[live]).all(axis=1) & self._policy.reuse_vectors
+        there = same & (held >= revisions) & self._bulk  # nothing to do here, and whoever lacks it fetches it
+        self._count_kept(int(there.sum()))
+        bumped = zip(chart_ids[same & ~there].tolist(), revisions[same & ~there].tolist(), strict=True)
+        kept = [replace(record, revision=revision) for i, revision in bumped if (record := self._store.get(i))]
+        fresh = self._read(chart_ids[~same].tolist())
         self.reused += len(kept)
         self.total += len(kept) + len(fresh)
-        size = self._policy.chunk_size
-        self._chunks.extend(_cut(kept, size)[::-1])
-        windows = _cut(fresh, size * CHUNKS_PER_WINDOW)
-        by_length = [_cut(sorted(window, key=lambda item: len(item[0].text)), size) for window in windows]
-        self._texts.extend([chunk for window in by_length for chunk in window][::-1])
+        self._kept.extend(_cut(kept, self._policy.chunk_size)[::-1])
+        self._texts.extend(self._by_length(fresh)[::-1])
 
-    def _embed(self, chunk: list[tuple[Chart, int]]) -> None:
-        vectors = self._embedder.embed([chart.text for chart, _ in chunk])
-        self.embedded += len(chunk)
+    def _read(self, chart_ids: list[int]) -> list[Todo]:
+        """The words of these charts, as they are now, in this order."""
+        changes = self._charts.get_many(chart_ids) if chart_ids else {}
+        found = (changes.get(chart_id) for chart_id in chart_ids)
+        return [(change.chart, change.revision) for change in found if change is not None and change.chart is not None]
+
+    def _count_kept(self, count: int) -> None:
+        self.reused += count
+        self.total += count
+        self.done += count
+
+    def _by_length(self, fresh: list[Todo]) -> list[list[Todo]]:
+        size = self._policy.chunk_size
+        windows = _cut(fresh, size * CHUNKS_PER_WINDOW)
+        return [chunk for window in windows for chunk in _cut(sorted(window, key=lambda item: len(item[0].text)), size)]
+
+    def _gather(self) -> bool:
+        """Take what other nodes have before it is made here; False while some of it is on its way.
+
+        All are asked before the first chunk, and who comes back in the middle before the next one.
+        """
+        if self._ask_peers is None:
+            return True
+        if not self._ask_peers(lambda: [chart.chart_id for chart, _ in self._lacking()]):
+            self._gathered = False
+            return False
+        if not self._gathered:
+            self._gathered = self.has_asked = True
+            lacking = self._lacking()
+            self._count_came(sum(map(len, self._texts)) - len(lacking))
+            self._texts = self._by_length(lacking)[::-1]
+        return True
+
+    def _lacking(self) -> list[Todo]:
+        """What is left to embed, in this order, without what came from other nodes."""
+        return [item for chunk in reversed(self._texts) for item in chunk if not self._came(*item)]
+
+    def _came(self, chart: Chart, revision: int) -> bool:
+        """Whether there is nothing to make: the vector came from another node, or the chart was deleted meanwhile."""
+        if self._bulk and (self._store.tombstone(chart.chart_id) or -1) >= revision:
+            return True
+        head = self._store.head(chart.chart_id) if self._bulk and self._policy.reuse_vectors else None
+        if head is None or head[1] != chart.content_hash:
+            return head is not None and head[0] > revision
+        if head[0] < revision and (held := self._store.get(chart.chart_id)) is not None:
+            self._store.put(replace(held, revision=revision))
+        return True
+
+    def _count_came(self, count: int) -> None:
+        self.reused += count
+        self.done += count
+
+    def _embed(self, chunk: list[Todo]) -> None:
+        todo = self._ours(chunk)
+        if not todo:
+            return
+        vectors = self._embedder.embed([chart.text for chart, _ in todo])
+        self.embedded += len(todo)
         self._take(
             [
                 Record.of(chart.chart_id, revision, chart.content_hash, vector)
-                for (chart, revision), vector in zip(chunk, vectors, strict=True)
+                for (chart, revision), vector in zip(todo, vectors, strict=True)
             ]
         )
+
+    def _ours(self, chunk: list[Todo]) -> list[Todo]:
+        """What is left to embed of a chunk, without what came meanwhile or is being made by another node.
+
+        A node that was told of a change just before the lease was taken may be at it. What does not come after all is
+        found missing later, like anything else.
+        """
+        todo = [item for item in chunk if not self._came(*item)]
+        self._count_came(len(chunk) - len(todo))
+        policy = self._policy
+        if self.lease is None or not (policy.fenced and policy.claim and policy.reconcile):
+            return todo
+        needs = [Need(chart.chart_id, chart.content_hash, revision) for chart, revision in todo]
+        try:
+            _, granted = self._coordinator.admit(needs, self.lease)
+        except CarrierAway:
+            return self._without_redis(todo)
+        if not any(granted) and needs and not self._still_ours():
+            return []
+        ours = [item for item, is_ours in zip(todo, granted, strict=True) if is_ours]
+        self.total -= len(todo) - len(ours)
+        return ours
+
+    def _without_redis(self, todo: list[Todo]) -> list[Todo]:
+        """What is done all the same: what was there when the batch began, and so is nobody else's."""
+        planned = [] if self._lease_is_over() else [item for item in todo if item[1] <= self._planned_to]
+        self.total -= len(todo) - len(planned)
+        return planned
+
+    def _still_ours(self) -> bool:
+        """Whether the lease is still ours; if it is not, the batch ends."""
+        assert self.lease is not None
+        try:
+            if self._coordinator.keep_lease(self.lease) is not None:
+                return True
+        except CarrierAway:
+            return not self._lease_is_over()
+        self._end("fenced")
+        return False
+
+    def _lease_is_over(self) -> bool:
+        """Whether, without a word from Redis, the lease must have run out; then the batch ends."""
+        if self._policy.fenced and self.lease is not None and self._clock.now() >= self._leased_until:
+            self._end("fenced")
+            return True
+        return False
 
     def _take(self, chunk: list[Record]) -> None:
         self._store.put_many(chunk)
         self.done += len(chunk)
-        packed = [events.pack(record) for record in chunk]
-        self._tell(events.BatchChunk(*self._signed, self.name, packed))
+        self._send(chunk)
+
+    def _keep(self, chunk: list[Record]) -> None:
+        """Words that did not change, at a new revision: where nodes reconcile, each sees that for itself."""
+        self._store.put_many(chunk)
+        self.done += len(chunk)
+        if not self._bulk:
+            self._send(chunk)
 
     def _complete(self) -> None:
         # As written, a rebuild adds and never removes; a sync replaces the whole store of its own node.
-        if self._policy.ordered or self.kind == "sync":
-            self.removed = len(self._store.retain(self._live, self.revision))
-        chart_ids = events.pack_ids(self._live)
-        self._tell(events.BatchFinished(*self._signed, self.name, self.done, self.revision, chart_ids))
-        self._end("published" if self._sharing else "local")
+        whole = self._since == 0
+        if whole and (self._policy.ordered or self.kind == "sync"):
+            self.removed += len(self._store.retain(self._live, self.revision))
+        chart_ids = events.pack_ids(self._live) if whole else None
+        self._tell(events.BatchFinished(self.name, self.epoch, self._sent, self.revision, chart_ids))
+        if not self.over:
+            self._end("published" if self._sharing else "local")
 
-    def _tell(self, event: events.Event) -> None:
-        if not self._sharing:
-            return
+    def _send(self, chunk: list[Record]) -> None:
+        if self._bulk and self._sharing:
+            sent = self._tell(events.BatchChunkStored(self.name, self.epoch, secrets.token_hex(16)), chunk)
+        else:
+            sent = self._tell(events.BatchChunk(self.name, self.epoch, [events.pack(record) for record in chunk]))
+        if sent:
+            self._sent += len(chunk)
+        elif self.kind == "rebuild":
+            self.unsent.update(record.chart_id for record in chunk)
+
+    def _tell(self, event: events.Event, chunk: list[Record] | None = None) -> bool:
+        """Say it to the others under the lease; False if that was not possible."""
+        if not self._sharing or self.lease is None:
+            return False
+        policy = self._policy
         try:
-            self._coordinator.publish(event)
+            if not (policy.fenced or policy.renew_lease or chunk):
+                self._coordinator.publish(event)
+                return True
+            heard = self._coordinator.keep_lease(self.lease, event, chunk or ())
+            if heard is not None:
+                self.audience = heard - 1
+                if policy.renew_lease:
+                    self._leased_until = self._clock.now() + policy.batch_timeout
+                return True
         except CarrierAway:
-            # Redis left in the middle: finish for this node alone. Its return is followed by another rebuild.
-            self._sharing = False
+            if not policy.fenced:
+                # Redis left in the middle: finish for this node alone. Its return is followed by another rebuild.
+                self._sharing = False
+            else:
+                self._lease_is_over()
+            return False
+        self._end("fenced")
+        return False
 
     def _end(self, outcome: Outcome) -> None:
-        if self._leased:
+        if self.over:
+            return
+        if self.lease is not None and outcome != "fenced":
+            recovered = outcome == "published" and self.kind == "rebuild" and self._since == 0
             try:
-                self._coordinator.release_lease(recovered=outcome == "published" and self.kind == "rebuild")
+                self._coordinator.release_lease(self.lease, recovered=recovered)
             except CarrierAway:
-                outcome = "local" if outcome == "published" else outcome  # the flag dies with its timeout
+                self.unreleased = True
+                outcome = "local" if outcome == "published" else outcome
         self._outcome = outcome
-        self.finished.set()
 
     def __repr__(self) -> str:
         state = self._outcome or "under way"

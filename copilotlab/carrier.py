@@ -7,8 +7,10 @@ a server that exists in memory only, with time in their hands (`copilotlab.lab.s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -54,6 +56,17 @@ class Carrier(Protocol):
         """Delete ``keys``; how many there were."""
         ...
 
+    def read(self, key: str, most: int) -> bytes:
+        """At most the first ``most`` bytes of the value of ``key``; b"" if it is not there."""
+        ...
+
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
+        """Run one of `copilotlab.scripts` by its name, in one step of the server; what it returns.
+
+        arguments: bytes, strings and whole numbers.
+        """
+        ...
+
     def publish(self, channel: str, payload: bytes) -> int:
         """Send to whoever listens now; how many that was."""
         ...
@@ -66,12 +79,25 @@ class Carrier(Protocol):
         """The next message, waiting at most ``timeout`` seconds. A broken subscription raises, it is never renewed."""
         ...
 
+    def another(self) -> Carrier:
+        """One more, to the same server."""
+        ...
+
     def close(self) -> None: ...
+
+
+@cache
+def script_source(name: str) -> str:
+    """The Lua text of one of `copilotlab.scripts`."""
+    return files("copilotlab.scripts").joinpath(f"{name}.lua").read_text()
 
 
 def hide_password(url: str) -> str:
     """``url`` without its password, for logs, errors and status."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.rpartition("@")[2]  # what cannot be taken apart is shown without what may be a password
     if parts.password is None:
         return url
     host = parts.netloc.rpartition("@")[2]
@@ -90,9 +116,11 @@ class RedisCarrier:
 
     def __init__(self, redis_: str | redis.Redis | redis.RedisCluster, *, timeout: float = 0.25) -> None:
         self.timeout = timeout
+        self._target = redis_
         self._owned = isinstance(redis_, str)
-        self._client = _client(redis_, timeout) if isinstance(redis_, str) else redis_
+        self._client = _client(redis_, timeout) if isinstance(redis_, str) else _checked(redis_)
         self._address = hide_password(redis_) if isinstance(redis_, str) else _address(redis_)
+        self._scripts: dict[str, redis.commands.core.Script] = {}
         self._subscription: redis.client.PubSub | None = None
         self._broken = False
 
@@ -116,6 +144,16 @@ class RedisCarrier:
     def delete(self, *keys: str) -> int:
         with _answering(self._address):
             return int(self._client.delete(*keys))
+
+    def read(self, key: str, most: int) -> bytes:
+        with _answering(self._address):
+            return bytes(self._client.getrange(key, 0, most - 1))  # type: ignore[arg-type]  # bytes, as above
+
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
+        with _answering(self._address):
+            if script not in self._scripts:
+                self._scripts[script] = self._client.register_script(script_source(script))
+            return self._scripts[script](keys=keys, args=list(arguments))  # type: ignore[arg-type]  # as said above
 
     def publish(self, channel: str, payload: bytes) -> int:
         with _answering(self._address):
@@ -149,6 +187,9 @@ class RedisCarrier:
             return None
         return Message(message["channel"].decode(), message["data"])
 
+    def another(self) -> RedisCarrier:
+        return RedisCarrier(self._target, timeout=self.timeout)
+
     def close(self) -> None:
         self._unsubscribe()
         if self._owned:
@@ -167,23 +208,47 @@ class RedisCarrier:
 
 
 def _client(url: str, timeout: float) -> redis.Redis:
-    scheme = urlsplit(url).scheme
-    if scheme not in SCHEMES:
-        raise ValueError(
-            f"redis={hide_password(url)!r}: expected a URL that starts with redis://, rediss:// or unix://, "
-            "such as redis://127.0.0.1:6379/0"
-        )
     try:
-        return redis.Redis.from_url(
+        _check_url(url)
+        client = redis.Redis.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the coordinator decides when to ask again, not the client
         )
-    except ValueError as error:
+        client.connection_pool.make_connection()  # connects to nothing; an option that there is not shows here
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"redis={hide_password(url)!r} is not a Redis URL ({error}); expected one such as redis://127.0.0.1:6379/0"
         ) from error
+    return client
+
+
+def _check_url(url: str) -> None:
+    """ValueError for what redis-py would take in silence, and understand otherwise."""
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError("it starts with none of redis://, rediss:// and unix://")
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError(f"the database is {database!r}, and no number")
+    for option in parse_qs(parts.query):
+        if option in _OURS:
+            raise ValueError(f"{option} is not for the URL: {_OURS[option]}")
+
+
+_OURS = {
+    "socket_timeout": "it is Policy(redis_timeout=...)",
+    "socket_connect_timeout": "it is Policy(redis_timeout=...)",
+    "retry_on_timeout": "a call waits for Policy(redis_timeout=...), and is not repeated",
+    "decode_responses": "what travels is bytes",
+}
+
+
+def _checked(client: redis.Redis | redis.RedisCluster) -> redis.Redis | redis.RedisCluster:
+    if client.get_encoder().decode_responses:
+        raise ValueError(f"redis={client!r}: what travels is bytes; make the client without decode_responses=True")
+    return client
 
 
 def _address(client: redis.Redis | redis.RedisCluster) -> str:
@@ -207,7 +272,12 @@ class _answering:
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
         if error is None or isinstance(error, CarrierAway):
             return
-        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError) or (
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            raise CarrierRefused(
+                f"Redis at {self.address} lets us in, but its access list does not let us do this: {error}. "
+                f"The user needs the channels, and the keys vector:*, under the namespace"
+            ) from error
+        if isinstance(error, redis.exceptions.AuthenticationError) or (
             isinstance(error, redis.exceptions.ResponseError) and str(error).startswith(("NOAUTH", "WRONGPASS"))
         ):
             raise CarrierRefused(

@@ -1,4 +1,4 @@
-"""The command line: ``copilotlab demo``, ``copilotlab models``."""
+"""The command line: ``copilotlab demo``, ``copilotlab models``, ``copilotlab study``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 if all went as claimed, 1 if not, 2 for wrong words."""
     from copilotlab import __version__
+    from copilotlab.studies import STUDIES, StudyNotInstalled
 
     parser = argparse.ArgumentParser(
         prog="copilotlab", description="A chart-finding copilot whose nodes agree through Redis."
@@ -21,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
     demo.add_argument("--model", default="minilm", help="the embedding model (minilm); see `copilotlab models`")
     commands.add_parser("models", help="the embedding models at hand")
+    study = commands.add_parser("study", help="measure something, and write or print the frame")
+    study.add_argument("name", choices=STUDIES, help="which study; its options: `copilotlab study NAME --help`")
+    study.add_argument("options", nargs=argparse.REMAINDER)
     chosen = parser.parse_args(arguments)
 
     logging.getLogger("copilotlab").setLevel(logging.ERROR)  # the demo says itself what happens
@@ -34,11 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from copilotlab.lab.demo import run_demo
     from copilotlab.lab.server import ServerNotFound
 
-    if not 2 <= chosen.nodes <= 16:
+    if chosen.command == "study":
+        from copilotlab.studies.command import run_study
+
+        command = partial(run_study, chosen.name, chosen.options)
+    elif not 2 <= chosen.nodes <= 16:
         parser.error(f"--nodes {chosen.nodes}: expected 2 to 16")
+    else:
+        command = partial(run_demo, nodes=chosen.nodes, model=chosen.model)
     try:
-        return run_demo(nodes=chosen.nodes, model=chosen.model)
-    except (EmbeddingError, ValueError, ServerNotFound) as error:
+        return command()
+    except (EmbeddingError, ValueError, ServerNotFound, StudyNotInstalled, OSError) as error:
         print(f"copilotlab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,15 +1,19 @@
 """All that one node says to Redis and hears from it.
 
-The coordinator keeps the two flags of the written design, sends and receives events, and watches its own connection.
-While Redis is known to be away, nothing here waits for it: every call raises `CarrierAway` at once, and `receive`
-looks now and then whether Redis is back.
+The coordinator keeps the lease, the flags and the claims, sends and receives events, and watches its own connection.
+While Redis is known to be away, nothing here waits for it: every call raises `CarrierAway` at once, and `probe` looks
+now and then whether Redis is back.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from math import inf
 from typing import NamedTuple, TypeVar
 
 import redis
@@ -23,15 +27,42 @@ from copilotlab.store import Record
 
 BATCH_IN_PROGRESS = "vector:batch:in_progress"
 WAS_DOWN = "vector:redis:was_down"
+EPOCH = "vector:batch:epoch"
+GENERATION = "vector:generation"
+CLAIM = "vector:claim"
+BULK = "vector:bulk"
+
+SILENT_BEATS = 3  # heartbeats in a row that nothing was heard after: the subscription is dead, whatever TCP says
 
 T = TypeVar("T")
 
 
 class Flags(NamedTuple):
-    """The two flags of the written design, as Redis has them now."""
+    """How things stand in Redis.
+
+    batch_holder: the node that has the lease for a batch of our model, None if nobody has; was_down: whether a rebuild
+    is owed; epoch: of the last lease, 0 where leases have none.
+    """
 
     batch_holder: str | None
     was_down: bool
+    epoch: int = 0
+
+
+class Need(NamedTuple):
+    """A vector that a node is about to make: of these words of a chart, for at least this revision."""
+
+    chart_id: int
+    content_hash: bytes
+    revision: int
+
+
+class Lease(NamedTuple):
+    """The right to run a batch. value: as it stands in Redis; owed: whether a rebuild was owed when it was taken."""
+
+    value: str
+    epoch: int
+    owed: bool
 
 
 class Coordinator:
@@ -41,7 +72,7 @@ class Coordinator:
     node_id: this node's name, at most 200 characters; its own events are skipped by it.
     fingerprint, dim: of the model whose vectors are sent; events of another model are dropped and counted.
     namespace: "" by default, which gives the keys and channels of the written design; nodes of two namespaces that
-    share a Redis never hear each other.
+    share a Redis never hear each other. In a Redis Cluster give one in braces, "{charts}": all keys then lie together.
 
     Source: the seed document's ChartVectorEventService, ChartDeletionService and RedisConnectionListener.
     """
@@ -67,13 +98,30 @@ class Coordinator:
         self.clock = clock or SystemClock()
         self.journal = Journal(node_id, self.clock) if journal is None else journal  # an empty one is false
         self.metrics = Metrics() if metrics is None else metrics
+        self.session = secrets.randbelow(2**62) + 1
+        self.epoch = 0  # the highest that Redis was seen to have
+        self._model = blake2b(fingerprint.encode(), digest_size=8).hexdigest()
         self._carrier = _carrier(redis, self.policy.redis_timeout)
-        self._channels = {self._scoped(channel): channel for channel in events.CHANNELS}
+        self._inbox = f"{events.INBOX}:{node_id}"
+        heard = [events.UPDATES, events.BATCHES, events.DELETIONS]
+        if self.policy.reconcile:
+            heard += [events.HEARTBEATS, self._inbox]
+        self._channels = {self._scoped(channel): channel.removesuffix(f":{node_id}") for channel in heard}
+        self._speaking = threading.Lock()  # so that events leave in the order of their numbers
+        self.said = 0
+        """The number of the last event that this node said to all."""
+        self.echoed = 0
+        """The number of the last of them that came back: what anybody said before it has been received here."""
         self._lock = threading.Lock()
         self._connected = False
         self._away_since: float | None = None
+        self._back_since = -inf
         self._reason = ""
         self._next_probe = self.clock.now()
+        self._generation = ""
+        self._beats_unanswered = 0
+        self._on_their_way: deque[tuple[int, float]] = deque()  # own heartbeats: number, when said
+        self._heard_to = self.clock.now()
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -87,6 +135,20 @@ class Coordinator:
         """Seconds since the outage began; 0.0 while connected."""
         since = self._away_since
         return 0.0 if since is None else self.clock.now() - since
+
+    @property
+    def back_since(self) -> float:
+        """When the last outage ended, on the node's clock; minus infinity if there was none."""
+        return self._back_since
+
+    @property
+    def heard_to(self) -> float:
+        """All that was said to this node until then has been received, on its clock; it grows by heartbeats.
+
+        What this node says to all comes back to it behind whatever was said before. So a node that lags behind, or that
+        was busy with something else, sees by its own heartbeats how much it has not heard yet.
+        """
+        return self._heard_to
 
     @property
     def reason(self) -> str:
@@ -104,8 +166,7 @@ class Coordinator:
         Raises CarrierRefused if Redis is there but does not let us in: that is a mistake to mend, not an outage.
         """
         try:
-            self._carrier.ping()
-            self._carrier.subscribe(list(self._channels))
+            self._join()
         except CarrierRefused:
             raise
         except CarrierAway as error:
@@ -115,77 +176,207 @@ class Coordinator:
         return True
 
     def probe(self) -> bool:
-        """If Redis is away and it is time to look again, look; True if this look found it back.
+        """While Redis is away: look, at most every `probe_interval`, whether it is back; True if it is.
 
-        The recovery flag is set before anything else is said, so that a rebuild follows every outage.
+        Without `tell_blips`, as the written design's connection listener does, an outage is then marked in Redis.
         """
         now = self.clock.now()
         if self._connected or now < self._next_probe:
             return False
         self._next_probe = now + self.policy.probe_interval
         try:
-            self._carrier.ping()
-            self._carrier.subscribe(list(self._channels))
-            self._carrier.set(self._scoped(WAS_DOWN), b"true")
+            self._join()
+            if not self.policy.tell_blips:
+                self._carrier.set(self._scoped(WAS_DOWN), b"true")
         except CarrierAway as error:
             self._went_away(error)
             return False
         self._came_back()
         return True
 
-    def ping(self) -> bool:
-        """Whether Redis answers now: an idle node notices an outage by this."""
-        try:
-            self._ask(self._carrier.ping)
-        except CarrierAway:
-            return False
-        return True
+    def _join(self) -> None:
+        self._carrier.ping()
+        self._carrier.subscribe(list(self._channels))
+        self._beats_unanswered = 0
+        self._on_their_way.clear()
+        self._look()
+
+    def another_carrier(self) -> Carrier:
+        """A connection of its own to the same Redis, for a second coordinator."""
+        return self._carrier.another()
 
     def close(self) -> None:
         """Leave Redis."""
         with self._lock:
             self._connected = False
+            self._reason = "closed"
         self._carrier.close()
 
     # --- the flags and the lease ------------------------------------------------------------------------------
 
+    def beat(self, heartbeat: events.Heartbeat | None = None) -> Flags:
+        """Say that this node lives, and see how things stand, in one round trip. An outage is noticed by this."""
+        flags = self._ask(lambda: self._look(heartbeat))
+        if heartbeat is not None:
+            self._beats_unanswered += 1
+            if self._beats_unanswered > SILENT_BEATS:
+                silence = CarrierAway(f"nothing was heard from {self.address} for {SILENT_BEATS} heartbeats")
+                self._went_away(silence)
+                raise silence
+        return flags
+
+    def _look(self, heartbeat: events.Heartbeat | None = None) -> Flags:
+        if not (self.policy.fenced or self.policy.tell_blips or heartbeat):
+            return self._plain_flags()
+        keys = [self._scoped(name) for name in (GENERATION, BATCH_IN_PROGRESS, WAS_DOWN, EPOCH)]
+        candidate = secrets.token_hex(16) if self.policy.tell_blips else ""
+        with self._speaking:
+            payload = b"" if heartbeat is None else self._sealed(heartbeat)
+            if payload:
+                self._on_their_way.append((self.said, self.clock.now()))
+            channel = self._scoped(events.HEARTBEATS) if payload else ""
+            found = self._carrier.run("beat", keys, [candidate, self.epoch, channel, payload])
+        generation, lease, owed, epoch = found
+        generation = generation.decode(errors="replace")
+        if self._generation and generation != self._generation:
+            self.metrics.count("memory_losses")
+            self.journal.note("memory_lost", "the server's generation is another", level=logging.WARNING)
+        self._generation = generation
+        self.epoch = max(self.epoch, int(epoch))
+        return Flags(self._holder(lease), bool(owed), self.epoch)
+
     def flags(self) -> Flags:
         """Both flags, in one round trip."""
-        holder, was_down = self._ask(lambda: self._carrier.get(self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN)))
-        return Flags(holder.decode(errors="replace") if holder is not None else None, was_down is not None)
+        return self._ask(self._plain_flags)
 
-    def take_lease(self) -> bool:
-        """Set the batch flag for `batch_timeout` if nobody has; whether it is ours now."""
-        return self._ask(
-            lambda: self._carrier.set(
-                self._scoped(BATCH_IN_PROGRESS),
-                self.node_id.encode(),
-                ttl=self.policy.batch_timeout,
-                if_absent=True,
-            )
-        )
+    def _plain_flags(self) -> Flags:
+        lease, was_down = self._carrier.get(self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN))
+        return Flags(self._holder(lease or b""), was_down is not None, self.epoch)
 
-    def release_lease(self, *, recovered: bool) -> None:
-        """Delete the batch flag, whoever's it is by now (as written); with ``recovered`` the recovery flag first."""
-        keys = [WAS_DOWN, BATCH_IN_PROGRESS] if recovered else [BATCH_IN_PROGRESS]
-        self._ask(lambda: self._carrier.delete(*map(self._scoped, keys)))
+    def _holder(self, lease: bytes) -> str | None:
+        """The node in a lease's value, unless it is of another model."""
+        value = lease.decode(errors="replace")
+        parts = value.split(" ", 2)
+        if self.policy.fenced and len(parts) == 3 and parts[0].isdecimal():
+            return parts[2] if parts[1] == self._model else None
+        return value or None
+
+    def admit(self, needs: Sequence[Need], lease: Lease | None = None) -> tuple[Flags, list[bool]]:
+        """May this node embed these now? The flags, and for each whether it is ours to do.
+
+        While another node runs a batch of our model, or a rebuild is owed, nothing is; otherwise, with `claim`, what
+        no other node has claimed. lease: of this node's own batch. Bounded by `redis_timeout`.
+        """
+        if not self.policy.claim:
+            flags = self.flags() if lease is None else Flags(None, False)
+            return flags, [flags.batch_holder is None and not flags.was_down] * len(needs)
+        keys = [self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN), *map(self._claim, needs)]
+        ttl = round(self.policy.claim_timeout * 1000)
+        own = "" if lease is None else lease.value
+        arguments = [self.node_id, self._model, own, ttl, *(need.revision for need in needs)]
+        lease_value, owed, *granted = self._ask(lambda: self._carrier.run("admit", keys, arguments))
+        return Flags(self._holder(lease_value), bool(owed), self.epoch), [bool(answer) for answer in granted]
+
+    def disclaim(self, need: Need) -> None:
+        """Give a claim back, if it is still this node's: nothing came of it."""
+        if self.policy.claim:
+            self._ask(lambda: self._carrier.run("disclaim", [self._claim(need)], [self.node_id]))
+
+    def take_lease(self, *, if_owed: bool = False) -> Lease | None:
+        """Take the lease for `batch_timeout`, fenced by the next epoch; None if another node has it.
+
+        if_owed: only where a rebuild is owed; without `fenced`, regardless.
+        """
+        milliseconds = round(self.policy.batch_timeout * 1000)
+        if not self.policy.fenced:
+            ttl = self.policy.batch_timeout
+            key, value = self._scoped(BATCH_IN_PROGRESS), self.node_id.encode()
+            taken = self._ask(lambda: self._carrier.set(key, value, ttl=ttl, if_absent=True))
+            return Lease(self.node_id, 0, True) if taken else None
+        keys = [self._scoped(name) for name in (BATCH_IN_PROGRESS, EPOCH, WAS_DOWN)]
+        arguments = [self.node_id, self._model, milliseconds, self.epoch, int(if_owed)]
+        epoch, owed = self._ask(lambda: self._carrier.run("take_lease", keys, arguments))
+        if not epoch:
+            return None
+        self.epoch = int(epoch)
+        return Lease(f"{epoch} {self._model} {self.node_id}", self.epoch, bool(owed))
+
+    def keep_lease(self, lease: Lease, event: events.Event | None = None, chunk: Sequence[Record] = ()) -> int | None:
+        """Renew the lease, and say ``event`` under it; with a ``chunk``, put that where the event says. In one step.
+
+        How many listened, this node among them; None, and nothing was said, if the lease is not ours any more. Without
+        `fenced`, the event is said whoever has the lease.
+        """
+        ttl = round(self.policy.batch_timeout * 1000) if self.policy.renew_lease else 0
+        page = b""
+        bulk = ""
+        if isinstance(event, events.BatchChunkStored):
+            page = events.encode(events.page_of(self.fingerprint, chunk))
+            bulk = event.bulk
+        with self._speaking:
+            payload = b"" if event is None else self._sealed(event)
+            channel = self._scoped(events.BATCHES) if payload else ""
+            keys = [self._scoped(BATCH_IN_PROGRESS), self._bulk(bulk)]
+            arguments = [lease.value, ttl, page, round(self.policy.bulk_ttl * 1000), channel, payload]
+            heard = int(self._ask(lambda: self._carrier.run("keep_lease", keys, arguments)))
+        if heard < 0 and not self.policy.fenced:
+            heard = self._say_regardless(bulk, page, channel, payload)
+        if heard < 0:
+            return None
+        self._count_sent(payload, page)
+        return heard
+
+    def _say_regardless(self, bulk: str, page: bytes, channel: str, payload: bytes) -> int:
+        if page:
+            self._ask(lambda: self._carrier.set(self._bulk(bulk), page, ttl=self.policy.bulk_ttl))
+        return self._ask(lambda: self._carrier.publish(channel, payload)) if payload else 0
+
+    def release_lease(self, lease: Lease, *, recovered: bool) -> None:
+        """Give the lease back; after a whole rebuild (``recovered``) none is owed any more.
+
+        Without `fenced` the batch flag is deleted, whoever's it is by now (as written).
+        """
+        if not self.policy.fenced:
+            keys = [WAS_DOWN, BATCH_IN_PROGRESS] if recovered else [BATCH_IN_PROGRESS]
+            self._ask(lambda: self._carrier.delete(*map(self._scoped, keys)))
+            return
+        keys = [self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN)]
+        self._ask(lambda: self._carrier.run("release_lease", keys, [lease.value, "1" if recovered else "0"]))
+
+    def epoch_in_redis(self) -> int:
+        """The epoch of the last lease, as Redis has it."""
+        (value,) = self._ask(lambda: self._carrier.get(self._scoped(EPOCH)))
+        text = (value or b"0").decode(errors="replace")
+        self.epoch = max(self.epoch, int(text) if text.isdecimal() and len(text) < 16 else 0)
+        return self.epoch
 
     # --- events -----------------------------------------------------------------------------------------------
 
-    def publish(self, event: events.Event) -> int:
-        """Send ``event`` on its channel; how many nodes listened."""
-        channel = _CHANNEL_OF[type(event)]
-        payload = events.encode(event)
+    def publish(self, event: events.Event, need: Need | None = None) -> int:
+        """Say ``event`` to all nodes, and note on the claim of ``need`` that it was sent; how many listened."""
+        channel = self._scoped(events.CHANNEL_OF[type(event)])
         try:
-            heard = self._ask(lambda: self._carrier.publish(self._scoped(channel), payload))
+            self._check_connected()  # before the lock: whoever has it may be waiting for a Redis that is away
+            with self._speaking:
+                payload = self._sealed(event)
+                if need is None or not self.policy.claim:
+                    heard = self._ask(lambda: self._carrier.publish(channel, payload))
+                else:
+                    arguments = [channel, payload, need.revision, round(self.policy.claim_timeout * 1000)]
+                    heard = int(self._ask(lambda: self._carrier.run("announce", [self._claim(need)], arguments)))
         except CarrierAway:
             self.metrics.count("publish_failed")
             raise
-        self.metrics.count("published")
-        self.metrics.count("bytes_published", len(payload))
+        self._count_sent(payload)
         return heard
 
-    def receive(self, timeout: float = 0.0) -> events.Event | None:
+    def tell(self, node_id: str, event: events.Event) -> None:
+        """Say ``event`` to one node, in its inbox."""
+        payload = events.encode(events.Envelope(self.node_id, self.fingerprint, self.session, 0, event))
+        self._ask(lambda: self._carrier.publish(self._scoped(f"{events.INBOX}:{node_id}"), payload))
+        self._count_sent(payload)
+
+    def receive(self, timeout: float = 0.0) -> events.Envelope | None:
         """The next event of another node, waiting at most ``timeout`` seconds; None if there is none.
 
         What is not an event of our model is counted, logged once a kind, and dropped.
@@ -194,17 +385,41 @@ class Coordinator:
         message = self._ask(lambda: self._carrier.receive(timeout))
         if message is None:
             return None
+        self._beats_unanswered = 0
         self.metrics.count("received")
         try:
-            event = events.decode(message.payload, fingerprint=self.fingerprint)
-            if self._channels.get(message.channel) != _CHANNEL_OF[type(event)]:
-                raise events.EventRejected("malformed", f"{type(event).__name__} on {message.channel}")
+            envelope = events.decode(message.payload, fingerprint=self.fingerprint)
+            if self._channels.get(message.channel) != events.CHANNEL_OF[type(envelope.event)]:
+                raise events.EventRejected("malformed", f"{type(envelope.event).__name__} on {message.channel}")
+            if envelope.source == self.node_id and envelope.session != self.session:
+                raise events.EventRejected(
+                    "namesake", f"another node is called {self.node_id!r} too: give each a node_id of its own, or none"
+                )
         except events.EventRejected as error:
             self.reject(error)
             return None
-        if event.source == self.node_id:
-            return None
-        return event
+        if envelope.source != self.node_id:
+            return envelope
+        self.echoed = max(self.echoed, envelope.number)
+        while self._on_their_way and self._on_their_way[0][0] <= envelope.number:
+            _, self._heard_to = self._on_their_way.popleft()
+        return None
+
+    def put_bulk(self, bulk: str, page: events.RecordPage | events.ManifestPage) -> None:
+        """Put a page where another node can fetch it, for `bulk_ttl` seconds."""
+        payload = events.encode(page)
+        self._ask(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl))
+        self._count_sent(payload)
+
+    def get_bulk(self, bulk: str) -> bytes | None:
+        """The page that another node put there; None if it is gone. More than MAX_BULK_BYTES are not read."""
+        payload = self._ask(lambda: self._carrier.read(self._bulk(bulk), events.MAX_BULK_BYTES + 1))
+        self.metrics.count("bytes_fetched", len(payload))
+        return payload or None
+
+    def drop_bulk(self, bulk: str) -> None:
+        """What was fetched need not stay there."""
+        self._ask(lambda: self._carrier.delete(self._bulk(bulk)))
 
     def records(self, packed: Iterable[events.WireRecord]) -> list[Record]:
         """The store's records in an event's, without those whose vector is none of our model's: they are counted."""
@@ -223,12 +438,29 @@ class Coordinator:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
+    def _sealed(self, event: events.Event) -> bytes:
+        self.said += 1
+        return events.encode(events.Envelope(self.node_id, self.fingerprint, self.session, self.said, event))
+
+    def _count_sent(self, *payloads: bytes) -> None:
+        self.metrics.count("published")
+        self.metrics.count("bytes_published", sum(map(len, payloads)))
+
     def _scoped(self, name: str) -> str:
         return f"{self.namespace}:{name}" if self.namespace else name
 
-    def _ask(self, operation: Callable[[], T]) -> T:
+    def _claim(self, need: Need) -> str:
+        return self._scoped(f"{CLAIM}:{self._model}:{need.chart_id}:{need.content_hash.hex()}")
+
+    def _bulk(self, bulk: str) -> str:
+        return self._scoped(f"{BULK}:{bulk}")
+
+    def _check_connected(self) -> None:
         if not self._connected:
             raise CarrierAway(self._reason or f"not connected to {self.address}")
+
+    def _ask(self, operation: Callable[[], T]) -> T:
+        self._check_connected()
         try:
             return operation()
         except CarrierAway as error:
@@ -248,6 +480,7 @@ class Coordinator:
         with self._lock:
             if self._away_since is not None:
                 self.journal.note("redis_back", f"after {self.away_for:.2f} s", level=logging.INFO)
+                self._back_since = self.clock.now()
             self._away_since = None
             self._reason = ""
             self._connected = True
@@ -256,15 +489,6 @@ class Coordinator:
         state = "connected" if self._connected else f"away: {self._reason or 'not connected yet'}"
         scope = f", namespace={self.namespace!r}" if self.namespace else ""
         return f"Coordinator({self.node_id!r}, {self.address!r}{scope}, {state})"
-
-
-_CHANNEL_OF: dict[type, str] = {
-    events.ChartUpdated: events.UPDATES,
-    events.ChartDeleted: events.DELETIONS,
-    events.BatchStarted: events.BATCHES,
-    events.BatchChunk: events.BATCHES,
-    events.BatchFinished: events.BATCHES,
-}
 
 
 def _name(field: str, value: str) -> str:

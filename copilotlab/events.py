@@ -1,39 +1,51 @@
 """The wire: what nodes say to each other, how it is encoded, and what is refused.
 
-An event is one byte of version and a MessagePack array (msgspec), never pickle. A vector travels as raw little-endian
-float32. What arrives is not trusted: `decode` bounds, types and checks everything and raises `EventRejected`, so that a
+What travels is a version, a checksum and a MessagePack array (msgspec), never pickle: an `Envelope` on a channel, a
+`RecordPage` or a `ManifestPage` in a key that the reader fetches at its own pace. A vector travels as raw little-endian
+float32. What arrives is not trusted: it is bounded, typed and checked, and what fails raises `EventRejected`, so that a
 node can count it and go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, TypeVar
+from zlib import crc32
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from copilotlab.store import Record
+from copilotlab.store import Manifest, Record
 
 UPDATES = "chart-vector-updates"
 BATCHES = "chart-vector-batches"
 DELETIONS = "chart-deletions"
-CHANNELS = (UPDATES, BATCHES, DELETIONS)
+HEARTBEATS = "chart-vector-heartbeats"
+INBOX = "chart-vector-inbox"  # one a node: INBOX:node_id
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+HEADER_BYTES = 5  # version and checksum
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
+MANIFEST_ROWS = 65_536  # in one page
+LARGEST = 2**63 - 1
 
-ChartId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+BulkId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+
+T = TypeVar("T")
 
 
 class EventRejected(ValueError):
-    """An event that a node does not accept; ``kind`` says why, in one word that metrics count by.
+    """What a node does not accept; ``kind`` says why, in one word that metrics count by.
 
-    kind: "oversized", "version", "malformed", "foreign_model" or "bad_vector".
+    kind: "oversized", "version", "damaged" (on its way: the checksum is another), "malformed", "foreign_model",
+    "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -44,15 +56,14 @@ class EventRejected(ValueError):
 class WireRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A store's record as it travels."""
 
-    chart_id: ChartId
-    revision: Revision
+    chart_id: Number
+    revision: Number
     content_hash: Hash
     vector: bytes
 
 
 class _Event(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=True):
-    source: Name
-    fingerprint: Name
+    pass
 
 
 class ChartUpdated(_Event, frozen=True):
@@ -64,64 +75,254 @@ class ChartUpdated(_Event, frozen=True):
 class ChartDeleted(_Event, frozen=True):
     """One chart's end (`chart-deletions`); ``revision`` is its tombstone's."""
 
-    chart_id: ChartId
-    revision: Revision
+    chart_id: Number
+    revision: Number
 
 
 class BatchStarted(_Event, frozen=True):
-    """A node took the lease and will send every chart's vector (`chart-vector-batches`)."""
+    """A node took the lease and begins (`chart-vector-batches`).
+
+    epoch: the lease's fencing token; 0 in all events of a batch whose policy has none.
+    """
 
     batch: Name
+    epoch: Number
 
 
 class BatchChunk(_Event, frozen=True):
-    """Some records of a batch."""
+    """Some records of a batch, pushed to every node."""
 
     batch: Name
+    epoch: Number
     records: Annotated[list[WireRecord], msgspec.Meta(max_length=MAX_RECORDS)]
 
 
-class BatchFinished(_Event, frozen=True):
-    """A batch's end.
+class BatchChunkStored(_Event, frozen=True):
+    """Some records of a batch, as a `RecordPage` in a key, for every node to fetch at its own pace."""
 
-    total: records sent in its chunks; revision: the repository revision that it read;
-    chart_ids: every live chart at that revision, int64 little-endian, ascending.
+    batch: Name
+    epoch: Number
+    bulk: BulkId
+
+
+class BatchFinished(_Event, frozen=True):
+    """A batch's end, with its manifest.
+
+    total: records sent in its chunks; revision: the repository revision that it read; chart_ids: every live chart at
+    that revision, int64 little-endian, ascending; None from a batch that read only what had changed.
     """
 
     batch: Name
-    total: Annotated[int, msgspec.Meta(ge=0)]
-    revision: Revision
+    epoch: Number
+    total: Number
+    revision: Number
+    chart_ids: bytes | None
+
+
+class Heartbeat(_Event, frozen=True):
+    """A node lives, and holds this much (`chart-vector-heartbeats`).
+
+    digest, charts: of its store; complete_to: the repository revision up to which it holds all; batch: the last that it
+    heard of, "" before the first; newcomer: it has just connected, and asks to be answered with a heartbeat.
+    """
+
+    digest: Digest
+    charts: Number
+    complete_to: Number
+    batch: Annotated[str, msgspec.Meta(max_length=200)]
+    newcomer: bool
+
+
+class ManifestWanted(_Event, frozen=True):
+    """The page of your manifest after chart ``after`` (-1: the first), please, in the key ``bulk`` (an inbox)."""
+
+    bulk: BulkId
+    after: Annotated[int, msgspec.Meta(ge=-1, le=LARGEST)]
+
+
+class RecordsWanted(_Event, frozen=True):
+    """Your records of these charts, please, in the key ``bulk`` (an inbox); packed as in `pack_ids`."""
+
+    bulk: BulkId
+    chart_ids: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_RECORDS)]
+
+
+class BulkReady(_Event, frozen=True):
+    """What you asked for is in the key ``bulk`` (an inbox)."""
+
+    bulk: BulkId
+
+
+Event = (
+    ChartUpdated
+    | ChartDeleted
+    | BatchStarted
+    | BatchChunk
+    | BatchChunkStored
+    | BatchFinished
+    | Heartbeat
+    | ManifestWanted
+    | RecordsWanted
+    | BulkReady
+)
+
+CHANNEL_OF: dict[type, str] = {
+    ChartUpdated: UPDATES,
+    ChartDeleted: DELETIONS,
+    BatchStarted: BATCHES,
+    BatchChunk: BATCHES,
+    BatchChunkStored: BATCHES,
+    BatchFinished: BATCHES,
+    Heartbeat: HEARTBEATS,
+    ManifestWanted: INBOX,
+    RecordsWanted: INBOX,
+    BulkReady: INBOX,
+}
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An event and who says it.
+
+    source: the node; fingerprint: of the model whose vectors it holds; session: a random number, new whenever the node
+    starts; number: 1, 2, 3... for what it says to all in that session, 0 for what it says to one.
+    """
+
+    source: Name
+    fingerprint: Name
+    session: Number
+    number: Number
+    event: Event
+
+
+class RecordPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes and float32 a record."""
+
+    fingerprint: Name
+    chart_ids: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_RECORDS)]
+    revisions: bytes
+    content_hashes: bytes
+    vectors: bytes
+
+
+class ManifestPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Rows of a store's manifest, and its tombstones with the first page; numbers are int64, little-endian.
+
+    more: whether there are rows after the last of these.
+    """
+
+    fingerprint: Name
     chart_ids: bytes
+    revisions: bytes
+    content_hashes: bytes
+    vector_hashes: bytes
+    removed_ids: bytes
+    removed_revisions: bytes
+    more: bool
 
 
-Event = ChartUpdated | ChartDeleted | BatchStarted | BatchChunk | BatchFinished
-
+_VERSION = bytes((WIRE_VERSION,))
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Event)
+_envelopes = msgspec.msgpack.Decoder(Envelope)
+_record_pages = msgspec.msgpack.Decoder(RecordPage)
+_manifest_pages = msgspec.msgpack.Decoder(ManifestPage)
 
 
-def encode(event: Event) -> bytes:
-    """The event as bytes: its version, then MessagePack."""
-    return bytes((WIRE_VERSION,)) + _encoder.encode(event)
+def encode(message: Envelope | RecordPage | ManifestPage) -> bytes:
+    """The message as bytes: its version, a checksum (CRC-32, little-endian), MessagePack."""
+    body = _encoder.encode(message)
+    return b"".join((_VERSION, crc32(body).to_bytes(4, "little"), body))
 
 
-def decode(payload: bytes, *, fingerprint: str) -> Event:
-    """The event in ``payload``, for a node whose model is ``fingerprint``; raises EventRejected.
+def decode(payload: bytes, *, fingerprint: str) -> Envelope:
+    """The envelope in ``payload``, for a node whose model is ``fingerprint``; raises EventRejected.
 
     Vectors are checked where they are unpacked (`unpack`).
     """
-    if len(payload) > MAX_EVENT_BYTES:
-        raise EventRejected("oversized", f"{len(payload):,} bytes, at most {MAX_EVENT_BYTES:,} are accepted")
-    if not payload or payload[0] != WIRE_VERSION:
-        version = payload[0] if payload else None
-        raise EventRejected("version", f"wire version {version}, this node speaks {WIRE_VERSION}")
+    return _ours(_decoded(_envelopes, payload, MAX_EVENT_BYTES), fingerprint)
+
+
+def decode_records(payload: bytes, *, fingerprint: str, dim: int) -> list[Record]:
+    """The records of the `RecordPage` in ``payload``; EventRejected, for all, if one is not what it should be."""
+    page = _ours(_decoded(_record_pages, payload, MAX_BULK_BYTES), fingerprint)
+    chart_ids, revisions, hashes = _numbers(page.chart_ids), _numbers(page.revisions), _hashes(page.content_hashes)
+    if not len(chart_ids) == len(revisions) == len(hashes):
+        raise EventRejected("malformed", f"{len(chart_ids)} ids, {len(revisions)} revisions, {len(hashes)} hashes")
+    if len(page.vectors) != 4 * dim * len(chart_ids):
+        raise EventRejected(
+            "bad_vector", f"{len(chart_ids)} vectors in {len(page.vectors)} bytes, expected {4 * dim} each"
+        )
+    vectors = np.frombuffer(page.vectors, dtype="<f4").astype(np.float32, copy=False).reshape(-1, dim)
     try:
-        event: Event = _decoder.decode(memoryview(payload)[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EventRejected("malformed", f"not an event: {error}") from error
-    if event.fingerprint != fingerprint:
-        raise EventRejected("foreign_model", f"vectors of {event.fingerprint!r}, this node holds {fingerprint!r}")
-    return event
+        return Record.of_columns(chart_ids, revisions, hashes, vectors)
+    except ValueError as error:
+        raise EventRejected("bad_vector", str(error)) from error
+
+
+def record_page(
+    fingerprint: str,
+    chart_ids: npt.NDArray[np.int64],
+    revisions: npt.NDArray[np.int64],
+    content_hashes: npt.NDArray[np.uint8],
+    vectors: npt.NDArray[np.float32],
+) -> RecordPage:
+    """The page of these columns, one row a record."""
+    return RecordPage(
+        fingerprint,
+        chart_ids.astype("<i8").tobytes(),
+        revisions.astype("<i8").tobytes(),
+        content_hashes.tobytes(),
+        vectors.astype("<f4", copy=False).tobytes(),
+    )
+
+
+def page_of(fingerprint: str, records: Sequence[Record]) -> RecordPage:
+    """The page of these records."""
+    hashes = b"".join(record.content_hash for record in records)
+    return record_page(
+        fingerprint,
+        np.array([record.chart_id for record in records], dtype=np.int64),
+        np.array([record.revision for record in records], dtype=np.int64),
+        np.frombuffer(hashes, dtype=np.uint8),
+        np.concatenate([record.vector for record in records]) if records else np.empty(0, dtype=np.float32),
+    )
+
+
+def decode_manifest(payload: bytes, *, fingerprint: str) -> tuple[Manifest, dict[int, int], bool]:
+    """The `ManifestPage` in ``payload``: its rows, its tombstones (chart_id -> revision), and whether there are more.
+
+    The manifest's digest is empty: it is one page's. Raises EventRejected.
+    """
+    page = _ours(_decoded(_manifest_pages, payload, MAX_BULK_BYTES), fingerprint)
+    chart_ids, removed = unpack_ids(page.chart_ids), unpack_ids(page.removed_ids)
+    revisions, removed_revisions = _numbers(page.revisions), _numbers(page.removed_revisions)
+    try:
+        manifest = Manifest(chart_ids, revisions, _hashes(page.content_hashes), _hashes(page.vector_hashes), "")
+    except ValueError as error:
+        raise EventRejected("malformed", f"not a manifest: {error}") from error
+    if len(manifest) > MANIFEST_ROWS:
+        raise EventRejected("oversized", f"{len(manifest):,} rows in a page, at most {MANIFEST_ROWS:,} are accepted")
+    if len(removed) != len(removed_revisions):
+        raise EventRejected("malformed", f"{len(removed)} tombstones with {len(removed_revisions)} revisions")
+    return manifest, dict(zip(removed.tolist(), removed_revisions.tolist(), strict=True)), page.more
+
+
+def manifest_page(
+    fingerprint: str, manifest: Manifest, tombstones: dict[int, int], *, after: int, rows: int = MANIFEST_ROWS
+) -> ManifestPage:
+    """The page of ``manifest`` that begins after chart ``after``; ``tombstones`` go with the first (-1)."""
+    start = int(np.searchsorted(manifest.chart_ids, after, side="right"))
+    chosen = slice(start, start + rows)
+    removed = np.array(sorted(tombstones.items()) if after < 0 else [], dtype="<i8").reshape(-1, 2)
+    return ManifestPage(
+        fingerprint,
+        manifest.chart_ids[chosen].astype("<i8").tobytes(),
+        manifest.revisions[chosen].astype("<i8").tobytes(),
+        manifest.content_hashes[chosen].tobytes(),
+        manifest.vector_hashes[chosen].tobytes(),
+        removed[:, 0].tobytes(),
+        removed[:, 1].tobytes(),
+        start + rows < len(manifest),
+    )
 
 
 def pack(record: Record) -> WireRecord:
@@ -144,16 +345,53 @@ def unpack(record: WireRecord, *, dim: int) -> Record:
         raise EventRejected("bad_vector", f"chart {record.chart_id}: {error}") from error
 
 
-def pack_ids(chart_ids: Iterable[int]) -> bytes:
+def pack_ids(chart_ids: Iterable[int] | Sequence[int] | npt.NDArray[np.int64]) -> bytes:
     """Chart ids, ascending, as little-endian int64."""
     return np.sort(np.fromiter(chart_ids, dtype="<i8")).tobytes()
 
 
-def unpack_ids(packed: bytes) -> list[int]:
-    """What `pack_ids` packed; EventRejected if it is no such list."""
+def unpack_ids(packed: bytes) -> npt.NDArray[np.int64]:
+    """What `pack_ids` packed, int64 (n,); EventRejected if it is no such list."""
+    chart_ids = _numbers(packed)
+    if len(chart_ids) and (np.diff(chart_ids) <= 0).any():
+        raise EventRejected("malformed", "chart ids are not ascending")
+    return chart_ids
+
+
+def _numbers(packed: bytes) -> npt.NDArray[np.int64]:
     if len(packed) % 8:
-        raise EventRejected("malformed", f"chart ids in {len(packed)} bytes, expected a multiple of 8")
-    chart_ids = np.frombuffer(packed, dtype="<i8")
-    if len(chart_ids) and (chart_ids[0] < 0 or (np.diff(chart_ids) <= 0).any()):
-        raise EventRejected("malformed", "chart ids are not ascending and 0 or more")
-    return [int(chart_id) for chart_id in chart_ids]
+        raise EventRejected("malformed", f"numbers in {len(packed)} bytes, expected a multiple of 8")
+    numbers = np.frombuffer(packed, dtype="<i8").astype(np.int64)
+    if len(numbers) and int(numbers.min()) < 0:
+        raise EventRejected("malformed", "numbers below 0")
+    return numbers
+
+
+def _hashes(packed: bytes) -> npt.NDArray[np.uint8]:
+    if len(packed) % 16:
+        raise EventRejected("malformed", f"hashes in {len(packed)} bytes, expected a multiple of 16")
+    return np.frombuffer(packed, dtype=np.uint8).reshape(-1, 16)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], payload: bytes, most: int) -> T:
+    if len(payload) > most:
+        raise EventRejected("oversized", f"{len(payload):,} bytes, at most {most:,} are accepted")
+    if payload[:1] != _VERSION:
+        version = payload[0] if payload else None
+        raise EventRejected("version", f"wire version {version}, this node speaks {WIRE_VERSION}")
+    body = memoryview(payload)[HEADER_BYTES:]
+    if crc32(body).to_bytes(4, "little") != payload[1:HEADER_BYTES]:
+        raise EventRejected("damaged", f"{len(payload):,} bytes do not have the checksum that they came with")
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EventRejected("malformed", f"not an event: {error}") from error
+
+
+_Signed = TypeVar("_Signed", Envelope, RecordPage, ManifestPage)
+
+
+def _ours(message: _Signed, fingerprint: str) -> _Signed:
+    if message.fingerprint != fingerprint:
+        raise EventRejected("foreign_model", f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}")
+    return message

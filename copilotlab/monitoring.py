@@ -83,10 +83,13 @@ class Metrics:
 
 
 def timeline(journals: list[Journal], *, start: float = 0.0) -> pl.DataFrame:
-    """The entries of several journals by time: ``seconds`` since ``start``, ``node``, ``event``, ``detail``."""
+    """The entries of several journals by time: ``seconds`` since ``start``, ``node``, ``event``, ``detail``.
+
+    What happened at one moment stands in the order of the journals, and of each journal's own entries.
+    """
     import polars as pl
 
-    entries = sorted(entry for journal in journals for entry in journal.entries())
+    entries = sorted((entry for journal in journals for entry in journal.entries()), key=lambda entry: entry.time)
     return pl.DataFrame(
         {
             "seconds": [entry.time - start for entry in entries],

@@ -1,14 +1,14 @@
 """A node: its own vectors, answered from memory, kept in step with the other nodes through Redis.
 
-All the work is in step methods (`listen`, `work`), so that a test or a study drives several nodes in one thread, in any
-order, with time in its hands. `start` puts a thin thread around each.
+The node is what an application holds: it saves changes, answers questions and shows how it is. Its `Replica` keeps the
+vectors in step.
 """
 
 from __future__ import annotations
 
-import html
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -18,18 +18,19 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab import events
 from copilotlab.batch import Batch, BatchResult, Kind
-from copilotlab.carrier import Carrier, CarrierAway
-from copilotlab.charts import Change, Chart, ChartNotFound, ChartRepository, RepositoryError
+from copilotlab.carrier import Carrier
+from copilotlab.charts import Chart, ChartNotFound, ChartRepository, RepositoryError
 from copilotlab.clock import Clock, SystemClock
-from copilotlab.coordinator import Coordinator
+from copilotlab.coordinator import Coordinator, Need
+from copilotlab.details import Details
 from copilotlab.embedding import Embedder
+from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.policy import Policy
-from copilotlab.store import Matches, Record, VectorStore
+from copilotlab.policy import Policy, check_policy
+from copilotlab.replica import Admission, Replica
+from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 
-LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
 MAX_QUERY_LENGTH = 2_000
 
 _FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
@@ -50,7 +51,7 @@ class UpdateResult(NamedTuple):
     """What became of one change.
 
     outcome: "published" (embedded here, the other nodes told), "local" (embedded here, Redis is away), "deferred" (a
-    batch will do it) or "unchanged"; revision: the repository's, for this chart.
+    batch will do it, or the node that has claimed it) or "unchanged"; revision: the repository's, for this chart.
     """
 
     outcome: Literal["published", "local", "deferred", "unchanged"]
@@ -63,10 +64,12 @@ class Node:
     charts: the repository, shared by all nodes. embedder: text to vectors; all nodes of a cluster use the same model.
     redis: a URL (redis://, rediss://, unix://), a redis-py client, or a `Carrier`; redis://127.0.0.1:6379/0 by default.
     policy: `Policy()` by default. node_id: a random one by default. namespace: "" by default; see `Coordinator`.
-    clock: the system's by default.
+    clock: the system's by default. exact_limit: up to so many charts (20,000) a search compares the query with each of
+    them; above, a graph is built in the background, which costs a core for a minute per 100,000 charts.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
-    hears nothing of the others. Raises ValueError for a wrong URL, name or policy, before it connects to anything.
+    hears nothing of the others. Raises ValueError for a wrong URL, name, policy or exact_limit, before it
+    connects to anything.
     """
 
     def __init__(
@@ -79,45 +82,64 @@ class Node:
         node_id: str | None = None,
         namespace: str = "",
         clock: Clock | None = None,
+        exact_limit: int = EXACT_LIMIT,
     ) -> None:
         if not isinstance(charts, ChartRepository):
             raise TypeError(f"charts={charts!r}: expected a ChartRepository, as in ChartRepository.from_frame(...)")
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
+        check_policy(policy)
         self.charts = charts
-        self.embedder = embedder
         self.policy = policy or Policy()
         self.node_id = node_id if node_id is not None else uuid.uuid4().hex[:8]
         self.clock = clock or SystemClock()
         self.journal = Journal(self.node_id, self.clock)
         self.counters = Metrics()
-        self.store = VectorStore(embedder.dim, ordered=self.policy.ordered)
-        self.coordinator = Coordinator(
+        self._namespace = namespace
+        self._exact_limit = exact_limit
+        self._replica = self._make_replica(embedder, redis)
+        self._successor: Replica | None = None  # the next model's, while it is built
+        self._switching = threading.Lock()
+        self._details = Details(charts, self.journal, self.counters)
+        self._query_vector = lru_cache(maxsize=256)(_embed_query)
+        self._stopping = threading.Event()
+
+    def _make_replica(
+        self, embedder: Embedder, redis: str | redis_py.Redis | redis_py.RedisCluster | Carrier
+    ) -> Replica:
+        return Replica(
+            self.charts,
+            embedder,
             redis,
-            node_id=self.node_id,
-            fingerprint=embedder.fingerprint,
-            dim=embedder.dim,
             policy=self.policy,
-            namespace=namespace,
+            node_id=self.node_id,
+            namespace=self._namespace,
             clock=self.clock,
             journal=self.journal,
-            metrics=self.counters,
+            counters=self.counters,
+            exact_limit=self._exact_limit,
         )
-        self._batch: Batch | None = None
-        self._batch_lock = threading.Lock()
-        self._heard: _Heard | None = None
-        self._owes_rebuild_since: float | None = None
-        self._awaited_revision = 0
-        self._next_try = self._next_ping = self.clock.now()
-        self._next_sync = self.clock.now() + self.policy.sync_interval
-        self._last_sync: float | None = None
-        self._details: dict[int, tuple[int, Chart]] = {}
-        self._query_vector = lru_cache(maxsize=256)(self._embed_query)
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model that this node answers with."""
+        return self._replica.embedder
+
+    @property
+    def store(self) -> VectorStore:
+        """The vectors that this node answers from."""
+        return self._replica.store
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """This node's side of Redis."""
+        return self._replica.coordinator
 
     # --- life -------------------------------------------------------------------------------------------------
+
+    def connect(self) -> bool:
+        """Connect now, without threads, for whoever drives the node by its steps; False if Redis is away."""
+        return self._replica.connect()
 
     def start(self) -> Self:
         """Connect, listen and work in the background.
@@ -127,16 +149,11 @@ class Node:
         """
         if self._stopping.is_set():
             raise RuntimeError(f"node {self.node_id!r} was stopped; make a new Node, it costs nothing to share charts")
-        if self._threads:
+        if self.running:
             return self
-        self.coordinator.connect()
-        self._threads = [
-            threading.Thread(target=self._listen_on, name=f"copilotlab-{self.node_id}-listen", daemon=True),
-            threading.Thread(target=self._work_on, name=f"copilotlab-{self.node_id}-work", daemon=True),
-        ]
+        self._replica.connect()
         self.journal.note("started", self.coordinator.address)
-        for thread in self._threads:
-            thread.start()
+        self._replica.start()
         return self
 
     def stop(self) -> None:
@@ -144,25 +161,32 @@ class Node:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._wake.set()
-        for thread in self._threads:
-            thread.join()
-        if self._batch is not None:
-            self._batch.cancel()
-            self._advance()
-        self.coordinator.close()
+        for replica in self._replicas():
+            replica.stop()
         self.journal.note("stopped")
 
     @property
     def running(self) -> bool:
         """Whether the background threads are at work."""
-        return bool(self._threads) and not self._stopping.is_set() and all(t.is_alive() for t in self._threads)
+        return self._replica.running
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def listen(self, timeout: float = 0.0) -> bool:
+        """One step of listening, for whoever drives the node; see `Replica.listen`."""
+        return any([replica.listen(timeout) for replica in self._replicas()])
+
+    def work(self) -> bool:
+        """One step of work, for whoever drives the node; see `Replica.work`."""
+        return any([replica.work() for replica in self._replicas()])
+
+    def _replicas(self) -> list[Replica]:
+        successor = self._successor
+        return [self._replica] if successor is None else [self._replica, successor]
 
     # --- changes ----------------------------------------------------------------------------------------------
 
@@ -176,34 +200,40 @@ class Node:
         """
         if not isinstance(chart, Chart):
             raise TypeError(f"update_chart({chart!r}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
-        held = self.store.get(chart.chart_id)
-        if held is not None and self.charts.get_many([chart.chart_id]).get(chart.chart_id) == (
-            chart.chart_id,
-            held.revision,
-            chart,
-        ):
-            return UpdateResult("unchanged", held.revision)
-        if self._defer():
-            return self._deferred(self.charts.save(chart))
-        vector = self._vector_of(chart)
-        revision = self.charts.save(chart)
-        return self._spread(Change(chart.chart_id, revision, chart), vector)
+        replica = self._replica  # one and the same all along: a switch of models may come in between
+        known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
+        if known is not None and known.chart == chart and replica.store.revision(chart.chart_id) == known.revision:
+            return UpdateResult("unchanged", known.revision)
+        # Saving what is saved already gives no new revision: another node may have sent these very words a moment ago.
+        revision = 1 if known is None else known.revision + (known.chart != chart)
+        need = Need(chart.chart_id, chart.content_hash, revision)
+        if (admission := replica.admit(need)) in ("deferred", "claimed"):
+            return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart))
+        vector = self._vector_of(replica, chart, need)
+        try:
+            revision = self.charts.save(chart)
+        except RepositoryError:
+            replica.disclaim(need)
+            raise
+        return self._spread(replica, chart, revision, vector)
 
     def chart_changed(self, chart_id: int) -> UpdateResult:
         """The chart was saved or deleted elsewhere: read it, and do what `update_chart` or `delete_chart` would.
 
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
+        replica = self._replica
         change = self.charts.get_many([chart_id]).get(chart_id)
         if change is None:
             raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
         if change.chart is None:
             return self._spread_deletion(chart_id, change.revision)
-        if self.store.revision(chart_id) == change.revision:
+        if (replica.store.revision(chart_id) or 0) >= change.revision:
             return UpdateResult("unchanged", change.revision)
-        if self._defer():
-            return self._deferred(change.revision)
-        return self._spread(change, self._vector_of(change.chart))
+        need = Need(chart_id, change.chart.content_hash, change.revision)
+        if (admission := replica.admit(need)) in ("deferred", "claimed"):
+            return self._deferred(replica, admission, chart_id, change.revision)
+        return self._spread(replica, change.chart, change.revision, self._vector_of(replica, change.chart, need))
 
     def delete_chart(self, chart_id: int) -> UpdateResult:
         """Delete the chart from the repository, from this node, and tell the other nodes.
@@ -212,57 +242,41 @@ class Node:
         """
         return self._spread_deletion(chart_id, self.charts.delete(chart_id))
 
-    def _defer(self) -> bool:
-        """Whether a batch will do this change: one is in progress, or, after an outage, this call starts it."""
+    def _vector_of(self, replica: Replica, chart: Chart, need: Need) -> np.ndarray:
+        failed = True
         try:
-            flags = self.coordinator.flags()
-        except CarrierAway:
-            return False
-        if flags.batch_holder is not None:
-            return True
-        # The batch that the written design starts here reads the repository at its first step, after this change
-        # was saved: that step is taken by the worker, or by whoever drives the node.
-        return flags.was_down and self._begin("rebuild") is not None
-
-    def _deferred(self, revision: int) -> UpdateResult:
-        self.counters.count("deferred")
-        if self.policy.pick_up_deferred:
-            self._awaited_revision = max(self._awaited_revision, revision)
-        self._wake.set()
-        return UpdateResult("deferred", revision)
-
-    def _vector_of(self, chart: Chart) -> np.ndarray:
-        held = self.store.get(chart.chart_id)
-        if held is not None and held.content_hash == chart.content_hash:
-            return held.vector
-        vector: np.ndarray = self.embedder.embed([chart.text])[0]
-        self.counters.count("embeddings")
+            vector = replica.vector_of(chart)
+            failed = False
+        finally:
+            if failed:
+                replica.disclaim(need)
         return vector
 
-    def _spread(self, change: Change, vector: np.ndarray) -> UpdateResult:
-        assert change.chart is not None
-        record = Record.of(change.chart_id, change.revision, change.chart.content_hash, vector)
-        self.store.put(record)
-        self._details[change.chart_id] = (change.revision, change.chart)
-        return self._tell(events.ChartUpdated(*self._signed, events.pack(record)), change.revision)
+    def _deferred(self, replica: Replica, admission: Admission, chart_id: int, revision: int) -> UpdateResult:
+        # How it was when it was left, and not how it is: the batch may have ended while the chart was saved.
+        self.counters.count("deferred")
+        replica.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
+        self._follow(replica, chart_id, revision)
+        return UpdateResult("deferred", revision)
+
+    def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray) -> UpdateResult:
+        self._details.note(chart, revision)
+        told = replica.spread(chart, revision, vector)
+        self._follow(replica, chart.chart_id, revision)
+        if replica is not self._replica:
+            return UpdateResult("deferred", revision)  # the model was switched meanwhile: a batch makes the new vector
+        return UpdateResult("published" if told else "local", revision)
 
     def _spread_deletion(self, chart_id: int, revision: int) -> UpdateResult:
-        self.store.remove(chart_id, revision)
-        self._details.pop(chart_id, None)
-        return self._tell(events.ChartDeleted(*self._signed, chart_id, revision), revision)
+        told = [replica.spread_deletion(chart_id, revision) for replica in self._replicas()]
+        self._details.forget(chart_id)
+        return UpdateResult("published" if told[0] else "local", revision)
 
-    def _tell(self, event: events.Event, revision: int) -> UpdateResult:
-        try:
-            self.coordinator.publish(event)
-        except CarrierAway:
-            self._owe_rebuild()
-            self.counters.count("local")
-            return UpdateResult("local", revision)
-        return UpdateResult("published", revision)
-
-    @property
-    def _signed(self) -> tuple[str, str]:
-        return self.node_id, self.embedder.fingerprint
+    def _follow(self, replica: Replica, chart_id: int, revision: int) -> None:
+        """The next model's vectors follow a change too, while they are built, or if they have just taken over."""
+        for other in self._replicas():
+            if other is not replica:
+                other.defer(chart_id, revision)
 
     # --- search -----------------------------------------------------------------------------------------------
 
@@ -274,8 +288,9 @@ class Node:
         dimensions, measures, tags, description. Raises ValueError for an empty or overlong query or k < 1.
         """
         self.counters.count("searches")
-        vector = self._query_vector(_question(query))
-        return self._described(self.store.search(vector, k, chart_ids))
+        replica = self._replica  # whose model embeds the query is whose store is asked, also while the model changes
+        vector = self._query_vector(replica.embedder, _question(query))
+        return self._described(replica.store.search(vector, k, chart_ids))
 
     def search_many(
         self, queries: Sequence[str], k: int = 10, *, chart_ids: Collection[int] | None = None
@@ -285,20 +300,17 @@ class Node:
             raise TypeError("search_many takes a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
         self.counters.count("searches", len(questions))
-        found = self.store.search_many(self.embedder.embed(questions), k, chart_ids) if questions else []
+        replica = self._replica
+        found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids) if questions else []
         frames = [
             self._described(matches).select(pl.lit(question).alias("query"), pl.all())
             for question, matches in zip(questions, found, strict=True)
         ]
         return pl.concat(frames) if frames else pl.DataFrame(schema={"query": pl.String, **_FOUND})
 
-    def _embed_query(self, query: str) -> np.ndarray:
-        vector: np.ndarray = self.embedder.embed([query])[0]
-        return vector
-
     def _described(self, matches: Matches) -> pl.DataFrame:
         chart_ids = matches.chart_ids.tolist()
-        known = self._describe(chart_ids)
+        known = self._details.of({chart_id: self.store.revision(chart_id) or 0 for chart_id in chart_ids})
         charts = [known.get(chart_id) for chart_id in chart_ids]
         columns = {
             name: [None if chart is None else _cell(getattr(chart, name)) for chart in charts]
@@ -309,54 +321,34 @@ class Node:
             schema=_FOUND,
         )
 
-    def _describe(self, chart_ids: Sequence[int]) -> dict[int, Chart]:
-        """Titles and the like, from memory; read from the repository where this node has not seen that revision."""
-        known: dict[int, Chart] = {}
-        unread = []
-        for chart_id in chart_ids:
-            details = self._details.get(chart_id)
-            if details is not None:
-                known[chart_id] = details[1]
-            if details is None or details[0] < (self.store.revision(chart_id) or 0):
-                unread.append(chart_id)
-        if unread:
-            try:
-                changes = self.charts.get_many(unread)
-            except RepositoryError as error:
-                self.counters.count("details_missing", len(unread))
-                self.journal.warn_once("details_missing", f"the repository does not answer: {error}")
-                return known
-            for chart_id, revision, chart in changes.values():
-                if chart is not None:
-                    known[chart_id] = chart
-                    self._details[chart_id] = (revision, chart)
-        return known
-
     # --- batches ----------------------------------------------------------------------------------------------
 
     def rebuild(self, *, progress: bool = False) -> BatchResult:
         """Bring the whole catalogue into this node and, unless Redis is away, into all others; wait for the end.
 
-        progress: a bar. Ctrl-C cancels the batch and gives the flag back. What the model or the repository raised in
-        the batch is raised here. While another node is at it: "deferred", and nothing was done.
+        progress: a bar. Ctrl-C cancels the batch and gives the lease back. What the model or the repository raised in
+        the batch is raised here. While another node is at it: "deferred", and nothing was done. On a node that was
+        stopped: "cancelled".
         """
         return self._run("rebuild", progress=progress)
 
     def sync(self, *, progress: bool = False) -> BatchResult:
-        """The scheduled sync, now: replace what this node holds by what the repository holds.
+        """The scheduled sync, now: see to it that this node holds what the repository holds.
 
-        As written, it fills only the node that runs it, and is left out ("deferred") while a batch is in progress.
+        With `reconcile`, only what differs is fetched from other nodes, or, where none has it, embedded for all, as in
+        `rebuild`. As written, it replaces all that this node holds, fills only this node, and is left out ("deferred")
+        while a batch is in progress.
         """
-        return self._run("sync", progress=progress)
+        return self._run("rebuild" if self.policy.reconcile else "sync", progress=progress)
 
     def _run(self, kind: Kind, *, progress: bool) -> BatchResult:
-        with self._batch_lock:
-            batch = self._batch
+        batch = self._replica.batch
         if batch is None or batch.kind != kind:
-            batch = self._begin(kind, without_redis=True)
-        if batch is None:
-            return BatchResult("deferred")
-        self._wake.set()
+            # A node without threads hears nobody while this call drives the batch, so it asks nobody either.
+            batch = self._replica.begin(kind, without_redis=True, ask_peers=self.running) or self._replica.batch
+        if batch is None or batch.kind != kind:  # another's; what this node's own thread began just now is waited for
+            return BatchResult("cancelled" if self._stopping.is_set() else "deferred")
+        self._replica.wake()
         self._await(batch, progress)
         if batch.error is not None:
             raise batch.error
@@ -369,226 +361,117 @@ class Node:
         bar = tqdm(total=0, desc=f"{batch.kind} by {self.node_id}", unit="chart", disable=None if progress else True)
         try:
             while not batch.finished.is_set():
-                if self.running:
-                    batch.finished.wait(0.1)
+                if self._replica.driven:
+                    self._replica.advance()
                 else:
-                    self._advance()
+                    batch.finished.wait(0.1)
                 bar.total = batch.total
                 bar.update(batch.done - bar.n)
         except KeyboardInterrupt:
             batch.cancel()
-            self._wake.set()
+            self._replica.wake()
             raise
         finally:
             bar.close()
 
-    def _begin(self, kind: Kind, *, without_redis: bool = False) -> Batch | None:
-        """A new batch under the batch flag; None if another has it, or, unless told otherwise, Redis is away."""
-        with self._batch_lock:
-            if self._batch is not None:
-                return None
-            try:
-                if not self.coordinator.take_lease():
-                    return None
-                leased = True
-            except CarrierAway:
-                if not without_redis:
-                    return None
-                leased = False
-            self._batch = Batch(
-                kind,
-                leased=leased,
-                charts=self.charts,
-                embedder=self.embedder,
-                store=self.store,
-                coordinator=self.coordinator,
-                policy=self.policy,
-                clock=self.clock,
-            )
-            self.journal.note(f"{kind}_started", "" if leased else "for this node only: Redis is away")
-            return self._batch
+    # --- another model ----------------------------------------------------------------------------------------
 
-    def _advance(self) -> bool:
-        """One step of this node's batch; whether there was one."""
-        batch = self._batch
-        if batch is None:
-            return False
-        embedded = batch.embedded
-        try:
-            batch.advance()
-        except Exception as error:  # noqa: BLE001 - the model and the database are foreign code; whoever waits gets it
-            batch.error = error
-            self.journal.note(f"{batch.kind}_failed", repr(error), level=logging.ERROR)
-        self.counters.count("embeddings", batch.embedded - embedded)
-        if batch.finished.is_set():
-            self._conclude(batch)
-        return True
+    def switch_model(self, embedder: Embedder, *, progress: bool = False) -> None:
+        """Answer with the vectors of another model, once this node has all of them; until then nothing changes.
 
-    def _conclude(self, batch: Batch) -> None:
-        result = batch.result
-        with self._batch_lock:
-            self._batch = None
-        self.counters.count("batches")
-        if result.outcome == "published":
-            self._settle(batch.started, batch.revision)
-        elif result.outcome == "local" and batch.kind == "rebuild":
-            self._owe_rebuild()
-        if result.outcome in ("published", "local"):
-            self._last_sync = self.clock.now()
-        self._next_try = self.clock.now() + self.policy.probe_interval
-        self.journal.note(
-            f"{batch.kind}_ended",
-            f"{result.outcome}: {result.charts} charts, {result.embedded} embedded, {result.removed} removed",
-            level=logging.INFO,
-        )
-
-    # --- what is owed -----------------------------------------------------------------------------------------
-    #
-    # Pub/sub reaches only who is there. So a node that was away, or that changed something while Redis was away,
-    # owes the cluster a rebuild, until one has run that began after that: its own, or another's that it heard whole.
-    # And a node that left a change to a batch awaits the end of one that read so far; if the batch died, its lease
-    # runs out, and the node does it.
-
-    def _owe_rebuild(self) -> None:
-        if self.policy.rebuild_at_reconnect:
-            self._owes_rebuild_since = self.clock.now()
-
-    def _settle(self, began: float, revision: int) -> None:
-        if self._owes_rebuild_since is not None and began >= self._owes_rebuild_since:
-            self._owes_rebuild_since = None
-        if revision >= self._awaited_revision:
-            self._awaited_revision = 0
-
-    @property
-    def _needs_rebuild(self) -> bool:
-        return self._owes_rebuild_since is not None or self._awaited_revision > 0
-
-    # --- steps ------------------------------------------------------------------------------------------------
-
-    def listen(self, timeout: float = 0.0) -> bool:
-        """One step of listening: apply one event, or, while Redis is away, look whether it is back.
-
-        Waits at most ``timeout`` seconds for an event; True if something happened.
+        The second set of vectors is built beside the first: fetched from nodes that have switched, or embedded once, by
+        one node under the lease. Changes go into both. The nodes of a cluster switch one after the other or all at
+        once; those of either model follow each other meanwhile, and never mix.
+        progress: a bar. Ctrl-C drops the second set. Raises TypeError for what is no Embedder, RuntimeError if a switch
+        is under way or the node is not running, and what the model or the repository raised while embedding.
         """
-        if not self.coordinator.connected:
-            if not self.coordinator.probe():
-                return False
-            self._owe_rebuild()
-            self._heard = None
-            self._wake.set()
-            return True
+        if not isinstance(embedder, Embedder):
+            raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
+        if embedder.fingerprint == self.embedder.fingerprint:
+            return
+        with self._switching:
+            if self._successor is not None or not self.running:
+                raise RuntimeError(
+                    f"node {self.node_id!r} {'is switching its model' if self._successor else 'is not running'}: "
+                    "switch_model works on a running node, once at a time"
+                )
+            self._successor = successor = self._make_replica(embedder, self.coordinator.another_carrier())
         try:
-            event = self.coordinator.receive(timeout)
-        except CarrierAway:
-            return True
-        if event is None:
-            return False
-        self._apply(event)
-        return True
+            successor.connect()
+            successor.start()
+            self._await_complete(successor, progress=progress)
+            former, self._replica = self._replica, successor
+            self._query_vector.cache_clear()
+        finally:
+            self._successor = None
+            if self._replica is not successor:
+                successor.stop()
+        self.journal.note("model_switched", embedder.fingerprint, level=logging.INFO)
+        former.stop()
 
-    def work(self) -> bool:
-        """One step of work: a chunk of this node's batch, or what is due (a ping, a rebuild owed, the scheduled sync).
+    def wait_complete(self, timeout: float | None = None, *, progress: bool = False) -> None:
+        """Wait until this node holds all that the repository holds, by whomever it was embedded.
 
-        True if there may be more to do at once.
+        timeout: seconds; None waits for as long as it takes. progress: a bar. Raises TimeoutError, which says how much
+        is missing, RuntimeError if the node is not running, and what its last batch has failed with.
         """
-        if self._advance():
-            return True
-        now = self.clock.now()
-        if self.coordinator.connected and now >= self._next_ping:
-            self._next_ping = now + self.policy.probe_interval
-            self.coordinator.ping()
-        if self._needs_rebuild and self.coordinator.connected and now >= self._next_try:
-            self._next_try = now + self.policy.probe_interval
-            return self._begin("rebuild") is not None
-        if now >= self._next_sync:
-            self._next_sync = now + self.policy.sync_interval
-            return self._begin("sync") is not None
-        return False
+        self._await_complete(self._replica, progress=progress, timeout=timeout)
 
-    def _apply(self, event: events.Event) -> None:
-        match event:
-            case events.ChartUpdated():
-                self._take(self.coordinator.records([event.record]))
-            case events.ChartDeleted():
-                self.counters.count("applied", self.store.remove(event.chart_id, event.revision))
-                self._details.pop(event.chart_id, None)
-            case events.BatchStarted():
-                self._heard = _Heard(event.source, event.batch, self.clock.now())
-            case events.BatchChunk():
-                records = self.coordinator.records(event.records)
-                self._take(records)
-                if self._heard is not None and self._heard.batch == event.batch:
-                    self._heard.records += len(records)
-            case events.BatchFinished():
-                self._finish_heard(event)
+    def _await_complete(self, replica: Replica, *, progress: bool, timeout: float | None = None) -> None:
+        from tqdm.auto import tqdm
 
-    def _take(self, records: list[Record]) -> None:
-        taken = self.store.put_many(records)
-        self.counters.count("applied", taken)
-        if taken == len(records) or not self.policy.ordered:
-            return
-        # The same text embedded in another batch differs in its last bits. Where two vectors of one revision meet, the
-        # larger hash wins everywhere: so whoever holds the larger one says so.
-        for record in records:
-            held = self.store.get(record.chart_id)
-            if held is None or held.revision != record.revision or held.vector_hash <= record.vector_hash:
-                continue
-            try:
-                self.coordinator.publish(events.ChartUpdated(*self._signed, events.pack(held)))
-            except CarrierAway:
-                self._owe_rebuild()
-                return
-
-    def _finish_heard(self, event: events.BatchFinished) -> None:
-        try:
-            chart_ids = events.unpack_ids(event.chart_ids)
-        except events.EventRejected as error:
-            self.coordinator.reject(error)
-            return
-        heard, self._heard = self._heard, None
-        whole = heard is not None and heard.batch == event.batch and heard.records == event.total
-        if self.policy.ordered:
-            removed = self.store.retain(chart_ids, event.revision)
-            self.counters.count("applied", len(removed))
-            for chart_id in removed:
-                self._details.pop(chart_id, None)
-        self.journal.note("batch_heard", f"from {event.source}: {event.total} records{'' if whole else ', with gaps'}")
-        if whole and heard is not None:
-            self._settle(heard.since, event.revision)
-
-    # --- threads ----------------------------------------------------------------------------------------------
-
-    def _listen_on(self) -> None:
-        while not self._stopping.is_set():
-            if not self.listen(LISTEN_SECONDS) and not self.coordinator.connected:
-                self._stopping.wait(min(LISTEN_SECONDS, self.policy.probe_interval / 4))
-
-    def _work_on(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            if not self.work():
-                self._wake.wait(self.policy.probe_interval)
+        label = f"{replica.embedder.name} on {self.node_id}"
+        until = None if timeout is None else time.monotonic() + timeout
+        with tqdm(total=len(self.charts), desc=label, unit="chart", disable=None if progress else True) as bar:
+            while not (replica.has_read and replica.complete_to >= self.charts.revision):
+                if not replica.running or self._stopping.is_set():
+                    raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
+                if until is not None and time.monotonic() >= until:
+                    raise TimeoutError(f"{label} lacks {replica.lag} charts after {timeout:g} s")
+                if replica.failure is not None:
+                    raise replica.failure
+                if replica is not self._replica and not replica.coordinator.connected and replica.batch is None:
+                    # Redis is away: there is nobody to fetch from, and nobody who could be at it too.
+                    replica.begin("rebuild", without_redis=True)
+                    replica.wake()
+                self._stopping.wait(0.02)
+                bar.update(len(replica.store) - bar.n)
 
     # --- to look at -------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
         """How this node is now: who, how many charts, digest, connection, batch, what it owes; plain values only."""
-        batch = self._batch
+        replica, coordinator = self._replica, self.coordinator
+        batch, successor = replica.batch, self._successor
         return {
             "node": self.node_id,
-            "state": "running" if self.running else "stopped" if self._stopping.is_set() else "not started",
+            "state": self._state(),
             "charts": len(self.store),
             "digest": self.store.digest,
+            "complete_to": replica.complete_to,
+            "lag": replica.lag,
             "model": self.embedder.fingerprint,
-            "redis": "connected" if self.coordinator.connected else "away",
-            "redis_address": self.coordinator.address,
-            "redis_reason": self.coordinator.reason,
-            "away_for": self.coordinator.away_for,
+            "next_model": "" if successor is None else successor.embedder.fingerprint,
+            "redis": "connected" if coordinator.connected else "away",
+            "redis_address": coordinator.address,
+            "redis_reason": coordinator.reason,
+            "away_for": coordinator.away_for,
             "batch": "" if batch is None else f"{batch.kind} {batch.done}/{batch.total}",
-            "owes_rebuild": self._needs_rebuild,
-            "last_sync_age": None if self._last_sync is None else self.clock.now() - self._last_sync,
+            "lease": "held" if batch is not None and batch.lease is not None else "",
+            "epoch": coordinator.epoch,
+            "peers": len(replica.peers.alive(self.clock.now())),
+            "reconciling": replica.transfers.peer,
+            "owes_rebuild": replica.owes,
+            "last_sync_age": None if replica.last_sync is None else self.clock.now() - replica.last_sync,
             "index": self.store.index_state,
         }
+
+    def _state(self) -> str:
+        if self._stopping.is_set():
+            return "stopped"
+        if self._replica.driven:
+            return "not started"
+        return "running" if self.running else "failed"
 
     def metrics(self) -> dict[str, float]:
         """Counters since the node was made, and gauges: charts, bytes of vectors, connected (1 or 0)."""
@@ -607,22 +490,23 @@ class Node:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
-            for key, value in self.status().items()
-        )
-        return f"<table>{rows}</table>"
+        status = self.status()
+        redis, digest, lag = status["redis"], str(status["digest"])[:8], self._replica.lag
+        facts = {
+            "Charts": f"{len(self.store):,}, digest {digest}" + (f", {lag:,} behind the repository" if lag else ""),
+            "Model": " → ".join(filter(None, [self.embedder.fingerprint, str(status["next_model"])])),
+            "Redis": ", ".join(filter(None, [str(redis), str(status["redis_address"]), str(status["redis_reason"])])),
+            "Batch": f"{status['batch'] or '—'}{', holds the lease' if status['lease'] else ''}",
+            "Peers": status["peers"],
+        }
+        well = status["state"] == "running" and redis == "connected" and not lag
+        heading = f"Node {self.node_id}: {status['state']}"
+        return card(heading, facts, colour=GOOD if well else DOUBTFUL)
 
 
-class _Heard:
-    """Another node's batch, as far as it was heard."""
-
-    def __init__(self, source: str, batch: str, since: float) -> None:
-        self.source = source
-        self.batch = batch
-        self.since = since
-        self.records = 0
+def _embed_query(embedder: Embedder, query: str) -> np.ndarray:
+    vector: np.ndarray = embedder.embed([query])[0]
+    return vector
 
 
 def _question(query: str) -> str:

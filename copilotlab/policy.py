@@ -18,10 +18,24 @@ class Policy:
                        end of a rebuild removes only what is older than itself; off: the last writer wins
     pick_up_deferred   a batch also takes what is saved while it runs, and a node that left a change to one sees to it
                        that one did it; off: such a change is lost until the next sync
-    rebuild_at_reconnect  a node that comes back from an outage starts the rebuild; off: the next edit does
+    rebuild_at_reconnect  after an outage a node starts the rebuild by itself; off: the next edit does
     reuse_vectors      a batch embeds only text that this node holds no vector of; off: it embeds everything
+    renew_lease        the holder renews its lease with every chunk; off: a long batch outlives its lease
+    fenced             a lease has an epoch: its holder stops once another has it, deletes only its own, and what it
+                       still says is dropped; off: it goes on and deletes whosever lease there is
+    tell_blips         the server's generation tells a blink (this node catches up) from a lost memory (one rebuild for
+                       all); off: whoever was cut off marks the whole cluster for a rebuild
+    reconcile          nodes notice what they missed (sequence numbers, heartbeats, the repository's revision) and pull
+                       just that from a peer; bulk goes where it is read at the reader's pace; off: at most once
+    claim              who embeds a change claims it first, so that a change told to three nodes is embedded once; off:
+                       each of them embeds it
     redis_timeout      the longest that one call waits for Redis (0.25)
     probe_interval     between two looks at Redis, connected or away (0.5)
+    heartbeat_interval between two heartbeats of a node (1.0)
+    claim_timeout      how long a claim lasts, if whoever made it dies (10.0)
+    adopt_after        a change that the repository has, and that no node sent for so long, is embedded by another:
+                       whoever saved it died, or is cut off, or is no node at all (30.0)
+    bulk_ttl           how long what was put into Redis for others to fetch stays there (120.0)
     chunk_size         charts in one step of a batch, and in one of its events (64)
 
     Raises ValueError for a value that makes no sense, naming the field.
@@ -33,8 +47,17 @@ class Policy:
     pick_up_deferred: bool = True
     rebuild_at_reconnect: bool = True
     reuse_vectors: bool = True
+    renew_lease: bool = True
+    fenced: bool = True
+    tell_blips: bool = True
+    reconcile: bool = True
+    claim: bool = True
     redis_timeout: float = 0.25
     probe_interval: float = 0.5
+    heartbeat_interval: float = 1.0
+    claim_timeout: float = 10.0
+    adopt_after: float = 30.0
+    bulk_ttl: float = 120.0
     chunk_size: int = 64
 
     def __post_init__(self) -> None:
@@ -57,8 +80,22 @@ class Policy:
 
         Source: the seed document, "Chart Update Workflow" and its three services.
         """
-        written = dict.fromkeys(("ordered", "pick_up_deferred", "rebuild_at_reconnect", "reuse_vectors"), False)
+        written = dict.fromkeys(cls.remedies(), False)
         return cls(**{**written, **changes})  # type: ignore[arg-type]
+
+    @classmethod
+    def remedies(cls) -> tuple[str, ...]:
+        """The names of the switches: each is one hole of the written design and what mends it."""
+        return tuple(field.name for field in fields(cls) if field.type == "bool")
+
+    @property
+    def rejoin_grace(self) -> float:
+        """Seconds that nodes may take to be back after an outage: what they embedded is handed over by then.
+
+        At most half of `batch_timeout`: a lease has to outlast the wait for them.
+        """
+        back_by = 2 * (self.probe_interval + self.redis_timeout) + self.heartbeat_interval
+        return min(back_by, self.batch_timeout / 2)
 
     def __repr__(self) -> str:
         default = {field.name: field.default for field in fields(self)}
@@ -66,3 +103,9 @@ class Policy:
             f"{name}={getattr(self, name)!r}" for name in default if getattr(self, name) != default[name]
         )
         return f"Policy({differs})"
+
+
+def check_policy(policy: object) -> None:
+    """TypeError for what is neither a `Policy` nor None."""
+    if policy is not None and not isinstance(policy, Policy):
+        raise TypeError(f"policy={policy!r}: expected a Policy, as in Policy(batch_timeout=60) or Policy.seed()")

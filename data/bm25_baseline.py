@@ -2,8 +2,8 @@
 
     python data/bm25_baseline.py         prints the table of data/README.md
 
-A chart's text is its title, description, tags and source; English stop words are left out (bm25s). The
-figures are ir-measures'. nDCG counts both grades. RR and R count charts of grade 1 and 2 alike, as is usual;
+BM25 reads what the models read, `Chart.text`; English stop words are left out (bm25s). The figures are
+ir-measures'. nDCG counts both grades. RR and R count charts of grade 1 and 2 alike, as is usual;
 with (rel=2) they count only charts that answer fully.
 """
 
@@ -15,15 +15,14 @@ import polars as pl
 from ir_measures import RR, Qrel, R, ScoredDoc, nDCG
 from make_catalogue import KINDS, SPLITS, Catalogue, read
 
+from copilotlab import Chart
+
 MEASURES = (nDCG @ 10, RR @ 10, R @ 10, RR(rel=2) @ 10, R(rel=2) @ 10)
 
 
 def rank(charts: pl.DataFrame, questions: pl.DataFrame, k: int = 10) -> pl.DataFrame:
     """The k best charts for each question: query_id, chart_id, score, best first."""
-    texts = [
-        " ".join((row["title"], row["description"], *row["tags"], row["source"]))
-        for row in charts.iter_rows(named=True)
-    ]
+    texts = [Chart(**row).text for row in charts.iter_rows(named=True)]
     index = bm25s.BM25()
     index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
     words = bm25s.tokenize(questions["text"].to_list(), stopwords="en", show_progress=False)

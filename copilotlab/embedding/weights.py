@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +19,14 @@ def package_folder(module: str) -> Path | None:
 
 def digest(files: Iterable[Path]) -> str:
     """16 hexadecimal digits that change when any of the files does; names and folders do not count."""
+    stamps = [(path, path.stat()) for path in files]
+    return _digest(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stamps))
+
+
+@lru_cache(maxsize=64)  # weights are read once a process, unless they change
+def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
     whole = hashlib.blake2b(digest_size=8)
-    for path in files:
+    for path, _, _ in stamped:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, hashlib.blake2b).digest())
     return whole.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from pathlib import Path
 from typing import Self
@@ -12,11 +11,15 @@ import polars as pl
 from copilotlab.charts import ChartRepository
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.proxy import FaultProxy
+from copilotlab.lab.frozen import FreezableClock
+from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
+from copilotlab.lab.summary import summary_html
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
-from copilotlab.policy import Policy
+from copilotlab.policy import Policy, check_policy
+from copilotlab.store import EXACT_LIMIT
+from copilotlab.store.records import as_integer
 
 POLL_SECONDS = 0.005
 
@@ -35,10 +38,10 @@ class Lab:
     nodes: how many to start, 4 by default. model: a name for `load_embedder`, or an Embedder; "minilm" by default.
     charts: a ChartRepository, or a frame or file to make one in memory; an empty one by default.
     policy: for all nodes; `Policy()` by default. redis: a LocalRedis to use (it is then yours to stop); by default
-    the lab starts one for itself.
+    the lab starts one for itself. exact_limit: of every node, see `Node`.
 
     Use it as a context manager, or call `start` and `close`. `nodes` are ordinary `Node` objects.
-    Raises ValueError for less than one node.
+    Raises ValueError for less than one node, or a wrong exact_limit.
     """
 
     def __init__(
@@ -49,9 +52,13 @@ class Lab:
         policy: Policy | None = None,
         *,
         redis: LocalRedis | None = None,
+        exact_limit: int = EXACT_LIMIT,
     ) -> None:
         if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= 64:
             raise ValueError(f"Lab(nodes={nodes!r}): expected a whole number from 1 to 64")
+        if not isinstance(model, str | Embedder):
+            raise TypeError(f"Lab(model={model!r}): expected the name of a model, or an Embedder")
+        check_policy(policy)
         self.embedder = load_embedder(model) if isinstance(model, str) else model
         if isinstance(charts, ChartRepository):
             self.charts = charts
@@ -61,39 +68,60 @@ class Lab:
         self.redis = redis if redis is not None else LocalRedis()
         self.nodes: list[Node] = []
         self.proxies: list[FaultProxy] = []
+        self._clocks: list[FreezableClock] = []
         self._owns_redis = redis is None
+        self._exact_limit = as_integer("exact_limit", exact_limit)
         self._size = nodes
         self._clock = SystemClock()
         self._faults = Journal("lab", self._clock)
         self._started: float | None = None
+        self._closed = False
 
     def start(self, *, progress: bool = False) -> Self:
         """Start the server and the nodes, and, if there are charts, bring them into every node.
 
         progress: a bar while the charts are embedded.
         """
+        self._must_be_open()
         if self._started is not None:
             return self
         self._started = self._clock.now()
+        self.redis.watcher = lambda event: self.note(event, "server")
         if not self.redis.running:
             self.redis.start()
         for _ in range(self._size):
             self.add_node()
-        if len(self.charts):
-            self.nodes[0].rebuild(progress=progress)
+        if len(self.charts) and self.nodes[0].rebuild(progress=progress).outcome == "deferred":
+            self.nodes[0].wait_complete(progress=progress)  # another node was first
         return self
 
     def close(self) -> None:
         """Stop the nodes, the proxies and, if it is the lab's own, the server."""
-        for node in self.nodes:
+        self._closed = True
+        for clock, node in zip(self._clocks, self.nodes, strict=True):
+            clock.resume()
             node.stop()
         for proxy in self.proxies:
             proxy.close()
+        self.redis.watcher = None
         if self._owns_redis:
             self.redis.close()
 
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Lab is closed; make another one")
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # an interrupt too: a lab that did not start leaves nothing running
+            self.close()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -101,18 +129,23 @@ class Lab:
     # --- members and faults -----------------------------------------------------------------------------------
 
     def add_node(self) -> Node:
-        """Start one more node, empty: what it lacks comes with the next rebuild."""
+        """Start one more node, empty: what it lacks it fetches from the others (with `reconcile`)."""
+        self._must_be_open()
         index = len(self.nodes)
         proxy = FaultProxy(self.redis.endpoint)
+        node_id = f"node-{index}"
+        clock = FreezableClock(self._clock, node_id)
         node = Node(
             self.charts,
             self.embedder,
             proxy.url(self.redis.password),
             policy=self.policy,
-            node_id=f"node-{index}",
-            clock=self._clock,
+            node_id=node_id,
+            clock=clock,
+            exact_limit=self._exact_limit,
         )
         self.proxies.append(proxy)
+        self._clocks.append(clock)
         self.nodes.append(node)
         self._faults.note("add_node", node.node_id)
         return node.start()
@@ -132,18 +165,43 @@ class Lab:
     def delay(self, index: int, seconds: float) -> None:
         """Let everything between node ``index`` and the server take ``seconds`` longer, each way."""
         proxy = self._proxy(index)
-        self._faults.note("delay", f"{self.nodes[index].node_id} by {seconds:g} s")
         proxy.delay(seconds)
+        self._faults.note("delay", f"{self.nodes[index].node_id} by {seconds:g} s")
+
+    def one_way(self, index: int, direction: Direction) -> None:
+        """Hold what node ``index`` sends ("to_server") or gets ("to_client"), until it is healed."""
+        proxy = self._proxy(index)
+        self._faults.note("one_way", f"{self.nodes[index].node_id}, {direction}")
+        proxy.one_way(direction)
+
+    def reset(self, index: int) -> None:
+        """Reset the connections of node ``index``, once; it may connect again at once."""
+        proxy = self._proxy(index)
+        self._faults.note("reset", self.nodes[index].node_id)
+        proxy.reset()
 
     def kill(self, index: int) -> None:
         """End node ``index`` as a crash does: the others hear nothing, and a lease that it held stays in Redis."""
         proxy = self._proxy(index)
         self._faults.note("kill", self.nodes[index].node_id)
         proxy.cut()
+        self._clocks[index].resume()
         self.nodes[index].stop()
 
+    def freeze(self, index: int) -> None:
+        """Let node ``index`` stand still, as a process that the system has stopped; its connection stays."""
+        self._proxy(index)
+        self._faults.note("freeze", self.nodes[index].node_id)
+        self._clocks[index].freeze()
+
+    def resume(self, index: int) -> None:
+        """Let it go on where it stood."""
+        self._proxy(index)
+        self._faults.note("resume", self.nodes[index].node_id)
+        self._clocks[index].resume()
+
     def _proxy(self, index: int) -> FaultProxy:
-        if not 0 <= index < len(self.nodes):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.nodes):
             raise IndexError(f"node {index!r}: this lab has nodes 0 to {len(self.nodes) - 1}")
         return self.proxies[index]
 
@@ -151,8 +209,10 @@ class Lab:
 
     @property
     def living(self) -> list[Node]:
-        """The nodes that were not stopped or killed."""
-        return [node for node in self.nodes if node.running]
+        """The nodes that are neither stopped, killed nor frozen."""
+        return [
+            node for node, clock in zip(self.nodes, self._clocks, strict=False) if node.running and not clock.frozen
+        ]
 
     def wait_converged(self, timeout: float = 10.0) -> float:
         """Wait until every living node holds exactly what the repository holds; the seconds that it took.
@@ -216,15 +276,13 @@ class Lab:
         """What happened, in order: seconds since the lab's start, node ("lab" for the faults), event, detail."""
         return timeline([self._faults, *(node.journal for node in self.nodes)], start=self._started or 0.0)
 
+    def note(self, event: str, detail: str = "") -> None:
+        """Write a line of your own into the timeline."""
+        self._faults.note(event, detail)
+
     def __repr__(self) -> str:
         agree = "agree" if self.living and self._agree() else "differ"
         return f"Lab({len(self.living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, they {agree})"
 
     def _repr_html_(self) -> str:
-        shown = ["node", "state", "charts", "digest", "redis", "batch"]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(status[name])[:16])}</td>" for name in shown) + "</tr>"
-            for status in (node.status() for node in self.nodes)
-        )
-        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return summary_html(self)

@@ -15,7 +15,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,6 +142,8 @@ class LocalRedis:
 
     endpoint: (host, port) or the path of the socket file, the same for life: what a FaultProxy takes.
     address: (host, port), or None without ``tcp``.
+    watcher: called with what is asked for, whenever something is: "start_with_data", "start_empty", "stop", "kill",
+    "pause", "resume", "restart" or "close"; None by default.
     folder: the private folder. binary, kind ("redis" or "valkey"), version: the program.
 
     Thread-safe. In a forked child the object is closed: the server belongs to the parent.
@@ -169,6 +172,8 @@ class LocalRedis:
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         self._closed = False
+        self._busy = False
+        self.watcher: Callable[[str], None] | None = None
 
         self.folder = _private_folder()
         self._port = ReservedPort() if tcp else None
@@ -227,7 +232,7 @@ class LocalRedis:
         timeout: seconds until ServerError, with the end of the server's log.
         A running server is left as it is; ``keep_data=False`` is then a ServerError.
         """
-        with self._lock:
+        with self._lock, self._doing("start_with_data" if keep_data else "start_empty"):
             if self._closed:
                 raise ServerError("this LocalRedis is closed; make another one")
             if self.running:
@@ -250,7 +255,7 @@ class LocalRedis:
 
         A server that will not (its disk is full, it hangs in a script) is killed, with a warning in the log.
         """
-        with self._lock:
+        with self._lock, self._doing("stop"):
             if self._process is None or not self.running:
                 return
             self.resume()
@@ -264,28 +269,39 @@ class LocalRedis:
 
     def kill(self) -> None:
         """End the process at once (SIGKILL), as a crash or the kernel's out-of-memory killer does."""
-        with self._lock:
+        with self._lock, self._doing("kill"):
             if self._process is not None:
                 self._process.kill()
                 self._process.wait()
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP): the system still accepts connections, nobody answers."""
-        with self._lock:
+        with self._lock, self._doing("pause"):
             self._must_run().send_signal(signal.SIGSTOP)
             self._paused = True
 
     def resume(self) -> None:
         """Let a paused server go on (SIGCONT)."""
-        with self._lock:
+        with self._lock, self._doing("resume"):
             self._must_run().send_signal(signal.SIGCONT)
             self._paused = False
 
     def restart(self, keep_data: bool = True) -> None:
         """`stop` and `start`, at the same address."""
-        with self._lock:
+        with self._lock, self._doing("restart"):
             self.stop()
             self.start(keep_data)
+
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        """Tell the watcher what is asked for; what that takes in turn is no news."""
+        told, self._busy = self._busy, True
+        if not told and self.watcher is not None:
+            self.watcher(what)
+        try:
+            yield
+        finally:
+            self._busy = told
 
     def set_password(self, password: str | None) -> None:
         """Change the password; of a running server at once. Connections that are open stay as they are."""
@@ -320,7 +336,7 @@ class LocalRedis:
 
     def close(self) -> None:
         """End the server, drop its data and remove its folder. What is closed stays closed."""
-        with self._lock:
+        with self._lock, self._doing("close"):
             if not self._closed:
                 self._closed = True
                 self.kill()
@@ -374,6 +390,9 @@ class LocalRedis:
         """What server.conf says. Anybody may read a command line, so a password cannot be there."""
         lines = [f"bind {HOST}", "protected-mode yes", 'save ""']
         lines += [f"appendonly {'yes' if self._save else 'no'}"]
+        # By default a server whose disk is busy with an fsync holds back what it has confirmed already, and loses it
+        # when it is killed. What was written without one survives that.
+        lines += ["appendfsync no"]
         if self.address is None:
             lines += ["port 0", "unixsocket redis.sock", "unixsocketperm 700"]
         else:

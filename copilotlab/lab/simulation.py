@@ -1,16 +1,18 @@
 """A Redis that exists in memory only, with time and every fault in the hands of a test or a study.
 
 It has the commands of `Carrier` and nothing else, and takes its time from the clock that it is given: a lease of five
-minutes runs out when a `ManualClock` is moved by five minutes. Messages arrive when the receiver asks for them.
+minutes runs out when a `ManualClock` is moved by five minutes. It runs the very Lua scripts that a real server runs
+(lupa, Lua 5.1 as in Redis). Messages arrive when the receiver asks for them.
 Where a real server can be had, use it (`LocalRedis`): this one is for driving nodes step by step, in one thread.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from copilotlab.carrier import CarrierAway, Message
+from copilotlab.carrier import CarrierAway, Message, script_source
 from copilotlab.clock import Clock
 
 
@@ -24,6 +26,7 @@ class SimulatedRedis:
         self._clock = clock
         self._keys: dict[str, tuple[bytes, float | None]] = {}
         self._carriers: list[SimulatedCarrier] = []
+        self._scripts: dict[str, Callable[..., Any]] = {}
         self.running = True
 
     def carrier(self) -> SimulatedCarrier:
@@ -47,6 +50,43 @@ class SimulatedRedis:
     def held(self) -> dict[str, bytes]:
         """What it holds now."""
         return {key: value for key in list(self._keys) if (value := self._get(key)) is not None}
+
+    def forget(self) -> None:
+        """Lose all keys, as by FLUSHALL: no connection breaks."""
+        self._keys.clear()
+
+    def expire(self, key: str) -> None:
+        """End one key's life now."""
+        self._keys.pop(key, None)
+
+    def _run(self, name: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = _compiled(name, self._call)
+        plain = [part if isinstance(part, bytes) else str(part).encode() for part in (*keys, *arguments)]
+        return _reply(self._scripts[name](plain[: len(keys)], plain[len(keys) :]))
+
+    def _call(self, command: bytes, *parts: bytes | float) -> object:
+        """A command of a script, with the replies that Lua sees: false for nil."""
+        key, *values = [part if isinstance(part, bytes) else str(int(part)).encode() for part in parts]
+        name = key.decode()
+        match command, values:
+            case b"GET", []:
+                value = self._get(name)
+                return False if value is None else value
+            case b"EXISTS", []:
+                return int(self._get(name) is not None)
+            case b"SET", [value]:
+                return self._set(name, value, None, False)
+            case b"SET", [value, b"PX", milliseconds]:
+                return self._set(name, value, int(milliseconds) / 1000, False)
+            case b"PEXPIRE", [milliseconds]:
+                value = self._get(name)
+                return value is not None and self._set(name, value, int(milliseconds) / 1000, False)
+            case b"DEL", []:
+                return self._delete([name])
+            case b"PUBLISH", [payload]:
+                return self._publish(Message(name, payload))
+        raise NotImplementedError(f"the simulated Redis has no {command.decode()} with {len(values)} arguments")
 
     def _get(self, key: str) -> bytes | None:
         value, expires = self._keys.get(key, (None, None))
@@ -80,6 +120,7 @@ class SimulatedRedis:
 class SimulatedCarrier:
     """One node's connection to a `SimulatedRedis`.
 
+    reachable: whether it leads to the server.
     arrived: messages on their way to the node, oldest first; a test may drop, double or reorder them.
     """
 
@@ -87,18 +128,18 @@ class SimulatedCarrier:
 
     def __init__(self, server: SimulatedRedis) -> None:
         self._server = server
-        self._reachable = True
+        self.reachable = True
         self.channels: frozenset[str] = frozenset()
         self.arrived: deque[Message] = deque()
 
     def cut(self) -> None:
         """Partition this node from the server."""
-        self._reachable = False
+        self.reachable = False
         self.blink()
 
     def heal(self) -> None:
         """End the partition."""
-        self._reachable = True
+        self.reachable = True
 
     def blink(self) -> None:
         """Break the connection once: the subscription is gone, and what was on its way with it."""
@@ -106,7 +147,7 @@ class SimulatedCarrier:
         self.arrived.clear()
 
     def ping(self) -> None:
-        if not (self._reachable and self._server.running):
+        if not (self.reachable and self._server.running):
             raise CarrierAway("the simulated Redis is away")
 
     def get(self, *keys: str) -> list[bytes | None]:
@@ -120,6 +161,14 @@ class SimulatedCarrier:
     def delete(self, *keys: str) -> int:
         self.ping()
         return self._server._delete(keys)
+
+    def read(self, key: str, most: int) -> bytes:
+        (value,) = self.get(key)
+        return (value or b"")[:most]
+
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
+        self.ping()
+        return self._server._run(script, keys, arguments)
 
     def publish(self, channel: str, payload: bytes) -> int:
         self.ping()
@@ -136,8 +185,36 @@ class SimulatedCarrier:
             raise CarrierAway("the simulated subscription was cut")
         return self.arrived.popleft() if self.arrived else None
 
+    def another(self) -> SimulatedCarrier:
+        return self._server.carrier()
+
     def close(self) -> None:
         self.blink()
 
     def __repr__(self) -> str:
         return f"SimulatedCarrier({len(self.arrived)} messages on their way)"
+
+
+def _compiled(name: str, call: Callable[..., object]) -> Callable[..., Any]:
+    """A script as a function of its keys and arguments, in a Lua of its own."""
+    from lupa.lua51 import LuaRuntime  # here: only who simulates needs it
+
+    lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
+    script = lua.eval(
+        b"function(call) redis = {call = call}; return function(keys, argv) KEYS = keys; ARGV = argv; "
+        + b"return (function()\n"
+        + script_source(name).encode()
+        + b"\nend)() end end"
+    )(call)
+    return lambda keys, arguments: script(lua.table_from(keys), lua.table_from(arguments))
+
+
+def _reply(value: Any) -> Any:
+    """What a client gets of what a script returned: whole numbers, bytes, None, lists of these."""
+    if value is None or value is False:
+        return None
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, int | float):
+        return int(value)
+    return [_reply(part) for part in value.values()]

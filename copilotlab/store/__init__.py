@@ -5,6 +5,6 @@ vectors.
 """
 
 from copilotlab.store.records import Manifest, Matches, Record
-from copilotlab.store.store import VectorStore
+from copilotlab.store.store import EXACT_LIMIT, VectorStore
 
-__all__ = ["Manifest", "Matches", "Record", "VectorStore"]
+__all__ = ["EXACT_LIMIT", "Manifest", "Matches", "Record", "VectorStore"]

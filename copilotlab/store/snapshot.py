@@ -123,6 +123,8 @@ class Snapshot:
     def row_of(self, chart_id: int) -> int | None:
         """The row that holds the chart; None if this snapshot has no such chart."""
         serial = self._serial_of(chart_id)
+        if serial < 0:
+            return None
         row = self.row_from(serial)
         if row == self.count or self.rows.serials[row] != serial or self.rows.died[row] <= self.clock:
             return None
@@ -144,7 +146,7 @@ class Snapshot:
 
     def row_from(self, serial: int) -> int:
         """The first row with this serial or a larger one; ``count`` if there is none."""
-        return int(np.searchsorted(self.rows.serials[: self.count], serial))
+        return int(self.rows.serials[: self.count].searchsorted(serial))
 
     def live_rows(self, start: int = 0) -> Ints:
         """The live rows from row ``start`` on, ascending."""
@@ -180,6 +182,22 @@ class Snapshot:
         """What the row's chart adds to the digest."""
         chart_id = int(self.rows.chart_ids[row])
         return digest_entry(chart_id, self.revision(row), self.content_hash(row), self.vector_hash(row))
+
+    def heads(self, chart_ids: Ints) -> tuple[Ints, Bytes]:
+        """Revisions, -1 where there is no such chart, and content hashes, in the order of ``chart_ids``."""
+        serials = np.fromiter(map(self._serial_of, chart_ids.tolist()), dtype=np.int64, count=len(chart_ids))
+        known = self.rows.serials[: self.count]
+        rows = np.minimum(np.searchsorted(known, serials), max(self.count - 1, 0))
+        if self.count == 0:
+            return np.full(len(chart_ids), -1), np.zeros((len(chart_ids), HASH_BYTES), dtype=np.uint8)
+        live = (known[rows] == serials) & (self.rows.died[rows] > self.clock)
+        return np.where(live, self.rows.revisions[rows], -1), self.rows.content_hashes[rows]
+
+    def columns(self, chart_ids: Iterable[int]) -> tuple[Ints, Ints, Bytes, Floats]:
+        """What is held of these charts: chart_ids, revisions, content hashes and vectors, row by row."""
+        rows = self.rows_of(chart_ids)
+        held = self.rows
+        return held.chart_ids[rows], held.revisions[rows], held.content_hashes[rows], held.vectors[rows]
 
     def manifest(self) -> Manifest:
         rows = self.live_rows()

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.records import (
+    Bytes,
     Floats,
+    Ints,
     Manifest,
     Matches,
     Record,
@@ -26,6 +28,7 @@ from copilotlab.store.records import (
 )
 from copilotlab.store.snapshot import Rows, Snapshot, digest_entry, digest_text
 
+EXACT_LIMIT = 20_000  # charts from which on a search through a graph is the quicker one: see the class
 SMALLEST_CAPACITY = 16
 PUT_AT_ONCE = 4096  # records that become visible together, and the longest that one writer keeps another waiting
 INDEXED_AT_ONCE = 256
@@ -49,13 +52,15 @@ class VectorStore:
     which its chart was removed; if two vectors of one revision meet, the larger vector_hash stays. So stores that were
     given the same records and removals, in whatever order, hold the same. Not ordered: the last writer wins, and
     nothing is remembered of what was removed.
-    exact_limit: up to so many charts, searches are exact. Above, graphs answer (recall at 10: 0.98 or more), and what
-    is newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores are always
-    exact.
+    exact_limit: up to so many charts (20,000), searches are exact. Above, graphs answer (recall at 10: 0.98 or more),
+    and what is newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores
+    are always exact.
     background: a daemon thread builds the graphs when they are due, and ends. Otherwise the owner calls `index_step`.
     """
 
-    def __init__(self, dim: int, *, ordered: bool = True, exact_limit: int = 20_000, background: bool = True) -> None:
+    def __init__(
+        self, dim: int, *, ordered: bool = True, exact_limit: int = EXACT_LIMIT, background: bool = True
+    ) -> None:
         self.dim = as_integer("dim", dim, smallest=1)
         self.ordered = ordered
         self.exact_limit = as_integer("exact_limit", exact_limit)
@@ -64,6 +69,7 @@ class VectorStore:
         self._change: _Change | None = None
         self._tombstones: dict[int, int] = {}
         self._horizon: tuple[int, frozenset[int]] = (-1, frozenset())
+        self._latest = -1
         self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
         self._build: GraphBuild | None = None
         self._background = background
@@ -120,6 +126,11 @@ class VectorStore:
         self._wake_indexer()
         return row is not None
 
+    def bury(self, tombstones: Mapping[int, int]) -> list[int]:
+        """`remove` for each chart_id -> revision that this store does not know yet; the ids that were dropped."""
+        new = [(i, r) for i, r in tombstones.items() if self._tombstones.get(i, -1) < r]
+        return [chart_id for chart_id, revision in new if self.remove(chart_id, revision)]
+
     def retain(self, chart_ids: Iterable[int], revision: int) -> list[int]:
         """Drops the charts that are not among ``chart_ids``, all that exist at ``revision``; returns the dropped ids.
 
@@ -137,10 +148,34 @@ class VectorStore:
                 gone = gone[now.rows.revisions[gone] <= revision]
                 if revision >= self._horizon[0]:
                     self._horizon = (revision, frozenset(listed.tolist()))
-            dropped: list[int] = np.sort(now.rows.chart_ids[gone]).tolist()
-            if dropped:
-                self._publish(now, dying=gone.tolist())
+                    self._latest = max(self._latest, revision)
+            dropped = self._drop(now, gone)
         self._wake_indexer()
+        return dropped
+
+    def forget_after(self, revision: int) -> list[int]:
+        """Drops all that is newer than ``revision``, as if it had never come: records, and what is known to be removed.
+
+        Returns the ids of the dropped records. ValueError for a negative revision.
+        """
+        revision = as_integer("revision", revision)
+        with self._lock:
+            now = self._base()
+            rows = now.live_rows()
+            gone = rows[now.rows.revisions[rows] > revision]
+            self._tombstones = {i: removed for i, removed in self._tombstones.items() if removed <= revision}
+            if self._horizon[0] > revision:
+                self._horizon = (-1, frozenset())
+            self._latest = min(self._latest, revision)
+            dropped = self._drop(now, gone)
+        self._wake_indexer()
+        return dropped
+
+    def _drop(self, now: Snapshot, gone: Ints) -> list[int]:
+        """Publish a state without these rows, if there are any; the ids that they had, in order."""
+        dropped: list[int] = np.sort(now.rows.chart_ids[gone]).tolist()
+        if dropped:
+            self._publish(now, dying=gone.tolist())
         return dropped
 
     def _put(self, records: Sequence[Record]) -> int:
@@ -150,7 +185,7 @@ class VectorStore:
         for record in records:
             rival = winners.get(record.chart_id)
             held = _rank(rival) if rival is not None else self._held_rank(now, record.chart_id)
-            if self.ordered and not self._may_enter(record, held):
+            if self.ordered and not self._outranks(record.chart_id, _rank(record), held):
                 continue
             taken += 1
             if _rank(record) != held:
@@ -159,13 +194,12 @@ class VectorStore:
             self._publish(now, list(winners.values()))
         return taken
 
-    def _may_enter(self, record: Record, held: _Rank | None) -> bool:
+    def _outranks(self, chart_id: int, rank: _Rank, held: _Rank | None) -> bool:
+        """Whether a record of that rank takes the place of what is held, in an ordered store."""
         if held is not None:
-            return _rank(record) > held
+            return rank > held
         complete_to, listed = self._horizon
-        return record.revision > self._tombstones.get(record.chart_id, -1) and (
-            record.revision > complete_to or record.chart_id in listed
-        )
+        return rank[0] > self._tombstones.get(chart_id, -1) and (rank[0] > complete_to or chart_id in listed)
 
     @staticmethod
     def _held_rank(now: Snapshot, chart_id: int) -> _Rank | None:
@@ -215,7 +249,8 @@ class VectorStore:
             next_serial=now.next_serial + len(records),
             digest=(digest - sum(now.entry(row) for row in dying)) % 2**128,
         )
-        self._change = _Change(after, dying, newest, older, tombstones)
+        latest = max((*(record.revision for record in records), *tombstones.values()), default=-1)
+        self._change = _Change(after, dying, newest, older, tombstones, latest)
         self._apply(self._change)
         if after.dead > max(SMALLEST_CAPACITY, DEAD_SHARE * after.live):
             self._snapshot = after.moved(max(SMALLEST_CAPACITY, 2 * after.live))
@@ -227,6 +262,7 @@ class VectorStore:
         after.older.update(change.older)
         after.newest.update(change.newest)
         self._tombstones.update(change.tombstones)
+        self._latest = max(self._latest, change.latest)
         self._snapshot = after
         self._change = None
 
@@ -257,9 +293,62 @@ class VectorStore:
         row = now.row_of(chart_id)
         return None if row is None else now.revision(row)
 
+    def head(self, chart_id: int) -> tuple[int, bytes] | None:
+        """Revision and content_hash of the chart's record; None if the store has no such chart."""
+        now = self._snapshot
+        row = now.row_of(chart_id)
+        return None if row is None else (now.revision(row), now.content_hash(row))
+
+    def heads(self, chart_ids: Ints) -> tuple[Ints, Bytes]:
+        """`head` of many: revisions, int64 (n,), -1 where there is no such chart, and content_hashes, uint8 (n, 16)."""
+        return self._snapshot.heads(chart_ids)
+
+    def columns(self, chart_ids: Iterable[int]) -> tuple[Ints, Ints, Bytes, Floats]:
+        """What is held of these charts, as arrays: chart_ids, revisions, content hashes, vectors."""
+        return self._snapshot.columns(chart_ids)
+
+    def lacks(self, manifest: Manifest) -> Ints:
+        """The charts, int64 ascending, of which a store with ``manifest`` has a record that would come in here."""
+        now = self._snapshot
+        here = now.manifest()
+        places = np.searchsorted(here.chart_ids, manifest.chart_ids)
+        inside = np.minimum(places, max(len(here) - 1, 0))
+        same = np.zeros(len(manifest), dtype=bool)
+        if len(here):
+            same = (
+                (here.chart_ids[inside] == manifest.chart_ids)
+                & (here.revisions[inside] == manifest.revisions)
+                & (here.vector_hashes[inside] == manifest.vector_hashes).all(axis=1)
+                & (here.content_hashes[inside] == manifest.content_hashes).all(axis=1)
+            )
+        wanted = [
+            row
+            for row in np.flatnonzero(~same).tolist()
+            if self._outranks(
+                int(manifest.chart_ids[row]),
+                (
+                    int(manifest.revisions[row]),
+                    manifest.vector_hashes[row].tobytes(),
+                    manifest.content_hashes[row].tobytes(),
+                ),
+                self._held_rank(now, int(manifest.chart_ids[row])),
+            )
+        ]
+        return manifest.chart_ids[wanted]
+
+    def tombstones(self) -> dict[int, int]:
+        """Every chart that was removed, as far as this store was told: chart_id -> revision."""
+        with self._lock:
+            return dict(self._tombstones)
+
     def tombstone(self, chart_id: int) -> int | None:
         """The highest revision at which the chart was removed, as far as this store was told; None if it never was."""
         return self._tombstones.get(chart_id)
+
+    @property
+    def latest(self) -> int:
+        """The highest revision that came in here: of a record, a removal or a list; -1 if nothing did."""
+        return self._latest
 
     def manifest(self) -> Manifest:
         """What the store holds now, without the vectors."""
@@ -269,6 +358,11 @@ class VectorStore:
     def digest(self) -> str:
         """32 hex digits, equal for stores of equal content. It is kept up to date, so reading it costs nothing."""
         return digest_text(self._snapshot.digest)
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change here: of a record or of what is known to be removed."""
+        return self._snapshot.clock
 
     @property
     def nbytes(self) -> int:
@@ -413,6 +507,7 @@ class _Change:
     newest: dict[int, int]
     older: dict[int, int]
     tombstones: Mapping[int, int]
+    latest: int
 
 
 class _Indexer(threading.Thread):

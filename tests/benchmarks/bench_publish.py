@@ -15,21 +15,9 @@ import numpy as np
 import polars as pl
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node
-from copilotlab.embedding import Embedder
+from copilotlab.lab.instant import InstantModel
 
 DIM = 384
-
-
-class Instant(Embedder):
-    """A model that costs nothing: one of a thousand vectors made beforehand."""
-
-    def __init__(self) -> None:
-        super().__init__(name="instant", fingerprint="instant-1", dim=DIM)
-        vectors = np.random.default_rng(0).standard_normal((1000, DIM)).astype(np.float32)
-        self._vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def _encode(self, batch: list[str]) -> np.ndarray:
-        return np.stack([self._vectors[hash(text) % 1000] for text in batch])
 
 
 def bare(server: LocalRedis, listeners: int) -> tuple[object, list[threading.Event], list[threading.Thread]]:
@@ -65,7 +53,7 @@ def main() -> None:
     updates: list[float] = []
     theirs: list[float] = []
     with LocalRedis() as server:
-        charts, embedder = ChartRepository(), Instant()
+        charts, embedder = ChartRepository(), InstantModel()
         nodes = [Node(charts, embedder, server.url, node_id=f"node-{i}").start() for i in range(chosen.nodes)]
         client, arrived, threads = bare(server, chosen.nodes - 1)
         for number in range(chosen.rounds):

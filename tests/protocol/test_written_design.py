@@ -120,12 +120,12 @@ def test_the_scheduled_sync_runs_every_hour_unless_a_batch_is_in_progress(cluste
     c = cluster(2, SEED)
     c.charts.save(make_chart(7))
     c.clock.advance(3_600)
-    c.nodes[1].coordinator.take_lease()
+    lease = c.nodes[1].coordinator.take_lease()
     while c.nodes[0].work():
         pass
     assert 7 not in c.nodes[0].store
 
-    c.nodes[1].coordinator.release_lease(recovered=False)
+    c.nodes[1].coordinator.release_lease(lease, recovered=False)
     c.clock.advance(3_600)
     while c.nodes[0].work():
         pass
@@ -371,7 +371,7 @@ def test_fault_the_hourly_sync_fills_only_the_node_that_runs_it(cluster):
 
 def start_rebuild(node):
     """A rebuild under way on ``node``: the catalogue is read, nothing is embedded yet."""
-    batch = node._begin("rebuild")
+    batch = node._replica.begin("rebuild")
     assert batch is not None
     assert node.work()
     return batch

@@ -156,6 +156,10 @@ def test_bm25_finds_the_questions_neither_easy_nor_hopeless(generator: ModuleTyp
     scores = import_module("bm25_baseline").evaluate(generator.read())
     for row in scores.head(3).iter_rows(named=True):  # all, dev, test
         assert 0.35 <= row["nDCG@10"] <= 0.65, row
+    readme = (DATA / "README.md").read_text()
+    for name, _, *means in scores.select(scores.columns[:5]).iter_rows():
+        figures = " | ".join(f"{mean:.3f}" for mean in means)
+        assert re.search(rf"\| {name}( \(\d+\))? \| {re.escape(figures)} \|", readme), f"{name}: {figures}"
 
 
 # How it is made ---------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def test_the_content_hash_follows_the_text_and_nothing_else():
     [
         ({"chart_id": -1}, "chart_id=-1"),
         ({"chart_id": 2**63}, "chart_id"),
+        ({"chart_id": 10**5000}, "chart_id=<int too long"),
         ({"chart_id": True}, "chart_id=True"),
         ({"chart_id": "7"}, "chart_id='7'"),
         ({"title": ""}, "title=''"),

@@ -21,6 +21,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from copilotlab.embedding import (
     Embedder,
@@ -29,6 +30,7 @@ from copilotlab.embedding import (
     UnknownModel,
     available_embedders,
     load_embedder,
+    size_on_disk,
 )
 
 CHARTS = [
@@ -41,7 +43,8 @@ CHARTS = [
     "Average days until an invoice is paid, by customer group",
     "Ébénisterie: chiffre d'affaires",
 ]
-WAIT = 30.0  # seconds until a hung thread fails a test
+MADE = ("minilm-onnx", "minilm-int8", "minilm-static")  # from MiniLM, on this machine, when they are first loaded
+WAIT = 120.0  # seconds until a hung thread fails a test
 
 
 class Recording(Embedder):
@@ -189,7 +192,6 @@ def test_progress_is_shown_only_when_asked_for(capfd: pytest.CaptureFixture[str]
 
 def test_a_query_is_answered_while_a_bulk_embed_is_under_way() -> None:
     begun, release = threading.Event(), threading.Event()
-    finished: list[str] = []
 
     def encode(batch: list[str]) -> np.ndarray:
         if batch != ["query"]:
@@ -200,16 +202,13 @@ def test_a_query_is_answered_while_a_bulk_embed_is_under_way() -> None:
     embedder = Recording(encode=encode)
     with ThreadPoolExecutor(2) as pool:
         bulk = pool.submit(embedder.embed, CHARTS, batch_size=2)
-        bulk.add_done_callback(lambda _: finished.append("bulk"))
         try:
             assert begun.wait(WAIT)
-            query = pool.submit(embedder.embed, ["query"])
-            query.add_done_callback(lambda _: finished.append("query"))
-            query.result(WAIT)
+            pool.submit(embedder.embed, ["query"]).result(WAIT)
+            assert not bulk.done()
         finally:
             release.set()
         bulk.result(WAIT)
-    assert finished == ["query", "bulk"]
 
 
 @pytest.mark.parametrize("fingerprint", ["", "f" * 101])
@@ -445,7 +444,6 @@ def test_a_minilm_query_is_answered_while_the_model_is_busy_with_a_bulk_embed(
     minilm: Embedder, before_forward: Callable[[Callable[[dict[str, object]], None]], None]
 ) -> None:
     begun, release = threading.Event(), threading.Event()
-    finished: list[str] = []
 
     def block_the_bulk(features: dict[str, object]) -> None:
         if threading.current_thread().name.startswith("bulk"):
@@ -455,16 +453,13 @@ def test_a_minilm_query_is_answered_while_the_model_is_busy_with_a_bulk_embed(
     before_forward(block_the_bulk)
     with ThreadPoolExecutor(1, "bulk") as one, ThreadPoolExecutor(1, "query") as other:
         bulk = one.submit(minilm.embed, CHARTS, batch_size=2)
-        bulk.add_done_callback(lambda _: finished.append("bulk"))
         try:
             assert begun.wait(WAIT)
-            query = other.submit(minilm.embed, ["which regions lost revenue?"])
-            query.add_done_callback(lambda _: finished.append("query"))
-            query.result(WAIT)
+            other.submit(minilm.embed, ["which regions lost revenue?"]).result(WAIT)
+            assert not bulk.done()
         finally:
             release.set()
         bulk.result(WAIT)
-    assert finished == ["query", "bulk"]
 
 
 def test_another_dtype_is_another_model_that_is_nearly_the_same(minilm: Embedder) -> None:
@@ -473,6 +468,210 @@ def test_another_dtype_is_another_model_that_is_nearly_the_same(minilm: Embedder
     assert (half.embed(CHARTS) * minilm.embed(CHARTS)).sum(axis=1).min() > 0.99
     with pytest.raises(ValueError, match=r"dtype must be one of .*, not 'int8'"):
         load_embedder("minilm", dtype="int8")
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(ValueError, match=rf"device='{device}': .*; None takes the best that torch finds"):
+        load_embedder("minilm", device=device)
+
+
+# minilm-onnx, minilm-int8, minilm-static: made once, in the cache of whoever runs the tests
+
+
+@pytest.fixture(scope="module")
+def catalogue_vectors(minilm: Embedder) -> tuple[list[str], np.ndarray]:
+    """300 texts of the catalogue that ships, and their vectors by the reference."""
+    from copilotlab import ChartRepository
+    from copilotlab.lab import catalogue
+
+    charts = ChartRepository.from_frame(catalogue.charts().sample(300, seed=0))
+    texts = [chart.text for chart in charts]
+    return texts, minilm.embed(texts)
+
+
+def shared_neighbours(vectors: np.ndarray, reference: np.ndarray, k: int = 10) -> float:
+    """The part of each text's k nearest ones that are its k nearest ones in `reference`, too."""
+    near = []
+    for matrix in (vectors, reference):
+        cosines = matrix @ matrix.T
+        np.fill_diagonal(cosines, -1)
+        near.append(np.argsort(-cosines, axis=1)[:, :k])
+    return float(np.mean([np.isin(ours, theirs).mean() for ours, theirs in zip(*near, strict=True)]))
+
+
+def test_minilm_onnx_gives_the_vectors_of_torch(minilm: Embedder) -> None:
+    texts = [*CHARTS, "", "revenue " * 300, "\N{SNOWMAN}"]
+    np.testing.assert_allclose(load_embedder("minilm-onnx").embed(texts), minilm.embed(texts), atol=1e-5)
+
+
+def test_a_minilm_onnx_vector_is_the_same_alone_and_in_a_batch() -> None:
+    embedder = load_embedder("minilm-onnx")
+    alone = np.concatenate([embedder.embed([text]) for text in CHARTS])
+    for batch_size in (3, 64):
+        np.testing.assert_allclose(embedder.embed(CHARTS, batch_size=batch_size), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["minilm-int8", "minilm-static"])
+def test_int8_and_static_vectors_are_the_same_bit_for_bit_alone_and_in_a_batch(name: str) -> None:
+    embedder = load_embedder(name)
+    alone = np.concatenate([embedder.embed([text]) for text in CHARTS])
+    np.testing.assert_array_equal(embedder.embed(CHARTS, batch_size=3), alone)
+    np.testing.assert_array_equal(embedder.embed(CHARTS[::-1]), alone[::-1])
+
+
+def test_int8_keeps_most_neighbours_and_static_some(catalogue_vectors: tuple[list[str], np.ndarray]) -> None:
+    texts, reference = catalogue_vectors
+    shared = {name: shared_neighbours(load_embedder(name).embed(texts), reference) for name in MADE}
+    assert shared["minilm-onnx"] == 1
+    assert 0.85 < shared["minilm-int8"] < 0.99
+    assert 0.3 < shared["minilm-static"] < shared["minilm-int8"]
+
+
+def test_int8_is_a_third_of_the_size_or_less() -> None:
+    load_embedder("minilm-int8")
+    sizes = dict(available_embedders().select("name", "size").iter_rows())
+    assert sizes["minilm-int8"] < sizes["minilm-onnx"] / 3
+
+
+def test_static_gives_the_vectors_of_its_own_library() -> None:
+    from model2vec import StaticModel
+
+    from copilotlab.embedding.static import distilled_files
+
+    embedder = load_embedder("minilm-static")
+    (folder,) = distilled_files()
+    texts = [*CHARTS, "\N{SNOWMAN} of a word that the vocabulary lacks"]
+    theirs = StaticModel.from_pretrained(folder).encode(texts).astype(np.float32)
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedder.embed(texts), theirs, atol=5e-3)  # theirs are float16
+
+
+def test_what_was_made_loads_quietly_without_torch_and_without_a_network() -> None:
+    for name in MADE:
+        load_embedder(name)
+    done = run_python(
+        NO_NETWORK
+        + f"""
+import sys
+from copilotlab.embedding import load_embedder
+for name in {MADE!r}:
+    revenue, income, illness = load_embedder(name).embed(["Revenue", "Sales income", "Sick leave"])
+    assert revenue @ income > revenue @ illness, name
+assert not {{"torch", "transformers", "onnx", "onnxscript", "model2vec"}} & set(sys.modules)
+assert tried == []
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def tiny_wheel(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a small model in the place of MiniLM."""
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path / "cache"))
+    for module in ("onnx_runtime", "static"):
+        monkeypatch.setattr(f"copilotlab.embedding.{module}.minilm_files", lambda: (tiny,))
+    return tiny
+
+
+def made() -> list[str]:
+    return sorted(path.name for path in (Path(os.environ["COPILOTLAB_CACHE"]) / "models").iterdir() if path.is_dir())
+
+
+def test_int8_is_made_from_float32_and_both_are_kept(tiny_wheel: Path) -> None:
+    from copilotlab.embedding.onnx_runtime import load_minilm_int8, load_minilm_onnx
+
+    first = load_minilm_int8("minilm-int8")
+    kept = made()
+    assert [re.sub("[0-9a-f]{16}", "DIGEST", name) for name in kept] == [
+        "minilm-int8-v1-DIGEST",
+        "minilm-onnx-v1-DIGEST",
+    ]
+    times = [path.stat().st_mtime_ns for path in Path(os.environ["COPILOTLAB_CACHE"]).rglob("model.onnx")]
+    again, float32 = load_minilm_int8("minilm-int8"), load_minilm_onnx("minilm-onnx")
+    assert again.fingerprint == first.fingerprint != float32.fingerprint
+    assert first.fingerprint.startswith("minilm-int8:8:int8:")
+    np.testing.assert_allclose(float32.embed(CHARTS), load_embedder(tiny_wheel).embed(CHARTS), atol=1e-5)
+    assert [path.stat().st_mtime_ns for path in Path(os.environ["COPILOTLAB_CACHE"]).rglob("model.onnx")] == times
+
+    change_weights(tiny_wheel, 0.5)
+    assert load_minilm_int8("minilm-int8").fingerprint != first.fingerprint
+    assert set(kept) < set(made())
+
+
+def test_what_is_made_says_nothing_and_leaves_the_log_as_it_was(
+    tiny_wheel: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bar or a line of the quantiser's would stand in whatever notebook is the first to ask for the model."""
+    from copilotlab.embedding.onnx_runtime import load_minilm_int8
+    from copilotlab.embedding.static import load_minilm_static
+
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a script that set up none
+    load_minilm_int8("minilm-int8")
+    load_minilm_static("minilm-static")
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.handlers == []
+    with tqdm(total=1, desc="still shown"):
+        pass
+    assert "still shown" in capfd.readouterr().err
+
+
+def test_an_export_that_differs_from_torch_is_not_kept(tiny_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from copilotlab.embedding import onnx_runtime
+
+    monkeypatch.setattr(
+        onnx_runtime.OnnxEmbedder, "_encode", lambda self, batch: np.eye(len(batch), self.dim, dtype=np.float32)
+    )
+    with pytest.raises(EmbeddingError, match="the export of MiniLM differs from torch's vectors by"):
+        onnx_runtime.load_minilm_onnx("minilm-onnx")
+    assert [name for name in made() if not name.endswith(".unfinished")] == []
+
+
+def test_distilling_twice_gives_the_same_model(
+    tiny_wheel: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from copilotlab.embedding.static import load_minilm_static
+
+    first = load_minilm_static("minilm-static")
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path / "another"))
+    again = load_minilm_static("minilm-static")
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.embed(CHARTS), first.embed(CHARTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "absent", "pip"),
+    [
+        ("minilm-onnx", "onnxruntime", "pip install onnxruntime"),
+        ("minilm-onnx", "onnxscript", "pip install onnxscript"),
+        ("minilm-int8", "onnx", "pip install onnx"),
+        ("minilm-static", "model2vec", "pip install model2vec"),
+    ],
+)
+def test_what_making_a_model_lacks_is_said_with_the_pip_command(
+    name: str, absent: str, pip: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, absent, None)
+    monkeypatch.setattr("copilotlab.embedding.registry._loaded", {})
+    with pytest.raises(ModelNotInstalled, match=rf"'{name}' needs: {pip}$"):
+        load_embedder(name)
+
+
+def test_a_damaged_file_in_the_cache_is_named_with_the_way_out(tiny_wheel: Path) -> None:
+    from copilotlab.embedding.onnx_runtime import load_minilm_onnx, onnx_files
+    from copilotlab.embedding.static import distilled_files, load_minilm_static
+
+    for files, load, broken in (
+        (onnx_files, load_minilm_onnx, "model.onnx"),
+        (distilled_files, load_minilm_static, "model.safetensors"),
+    ):
+        (folder,) = files()
+        folder.mkdir(parents=True)
+        shutil.copy(tiny_wheel / "tokenizer.json", folder)
+        (folder / broken).write_bytes(b"no weights")
+        with pytest.raises(EmbeddingError, match=r"delete .*, and it is made again"):
+            load("minilm")
 
 
 # Folders and names of the Hugging Face Hub
@@ -609,7 +808,9 @@ def test_a_hub_name_that_cannot_be_downloaded_says_so(hub_cache: Path, monkeypat
 
 @pytest.mark.parametrize(("name", "hint"), [("minlm", "minilm"), ("WordLlama", "wordllama"), ("hsh", "hash")])
 def test_an_unknown_name_lists_the_known_ones_and_hints_at_the_closest(name: str, hint: str) -> None:
-    with pytest.raises(UnknownModel, match=f"'{name}'; did you mean '{hint}'.*minilm, wordllama, hash") as caught:
+    with pytest.raises(
+        UnknownModel, match=f"'{name}'; did you mean '{hint}'.*minilm-static, wordllama, hash"
+    ) as caught:
         load_embedder(name)
     assert isinstance(caught.value, ValueError)
 
@@ -627,6 +828,8 @@ def test_an_unknown_option_is_refused_with_those_that_the_model_has() -> None:
         load_embedder("hash", size=3)
     with pytest.raises(TypeError, match=r"'minilm': .*'dim'; its options are: device, dtype"):
         load_embedder("minilm", dim=3)
+    with pytest.raises(TypeError, match=r"'minilm-int8': .*'dim'; its options are: none"):
+        load_embedder("minilm-int8", dim=3)
 
 
 def test_an_absent_package_is_an_error_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +843,7 @@ def test_an_absent_package_is_an_error_with_the_pip_command(monkeypatch: pytest.
 def test_the_known_models_are_a_frame() -> None:
     frame = available_embedders()
     assert frame.columns == ["name", "dim", "size", "offline", "licence", "installed"]
-    assert frame["name"].to_list() == ["minilm", "wordllama", "hash"]
+    assert frame["name"].to_list() == ["minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "hash"]
     assert frame["offline"].all()
     assert frame["installed"].all()
     sizes = dict(frame.select("name", "size").iter_rows())
@@ -649,7 +852,18 @@ def test_the_known_models_are_a_frame() -> None:
     assert sizes["hash"] == 0
 
 
-@pytest.mark.parametrize("name", ["minilm", "wordllama", "hash"])
+def test_the_size_on_disk_is_that_of_the_files(tiny_wheel: Path) -> None:
+    assert size_on_disk("hash") == 0
+    assert 15 < size_on_disk("wordllama") < 25
+    files = [path.stat().st_size for path in tiny_wheel.rglob("*.safetensors")]
+    assert sum(files) / 1e6 - 0.1 < size_on_disk(tiny_wheel) < sum(files) / 1e6 + 2
+    with pytest.raises(EmbeddingError, match="'minilm-onnx' is not on this disk; load_embedder"):
+        size_on_disk("minilm-onnx")
+    with pytest.raises(UnknownModel):
+        size_on_disk("nonsense")
+
+
+@pytest.mark.parametrize("name", ["minilm", *MADE, "wordllama", "hash"])
 def test_the_frame_tells_the_truth_about_a_model(name: str) -> None:
     row = available_embedders().row(by_predicate=pl.col("name") == name, named=True)
     embedder = load_embedder(name)
@@ -661,6 +875,7 @@ def test_fingerprints_differ_between_models_and_are_short() -> None:
     embedders = [
         load_embedder("minilm"),
         load_embedder("minilm", dtype="bfloat16"),
+        *(load_embedder(name) for name in MADE),
         load_embedder("wordllama"),
         load_embedder("wordllama", dim=64),
         load_embedder("hash"),

@@ -192,6 +192,27 @@ def test_put_many_takes_more_records_than_become_visible_together():
 # --- retain -------------------------------------------------------------------------------------------------------
 
 
+def test_what_is_newer_than_a_revision_is_forgotten_as_if_it_had_never_come():
+    told, never = VectorStore(DIM), VectorStore(DIM)
+    for store in (told, never):
+        store.put_many([record(1, 3), record(2, 4)])
+        store.remove(3, 2)
+    told.put_many([record(2, 9), record(4, 7)])
+    told.remove(1, 8)
+    told.remove(5, 6)
+    told.retain([2, 4], 9)
+    assert told.latest == 9
+
+    assert told.forget_after(5) == [2, 4]
+
+    assert (told.latest, told.tombstones()) == (5, {3: 2})
+    told.put_many([record(1, 3), record(2, 4)])  # it may come in again
+    assert told.digest == never.digest
+    assert told.forget_after(5) == []
+    with pytest.raises(ValueError, match="revision must be an integer"):
+        told.forget_after(-1)
+
+
 def test_retain_drops_what_is_not_listed_and_not_newer_than_the_list():
     store = VectorStore(DIM)
     store.put_many([record(1, 1), record(2, 2), record(3, 30)])
@@ -729,7 +750,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_an_interpreter_may_end_in_the_middle_of_a_build():
     done = run_python(
         "import numpy as np; import usearch.index; from copilotlab.store import Record, VectorStore\n"
-        "v = np.random.default_rng(0).standard_normal((6000, 384), dtype=np.float32)\n"
+        "v = np.random.default_rng(0).standard_normal((20_000, 384), dtype=np.float32)\n"  # a build of many seconds
         "v /= np.linalg.norm(v, axis=1, keepdims=True)\n"
         "s = VectorStore(384, exact_limit=10)\n"
         "s.put_many(Record.of(i, 1, bytes(16), x) for i, x in enumerate(v))\n"

@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from copilotlab.store import Matches, Record, VectorStore
+from copilotlab.store.graph import Graph, GraphBuild
 
 DIM = 32
 CHARTS = 120  # always there, moving
@@ -39,6 +41,13 @@ def score(chart_id: int, version: int, query: np.ndarray) -> float:
     return float(np.float32(where(chart_id, version).astype(np.float64) @ query.astype(np.float64)))
 
 
+def wait_until(condition: Callable[[], bool], limit: float = 120.0) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"not within {limit} s"
+        time.sleep(0.01)
+
+
 class Hammer:
     """A store, what its writers began and finished, and what its searchers found wrong."""
 
@@ -51,6 +60,7 @@ class Hammer:
         self.wrong: list[str] = []
         self.writing = threading.Event()
         self.searches = 0
+        self.searched = threading.Condition()  # of the number of searches
         store.put_many(record(i, 0) for i in range(CHARTS))
 
     # --- writers ----------------------------------------------------------------------------------------------
@@ -71,6 +81,12 @@ class Hammer:
                 self.wrong.append(f"{taken} of {len(records)} records taken")
             for i in moved:
                 self.finished[i] = version[i]
+            self.wait_for_searches(max(version.values()))
+
+    def wait_for_searches(self, count: int) -> None:
+        """No writer is far ahead of the searches, however little time these get."""
+        with self.searched:
+            assert self.searched.wait_for(lambda: self.searches > count or bool(self.wrong), 120)
 
     def pass_through(self, rounds: int) -> None:
         """Charts that come and go; each record is offered once more after its chart has gone."""
@@ -98,7 +114,9 @@ class Hammer:
             matches = look(query)
             after, passing_begun = self.begun.copy(), self.passing_begun
             self.check(matches, query, complete, gone, before, after, passing_begun)
-            self.searches += 1
+            with self.searched:
+                self.searches += 1
+                self.searched.notify_all()
 
     def check(
         self,
@@ -141,7 +159,7 @@ class Hammer:
         finally:
             self.writing.clear()
             for thread in threads:
-                thread.join(30)
+                thread.join(120)
         assert not any(thread.is_alive() for thread in threads)
 
     def guarded(self, work: Callable[..., None], *args: object) -> None:
@@ -161,12 +179,12 @@ class Hammer:
         for writer in writers:
             writer.start()
         for writer in writers:
-            writer.join(120)
+            writer.join(300)
         assert not any(writer.is_alive() for writer in writers)
 
     def ends_right(self) -> None:
         assert not self.wrong, self.wrong[:3]
-        assert self.searches > 50
+        assert self.searches > VERSIONS
         twin = VectorStore(DIM, background=False)
         twin.put_many(record(i, self.finished[i]) for i in range(CHARTS))
         assert self.store.digest == twin.digest
@@ -177,6 +195,8 @@ class Hammer:
 def test_every_answer_was_true_during_its_search(exact_limit: int):
     store = VectorStore(DIM, exact_limit=exact_limit)
     hammer = Hammer(store)
+    if exact_limit == 60:
+        wait_until(lambda: store.index_state == "graph")
     everything = 10**6
     with hammer.searchers(
         (lambda query: store.search(query, everything), True),
@@ -186,8 +206,7 @@ def test_every_answer_was_true_during_its_search(exact_limit: int):
     ):
         hammer.run_writers()
     hammer.ends_right()
-    if exact_limit == 60:
-        assert store.status()["indexed"] > 0, "no graph was ever built"
+    assert store.status()["index"] == ("graph" if exact_limit == 60 else "exact")
 
 
 def test_every_answer_of_a_large_graph_was_true_during_its_search():
@@ -197,10 +216,7 @@ def test_every_answer_of_a_large_graph_was_true_during_its_search():
     still = rng.standard_normal((4000, DIM)).astype(np.float32)
     still /= np.linalg.norm(still, axis=1, keepdims=True)
     store.put_many(Record.of(1_000_000 + i, 10, bytes(16), vector) for i, vector in enumerate(still))
-    end = time.monotonic() + 60
-    while store.index_state != "graph":
-        assert time.monotonic() < end, "no graph within a minute"
-        time.sleep(0.01)
+    wait_until(lambda: store.index_state == "graph")
     hammer = Hammer(store)
 
     def nearest(query: np.ndarray) -> Matches:
@@ -214,14 +230,17 @@ def test_every_answer_of_a_large_graph_was_true_during_its_search():
 
     with hammer.searchers((nearest, False), (nearest, False), (a_chart_finds_itself, False)):
         hammer.run_writers()
+        wait_until(lambda: store.status()["indexed"] != 4000)  # another graph was built meanwhile
     assert not hammer.wrong, hammer.wrong[:3]
-    assert hammer.searches > 50
+    assert hammer.searches > VERSIONS
     assert store.status()["index"] == "graph"
-    assert store.status()["indexed"] != 4000, "no other graph was built meanwhile"
 
 
-def test_a_search_does_not_wait_while_a_graph_is_built():
-    """A usearch index serves one caller at a time: a search in one that is being built would wait for a whole step."""
+def test_a_search_does_not_wait_while_a_graph_is_built(monkeypatch: pytest.MonkeyPatch):
+    """A usearch index serves one caller at a time: a search in one that is being built would wait for a whole step.
+
+    Here no step ends before two searches began and ended within it, and none of them goes to what is being built.
+    """
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((6000, 256)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -232,23 +251,37 @@ def test_a_search_does_not_wait_while_a_graph_is_built():
         pass
     store.put_many(records[3000:])
     assert store.status()["index"] == "graph", "searches go through the first graph while the second is built"
-    within, stepping = 0, [0]
+    add, nearest = GraphBuild.add, Graph.nearest
+    turn, stepping, within = threading.Condition(), 0, 0  # stepping is odd in a step
+    in_the_making: object = None
+
+    def add_beside_searches(build: GraphBuild, count: int) -> None:
+        nonlocal stepping, within, in_the_making
+        with turn:
+            stepping, within, in_the_making = stepping + 1, 0, build._index
+        add(build, count)
+        with turn:
+            assert turn.wait_for(lambda: within >= 2, 120), "searches wait for the step"
+            stepping, in_the_making = stepping + 1, None
+
+    def nearest_elsewhere(graph: Graph, query: np.ndarray, count: int) -> np.ndarray:
+        assert graph.index is not in_the_making
+        return nearest(graph, query, count)
 
     def build() -> None:
-        more = True
-        while more:
-            stepping[0] += 1
-            more = store.index_step()
-            stepping[0] += 1
+        while store.index_step():
+            pass
 
-    building = threading.Thread(target=build)
-    building.start()
-    while building.is_alive():
-        began = stepping[0]
-        store.search(vectors[within % 6000])
-        if began % 2 == 1 and stepping[0] == began:
-            within += 1
-    building.join()
-    steps = stepping[0] // 2
-    assert steps >= 10
-    assert within >= 2 * steps, f"{within} searches began and ended within {steps} steps"
+    monkeypatch.setattr(GraphBuild, "add", add_beside_searches)
+    monkeypatch.setattr(Graph, "nearest", nearest_elsewhere)
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build)
+        while not building.done():
+            began = stepping
+            store.search(vectors[began])
+            with turn:
+                if began % 2 == 1 and stepping == began:
+                    within += 1
+                    turn.notify()
+        building.result()
+    assert stepping // 2 >= 10

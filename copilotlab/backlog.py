@@ -1,0 +1,90 @@
+"""What the repository has and one store has not: the changes that are still to come, and whose they are to embed.
+
+Nothing here speaks to Redis or to the repository. What goes in are changes that somebody saw there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from copilotlab.store import VectorStore
+
+
+@dataclass(slots=True)
+class _Missing:
+    """A change that did not come yet. due: when it is ours to embed, if nobody sends it."""
+
+    revision: int
+    due: float
+
+
+class Backlog:
+    """The changes that a store lacks, as far as anybody has looked. Safe for threads.
+
+    store: whatever enters it is missing no longer.
+    """
+
+    def __init__(self, store: VectorStore) -> None:
+        self._store = store
+        self._missing: dict[int, _Missing] = {}
+        self._looked_at = -1  # the store's version when what had come by then was last dropped
+        self._lock = threading.Lock()
+
+    def add(self, chart_id: int, revision: int, due: float) -> None:
+        """A change that the store may lack. due: the time from which it is this node's to embed."""
+        with self._lock:
+            # What is missed already is not waited for any longer because it has changed once more.
+            known = self._missing.setdefault(chart_id, _Missing(revision, due))
+            known.revision, known.due = max(known.revision, revision), min(known.due, due)
+            self._looked_at = -1  # it may have come just before
+
+    def drop(self, chart_ids: Iterable[int]) -> None:
+        """These are missing no longer, whatever the store says of them."""
+        with self._lock:
+            for chart_id in chart_ids:
+                self._missing.pop(chart_id, None)
+
+    def clear(self) -> None:
+        """Nothing is missing."""
+        with self._lock:
+            self._missing.clear()
+
+    def due(self, now: float) -> int | None:
+        """The lowest revision that is ours to embed now; None if nothing is."""
+        self._drop_what_came()
+        with self._lock:
+            return min((missing.revision for missing in self._missing.values() if missing.due <= now), default=None)
+
+    def chart_ids(self) -> list[int]:
+        """The charts that are missing, in order."""
+        self._drop_what_came()
+        with self._lock:
+            return sorted(self._missing)
+
+    def complete_to(self, read_to: int) -> int:
+        """The revision up to which nothing is missing, given that the repository was read up to ``read_to``."""
+        self._drop_what_came()
+        with self._lock:
+            return min((missing.revision - 1 for missing in self._missing.values()), default=read_to)
+
+    def __len__(self) -> int:
+        self._drop_what_came()
+        return len(self._missing)
+
+    def __repr__(self) -> str:
+        return f"Backlog({len(self)} charts missing)"
+
+    def _drop_what_came(self) -> None:
+        version = self._store.version  # before it is looked at: what comes meanwhile is seen the next time
+        if not self._missing or version == self._looked_at:
+            return
+        with self._lock:
+            self._looked_at = version
+            revisions, _ = self._store.heads(np.fromiter(self._missing, dtype=np.int64))
+            for (chart_id, missing), held in zip(list(self._missing.items()), revisions.tolist(), strict=True):
+                if max(held, self._store.tombstone(chart_id) or -1) >= missing.revision:
+                    del self._missing[chart_id]

@@ -1,0 +1,305 @@
+"""Faults by name, each with its end: what a study, a soak or a button in a notebook can do to a cluster.
+
+    lab = Lab(4, FragileModel(load_embedder("minilm")), FragileRepository.from_frame(...))
+    fault = FAULTS["cut off"]
+    fault.start(lab, 1); ...; fault.end(lab, 1)
+
+A fault of the server, the model or the repository concerns all nodes, whatever the index. Faults of different lines,
+and one of a line beside one of the server, can be in force together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
+
+import redis
+
+from copilotlab.events import UPDATES
+from copilotlab.lab.fragile import Gate
+from copilotlab.lab.proxy import FaultProxy
+from copilotlab.lab.server import LocalRedis
+
+Scope = Literal["server", "line", "model", "repository"]
+
+ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not know it yet
+JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
+MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
+STORM_PAUSE = 0.02  # seconds between two rounds of killing
+
+
+class Breakable(Protocol):
+    """What faults need of a cluster. A `Lab` has it; its model is a `FragileModel`, its charts a `FragileRepository`,
+    where those are to fail."""
+
+    @property
+    def redis(self) -> LocalRedis: ...
+    @property
+    def proxies(self) -> list[FaultProxy]: ...
+    @property
+    def embedder(self) -> Any: ...
+    @property
+    def charts(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way in which things go wrong.
+
+    name: how it is asked for; what: a sentence that says what happens; scope: what is broken; start, end: called with
+    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more.
+    """
+
+    name: str
+    what: str
+    scope: Scope
+    start: Callable[[Breakable, int], object]
+    end: Callable[[Breakable, int], object]
+
+
+class _Storm:
+    """Kills every connection of a server, again and again, from a thread."""
+
+    def __init__(self) -> None:
+        self._ends: WeakKeyDictionary[LocalRedis, threading.Event] = WeakKeyDictionary()
+
+    def start(self, lab: Breakable, _index: int) -> None:
+        end = self._ends[lab.redis] = threading.Event()
+        threading.Thread(target=self._rage, args=(lab.redis, end), name="copilotlab-storm", daemon=True).start()
+
+    def _rage(self, server: LocalRedis, end: threading.Event) -> None:
+        with server.client() as client:
+            while not end.wait(STORM_PAUSE):
+                _kill_clients(client)
+
+    def end(self, lab: Breakable, _index: int) -> None:
+        if (end := self._ends.pop(lab.redis, None)) is not None:
+            end.set()
+
+
+def _kill_clients(client: redis.Redis) -> None:
+    for kind in ("normal", "pubsub"):
+        client.client_kill_filter(_type=kind, skipme=True)
+
+
+def _command(*words: str) -> Callable[[Breakable, int], object]:
+    def run(lab: Breakable, _index: int) -> object:
+        with lab.redis.client() as client:
+            return client.execute_command(*words)
+
+    return run
+
+
+def _rotate(lab: Breakable, _index: int) -> None:
+    lab.redis.set_password(ROTATED + (lab.redis.password or ""))
+    with lab.redis.client() as client:
+        _kill_clients(client)
+
+
+def _rotate_back(lab: Breakable, _index: int) -> None:
+    lab.redis.set_password((lab.redis.password or "").removeprefix(ROTATED) or None)
+
+
+def _overflow(lab: Breakable, index: int) -> None:
+    """Send, while one node does not read, until the server cuts it off."""
+    lab.proxies[index].one_way("to_client")
+    with lab.redis.client() as client:
+        client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
+        before = _subscriptions(client)
+        for number in range(MOST_JUNK):
+            client.publish(UPDATES, bytes(JUNK_BYTES))
+            if number % 64 == 0 and not before <= _subscriptions(client):
+                return
+    raise RuntimeError(f"node {index} was not cut off after {MOST_JUNK} messages: is it behind {lab.proxies[index]!r}?")
+
+
+def _subscriptions(client: redis.Redis) -> set[str]:
+    return {listed["id"] for listed in client.client_list(_type="pubsub")}
+
+
+def _drain(lab: Breakable, index: int) -> None:
+    lab.proxies[index].heal()
+    with lab.redis.client() as client:
+        client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+
+
+def _gate(part: Any, example: str) -> Gate:
+    gate = getattr(part, "gate", None)
+    if gate is None:
+        raise TypeError(f"{part!r} cannot be made to fail: give the lab one that can, as in {example}")
+    return gate  # type: ignore[no-any-return]  # a Gate, or what passes its words on to other processes
+
+
+def _model(lab: Breakable) -> Gate:
+    return _gate(lab.embedder, "Lab(model=FragileModel(load_embedder('minilm')))")
+
+
+def _repository(lab: Breakable) -> Gate:
+    return _gate(lab.charts, "Lab(charts=FragileRepository.from_frame(...))")
+
+
+def _heal(lab: Breakable, index: int) -> None:
+    lab.proxies[index].heal()
+
+
+def _nothing(_lab: Breakable, _index: int) -> None:
+    pass
+
+
+_storm = _Storm()
+
+FAULTS: dict[str, Fault] = {
+    fault.name: fault
+    for fault in (
+        Fault(
+            "server killed",
+            "the server is killed, and comes back empty",
+            "server",
+            lambda lab, _: lab.redis.kill(),
+            lambda lab, _: lab.redis.start(keep_data=False),
+        ),
+        Fault(
+            "server restarted with data",
+            "the server is shut down in order, and comes back with all that it held; all nodes reconnect at once",
+            "server",
+            lambda lab, _: lab.redis.stop(),
+            lambda lab, _: lab.redis.start(),
+        ),
+        Fault(
+            "server frozen",
+            "the server's process is stopped (SIGSTOP): connections stand, nobody answers",
+            "server",
+            lambda lab, _: lab.redis.pause(),
+            lambda lab, _: lab.redis.resume(),
+        ),
+        Fault(
+            "memory lost",
+            "the server forgets everything (FLUSHALL); no connection breaks",
+            "server",
+            _command("FLUSHALL"),
+            _nothing,
+        ),
+        Fault(
+            "all connections reset",
+            "every connection of every node is reset at the same moment",
+            "server",
+            lambda lab, _: [proxy.reset() for proxy in lab.proxies],
+            _nothing,
+        ),
+        Fault(
+            "client kill storm",
+            f"every connection is killed each {STORM_PAUSE * 1000:g} ms",
+            "server",
+            _storm.start,
+            _storm.end,
+        ),
+        Fault(
+            "password rotated",
+            "the password is changed and every connection killed; the nodes have the old one",
+            "server",
+            _rotate,
+            _rotate_back,
+        ),
+        Fault(
+            "out of memory",
+            "the server refuses all writes (maxmemory, noeviction)",
+            "server",
+            _command("CONFIG", "SET", "maxmemory", "1"),
+            _command("CONFIG", "SET", "maxmemory", "0"),
+        ),
+        Fault(
+            "read-only",
+            "the server becomes the replica of one that is away: it reads, and refuses all writes",
+            "server",
+            _command("REPLICAOF", "127.0.0.1", "1"),
+            _command("REPLICAOF", "NO", "ONE"),
+        ),
+        Fault(
+            "cut off",
+            "one node's connections are reset, and new ones refused",
+            "line",
+            lambda lab, index: lab.proxies[index].cut("refuse"),
+            _heal,
+        ),
+        Fault(
+            "half-open",
+            "nothing moves between one node and the server, and neither is told",
+            "line",
+            lambda lab, index: lab.proxies[index].cut("blackhole"),
+            _heal,
+        ),
+        Fault(
+            "mute",
+            "nothing that one node says reaches the server; it hears all",
+            "line",
+            lambda lab, index: lab.proxies[index].one_way("to_server"),
+            _heal,
+        ),
+        Fault(
+            "deaf",
+            "nothing that the server says reaches one node; the server hears all",
+            "line",
+            lambda lab, index: lab.proxies[index].one_way("to_client"),
+            _heal,
+        ),
+        Fault(
+            "slow line",
+            "each way between one node and the server takes 50 to 100 ms longer",
+            "line",
+            lambda lab, index: lab.proxies[index].delay(0.05, 0.05),
+            _heal,
+        ),
+        Fault(
+            "line slower than patience",
+            "each way between one node and the server takes 400 ms longer: no answer comes in time",
+            "line",
+            lambda lab, index: lab.proxies[index].delay(0.4),
+            _heal,
+        ),
+        Fault(
+            "reset in a frame",
+            "one node's connections are reset after 100 more bytes, in the middle of a reply",
+            "line",
+            lambda lab, index: lab.proxies[index].reset(after_bytes=100),
+            _heal,
+        ),
+        Fault(
+            "output buffer cut",
+            "one node does not read, and is sent so much that the server cuts it off",
+            "line",
+            _overflow,
+            _drain,
+        ),
+        Fault(
+            "model fails",
+            "the model raises in the middle of a batch",
+            "model",
+            lambda lab, _: _model(lab).fail(),
+            lambda lab, _: _model(lab).mend(),
+        ),
+        Fault(
+            "model hangs",
+            "the model does not return in the middle of a batch",
+            "model",
+            lambda lab, _: _model(lab).hang(),
+            lambda lab, _: _model(lab).mend(),
+        ),
+        Fault(
+            "repository unreachable",
+            "every transaction of the repository fails",
+            "repository",
+            lambda lab, _: _repository(lab).fail(),
+            lambda lab, _: _repository(lab).mend(),
+        ),
+        Fault(
+            "repository hangs",
+            "no transaction of the repository begins",
+            "repository",
+            lambda lab, _: _repository(lab).hang(),
+            lambda lab, _: _repository(lab).mend(),
+        ),
+    )
+}

@@ -1,0 +1,193 @@
+"""A cluster in one thread, on a simulated server, with time under control: an hour of protocol in a second.
+
+The nodes are ordinary nodes that nobody started: here their steps are taken in turn, and the clock moves on between
+them. What a model costs is charged to the node that embeds: it works on nothing else for so long.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from copilotlab.charts import Chart, ChartRepository
+from copilotlab.clock import ManualClock
+from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.monitoring import Journal, timeline
+from copilotlab.node import Node
+from copilotlab.policy import Policy
+
+NEVER_AT_REST = 100_000  # steps at one moment after which the nodes are at fault
+
+
+class SimulatedLab:
+    """Nodes that are driven, not started.
+
+    nodes: how many at first. charts: the repository; an empty one by default. embedder: "hash" by default.
+    seconds_per_text: what an embedding costs on the simulated clock, 0.0 by default.
+    tick: seconds by which the clock moves where nothing else is due, 0.1 by default.
+
+    side_by_side: the most nodes that were seen in a batch at one moment.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        policy: Policy | None = None,
+        *,
+        charts: ChartRepository | None = None,
+        embedder: Embedder | None = None,
+        seconds_per_text: float = 0.0,
+        tick: float = 0.1,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.clock = ManualClock(1_000.0)
+        self.redis = SimulatedRedis(self.clock)
+        self.charts = ChartRepository() if charts is None else charts  # an empty one is false
+        self.embedder = embedder or load_embedder("hash")
+        self.nodes: list[Node] = []
+        self.carriers: list[SimulatedCarrier] = []
+        self.side_by_side = 0
+        self._cost = seconds_per_text
+        self._tick = tick
+        self._faults = Journal("lab", self.clock)
+        self._start = self.clock.now()
+        self._busy_until: dict[str, float] = {}
+        self._still: set[str] = set()
+        for _ in range(nodes):
+            self.add_node()
+
+    # --- members and faults -----------------------------------------------------------------------------------
+
+    def add_node(self) -> Node:
+        """One more node, empty."""
+        carrier = self.redis.carrier()
+        node = Node(
+            self.charts,
+            self.embedder,
+            carrier,
+            policy=self.policy,
+            node_id=f"n{len(self.nodes)}",
+            clock=self.clock,
+        )
+        node.connect()
+        self.carriers.append(carrier)
+        self.nodes.append(node)
+        return node
+
+    def note(self, event: str, detail: str = "") -> None:
+        """Write into the timeline what is done to the cluster from outside."""
+        self._faults.note(event, detail)
+
+    def freeze(self, index: int) -> None:
+        """The process of a node stands still; its connection stays, and what is said to it waits."""
+        self._faults.note("freeze", self.nodes[index].node_id)
+        self._still.add(self.nodes[index].node_id)
+
+    def resume(self, index: int) -> None:
+        """It goes on where it stood."""
+        self._faults.note("resume", self.nodes[index].node_id)
+        self._still.discard(self.nodes[index].node_id)
+
+    def kill(self, index: int) -> None:
+        """The node is gone; what it put into Redis stays. The others keep their numbers."""
+        self._faults.note("kill", self.nodes[index].node_id)
+        self._still.add(self.nodes[index].node_id)
+        self.carriers[index].cut()
+
+    @property
+    def living(self) -> list[Node]:
+        """The nodes that are neither frozen nor killed."""
+        return [node for node in self.nodes if node.node_id not in self._still]
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """How long the nodes have lived, as the timeline counts."""
+        return self.clock.now() - self._start
+
+    def deliver(self) -> None:
+        """Let every living node apply all that is on its way to it; nobody works."""
+        while any([node.listen() for node in self.living]):
+            pass
+
+    def run(self, seconds: float) -> None:
+        """Let the nodes live for so long."""
+        until = self.clock.now() + seconds
+        while self.clock.now() < until:
+            self.turn()
+            self._move_on(until)
+
+    def run_until_agreed(self, limit: float) -> float | None:
+        """Let the nodes live until they agree with the repository; the seconds that it took, None if ``limit`` came."""
+        began = self.clock.now()
+        while not self.agree():
+            if self.clock.now() - began >= limit:
+                return None
+            self.turn()
+            if not self.agree():
+                self._move_on(began + limit)
+        return self.clock.now() - began
+
+    def turn(self) -> None:
+        """All that can be done at this moment."""
+        for _ in range(NEVER_AT_REST):
+            if not any([self._step(node) for node in self.living]):
+                self.side_by_side = max(self.side_by_side, sum(bool(node.status()["batch"]) for node in self.living))
+                return
+        raise RuntimeError(f"the nodes never come to rest: {[node.status() for node in self.living]}")
+
+    def _step(self, node: Node) -> bool:
+        heard = node.listen()
+        if self._busy_until.get(node.node_id, 0.0) > self.clock.now():
+            return heard
+        before = node.counters["embeddings"]
+        worked = node.work()
+        made = node.counters["embeddings"] - before
+        if made and self._cost:
+            self._busy_until[node.node_id] = self.clock.now() + made * self._cost
+        return heard or worked
+
+    def _move_on(self, until: float) -> None:
+        now = self.clock.now()
+        due = [moment for moment in self._busy_until.values() if moment > now]
+        self.clock.advance(max(0.0, min([now + self._tick, until, *due]) - now))
+
+    # --- agreement --------------------------------------------------------------------------------------------
+
+    def fill(self, count: int) -> None:
+        """Save ``count`` charts elsewhere, and bring them into all nodes by one rebuild."""
+        self.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, count + 1)])
+        self.nodes[0].rebuild()
+        self.deliver()
+
+    def lost(self) -> int:
+        """How many charts the living nodes hold otherwise than the repository, all nodes together."""
+        expected = {c.chart_id: (c.revision, c.chart.content_hash) for c in self.charts.changes_since(0) if c.chart}
+        wrong = 0
+        for node in self.living:
+            held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
+            wrong += sum(held.get(i) != expected.get(i) for i in held.keys() | expected.keys())
+        return wrong
+
+    def agree(self) -> bool:
+        """Whether every living node holds exactly what the repository holds, all with the same bits."""
+        if len({node.store.digest for node in self.living}) > 1:
+            return False
+        return all(len(node.store) == len(self.charts) for node in self.living) and not self.lost()
+
+    def embeddings(self) -> int:
+        """How many were made by all nodes, also by those that are gone."""
+        return sum(node.counters["embeddings"] for node in self.nodes)
+
+    def timeline(self) -> pl.DataFrame:
+        """What happened, in order: seconds since the start, node ("lab" for the faults), event, detail."""
+        return timeline([self._faults, *(node.journal for node in self.nodes)], start=self._start)
+
+    def __repr__(self) -> str:
+        return f"SimulatedLab({len(self.living)} of {len(self.nodes)} nodes alive, at {self.clock.now():g} s)"
+
+
+def simulated_chart(chart_id: int, title: str = "") -> Chart:
+    """A chart for simulations."""
+    return Chart(chart_id=chart_id, title=title or f"Revenue of product {chart_id}", description="By month")

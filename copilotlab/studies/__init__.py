@@ -1,0 +1,41 @@
+"""Studies: parameters in, a tidy polars frame out; also ``copilotlab study NAME --out FILE``.
+
+A study is a plain function with a `progress` parameter, a `seed` where it draws lots, and defaults for all. What it
+measures piece by piece is kept on disk by :func:`copilotlab.studies.cache.cached`, so an interrupted study goes on
+where it was. One line here makes it a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+STUDIES = {
+    "models": "copilotlab.studies.models",
+    "recovery": "copilotlab.studies.recovery",
+    "timeouts": "copilotlab.studies.timeouts",
+    "ablation": "copilotlab.studies.ablation",
+}
+
+
+class StudyNotInstalled(ImportError):
+    """A package that a study needs is absent; the message holds the pip command that installs it."""
+
+
+def load_study(name: str) -> Callable[..., pl.DataFrame]:
+    """The study of that name: the function of the same name in its module.
+
+    Raises ValueError for another name, StudyNotInstalled.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"no study is called {name!r}; there are: {', '.join(STUDIES)}")
+    try:
+        module = import_module(STUDIES[name])
+    except ModuleNotFoundError as error:
+        raise StudyNotInstalled(f"the study {name!r} needs {error.name}: pip install 'copilotlab[studies]'") from error
+    study: Callable[..., pl.DataFrame] = getattr(module, name)
+    return study

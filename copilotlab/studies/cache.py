@@ -1,0 +1,131 @@
+"""Results of studies, kept on disk by what they were measured with.
+
+    @cached(version=1)
+    def recovery(fault: str, policy: Policy, *, seed: int = 0, progress: bool = True) -> pl.DataFrame:
+        ...
+
+    recovery("kill", Policy())          # measured, and kept
+    recovery("kill", Policy())          # read again
+    with measured_anew():
+        recovery("kill", Policy())      # measured again, and kept instead
+
+The function stays what it was. Cut a study into such pieces, and one that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import ParamSpec
+
+import numpy as np
+import polars as pl
+
+import copilotlab
+from copilotlab.cache import cache_folder
+from copilotlab.embedding import Embedder
+
+P = ParamSpec("P")
+Measuring = Callable[P, pl.DataFrame]
+
+PACKAGE = Path(copilotlab.__file__).parent
+PROTOCOL = ("*.py", "scripts/*.lua", "store/*.py", "lab/*.py")
+"""The files that decide what nodes do."""
+NOT_MEASURED = frozenset({"progress"})  # parameters that do not decide the result
+
+_anew: ContextVar[bool] = ContextVar("measured_anew", default=False)
+
+
+def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]], Measuring[P]]:
+    """Decorates a function that returns a frame: equal arguments are measured once, on this machine.
+
+    Parameters:
+        version: of the function. Raise it whenever the same arguments would give another result; a new version of
+            copilotlab counts as such, too.
+        code: the files of the package that decide the result, as patterns such as "store/*.py": whoever changes one of
+            them measures again. None by default; `PROTOCOL` for what several nodes do.
+
+    Arguments may be None, numbers, strings, paths (a file counts by what is in it), numpy arrays, frames, embedders
+    (by fingerprint), dataclasses such as `Policy`, and sequences and mappings of these; others raise TypeError. The
+    parameter `progress` does not count. A call that raises or is interrupted keeps nothing.
+    """
+
+    def decorate(measure: Measuring[P]) -> Measuring[P]:
+        signature = inspect.signature(measure)
+        written = _digest(b"".join(path.read_bytes() for pattern in code for path in sorted(PACKAGE.glob(pattern))))
+
+        @functools.wraps(measure)
+        def measure_once(*args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            arguments = {name: value for name, value in call.arguments.items() if name not in NOT_MEASURED}
+            path = _path(measure.__name__, version, written, arguments)
+            if path.exists() and not _anew.get():
+                return pl.read_parquet(path)
+            frame = measure(*args, **kwargs)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+            frame.write_parquet(unfinished)
+            unfinished.replace(path)  # whoever reads meanwhile sees the old file or the new one, whole
+            return frame
+
+        return measure_once
+
+    return decorate
+
+
+@contextmanager
+def measured_anew() -> Iterator[None]:
+    """Inside, nothing is read from the cache: everything is measured again, and kept."""
+    token = _anew.set(True)
+    try:
+        yield
+    finally:
+        _anew.reset(token)
+
+
+def _path(name: str, version: int, code: str, arguments: Mapping[str, object]) -> Path:
+    plain = {key: _plain(value, key) for key, value in arguments.items()}
+    decisive = json.dumps([copilotlab.__version__, version, code, plain], sort_keys=True)
+    digest = hashlib.blake2b(decisive.encode(), digest_size=12).hexdigest()
+    return cache_folder() / "studies" / f"{name}-v{version}-{digest}.parquet"
+
+
+def _plain(value: object, name: str) -> object:
+    """What identifies `value`, in JSON: equal for equal values, and for no others."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case np.generic():
+            return value.item()
+        case Embedder():
+            return ["embedder", value.fingerprint]
+        case pl.DataFrame():
+            return ["frame", str(value.schema), _digest(value.write_ndjson().encode())]
+        case np.ndarray():
+            return ["array", str(value.dtype), value.shape, _digest(np.ascontiguousarray(value).tobytes())]
+        case Path():
+            return ["file", _digest(value.read_bytes())] if value.is_file() else ["path", str(value)]
+        case Mapping():
+            return ["mapping", sorted([str(key), _plain(item, name)] for key, item in value.items())]
+        case Sequence():
+            return [_plain(item, name) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: _plain(getattr(value, field.name), name) for field in fields(value)}
+        return [type(value).__name__, held]
+    raise TypeError(
+        f"{name}={value!r}: the cache cannot tell a {type(value).__name__} from another; give a number, text, path, "
+        "array, frame, embedder or dataclass, or a sequence or mapping of these"
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

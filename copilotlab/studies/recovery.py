@@ -1,0 +1,409 @@
+"""What a fault does to a cluster, and how long until it is right again: `Policy()` beside the written design.
+
+    from copilotlab.studies.recovery import recovery, summary
+
+    seen = recovery(["server killed", "deaf"])  # what every node held, moment by moment
+    summary(seen)                               # a row for each fault and policy
+
+Each experiment is a real server, a few nodes in this process behind one proxy each, a small catalogue, searches on
+every node all along, and edits on every node while the fault lasts. Timers are shorter than by default (`TIMERS`), for
+both policies alike, so that an experiment takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from tqdm.auto import tqdm
+
+from copilotlab.charts import Chart, Heads, RepositoryError
+from copilotlab.embedding import load_embedder
+from copilotlab.lab.faults import FAULTS
+from copilotlab.lab.fragile import FragileModel, FragileRepository
+from copilotlab.lab.lab import Lab
+from copilotlab.lab.server import LocalRedis
+from copilotlab.lab.watch import Watch
+from copilotlab.node import Node
+from copilotlab.policy import Policy
+from copilotlab.studies.cache import PROTOCOL, cached
+
+Phase = Literal["before", "fault", "after"]
+
+TIMERS = {
+    "redis_timeout": 0.5,  # a busy machine is not an outage, and the slowest line is slower than this
+    "probe_interval": 0.1,
+    "heartbeat_interval": 0.2,
+    "batch_timeout": 2.0,
+    "claim_timeout": 2.0,
+    "adopt_after": 3.0,
+    "chunk_size": 8,
+}
+POLICIES = {"Policy()": Policy(**TIMERS), "the written design": Policy.seed(**TIMERS)}  # type: ignore[arg-type]
+
+VICTIM = 1  # the node whose line breaks, or that holds the batch
+ROUNDS = 4  # of edits during a fault
+IN_A_BATCH = ("model", "repository")  # scopes of faults that show only while a batch runs
+BATCH = 60  # charts that are new in a batch
+SECONDS_PER_TEXT = 0.01  # in a batch
+SETTING_UP = 60.0  # seconds within which a cluster is ready, and a third of a batch done: a limit, not a measure
+BEFORE, AFTERWARDS = 0.4, 0.4  # seconds that are watched before the fault, and once all agree
+CHECK = 0.01  # seconds between two looks whether what is waited for is so
+SEARCH_PAUSE = 0.03  # seconds between two searches of a node
+QUERIES = ("revenue of product 7", "espresso", "words that no chart has")
+
+_SAMPLE = {
+    "seconds": pl.Float64,
+    "node": pl.String,
+    "phase": pl.String,
+    "coverage": pl.Float64,
+    "wrong": pl.Int64,
+    "staleness": pl.Float64,
+    "search_ms": pl.Float64,
+    "redis": pl.String,
+    "batch": pl.String,
+}
+
+
+class Held(NamedTuple):
+    """How a node compares with the repository: the share of its charts that the node holds alike, how many it holds
+    otherwise (missing, old, or deleted and still there), and for how many seconds the oldest of these has been so."""
+
+    coverage: float
+    wrong: int
+    staleness: float
+
+
+class Experiment:
+    """One fault in one cluster, watched from before it begins until all nodes agree again.
+
+    Parameters:
+        fault: a name of `copilotlab.lab.faults.FAULTS`.
+        policy: of all nodes; see `POLICIES` for the timers that suit it.
+        nodes: how many (3); charts: that all hold at first (60).
+        lasts: seconds that the fault does, with edits on every node that can (1.2).
+        limit: seconds after which agreement is not awaited any more (30).
+        pace: seconds between two looks at every node (0.05).
+        seed: of which charts are edited.
+
+    `run` it; meanwhile `timeline` can be read, and `stop` called, from other threads. A fault of the model or of the
+    repository comes in the middle of a batch, without edits; any other comes at rest. Raises ValueError for an unknown
+    fault, fewer than two nodes, fewer charts than the edits delete, or seconds that are not above 0.
+    """
+
+    def __init__(
+        self,
+        fault: str,
+        policy: Policy,
+        *,
+        nodes: int = 3,
+        charts: int = 60,
+        lasts: float = 1.2,
+        limit: float = 30.0,
+        pace: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        if fault not in FAULTS:
+            raise ValueError(f"fault={fault!r}: expected one of {', '.join(FAULTS)}")
+        if nodes < 2 or charts < 2 * ROUNDS:
+            raise ValueError(f"nodes={nodes!r}, charts={charts!r}: expected at least 2 nodes, and {2 * ROUNDS} charts")
+        if min(lasts, limit, pace) <= 0:
+            raise ValueError(f"lasts={lasts!r}, limit={limit!r}, pace={pace!r}: expected seconds above 0")
+        self.fault = FAULTS[fault]
+        self.policy = policy
+        self.agreed: float | None = None
+        """Seconds from the end of the fault until all nodes held the same, and what the repository holds."""
+        self.embeddings = self.edits = self.backwards = self.unanswered = 0
+        """Since before the fault: made by all nodes; charts with new words; charts that went backwards on a node, and
+        searches that raised."""
+        self._size, self._pace, self._lasts, self._limit = nodes, pace, lasts, limit
+        self._random = random.Random(seed)
+        self._charts = {chart_id: _chart(chart_id, "Revenue") for chart_id in range(1, charts + 1)}
+        self._in_a_batch = self.fault.scope in IN_A_BATCH
+        self._model = FragileModel(load_embedder("hash"), pace=SECONDS_PER_TEXT)
+        self._repository = FragileRepository()
+        self._phase: Phase = "before"
+        self._looking = threading.Lock()  # a look is of one phase: none begins during it
+        self._counted: dict[str, int] = {}  # how many searches of a node were told in a look
+        self._stopping, self._seen_enough = threading.Event(), threading.Event()
+        self._sampled: list[tuple[object, ...]] = []
+        self._book = _Book()
+        self._began, self._ended = math.inf, math.inf  # when the fault did
+
+    # --- what is done -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The whole experiment, in this thread. Raises what the lab raises; all that was started is ended first."""
+        with ExitStack() as stack:  # what is entered last ends first
+            server = stack.enter_context(LocalRedis(password="known"))
+            beside = stack.enter_context(ThreadPoolExecutor(2, "copilotlab-experiment"))
+            self._repository.save_many(self._charts.values())
+            lab = Lab(self._size, self._model, self._repository, self.policy, redis=server)
+            stack.callback(lab.close)
+            lab.start()
+            lab.wait_converged(SETTING_UP)
+            self._wait_until(lambda: _at_rest(lab.nodes), SETTING_UP)  # an edit beside a batch waits for it
+            watches = [stack.enter_context(Watch(node, QUERIES, pause=SEARCH_PAUSE)) for node in lab.nodes]
+            stack.callback(self._seen_enough.set)
+            made = _embeddings(lab)
+            self._read_book()
+            if self._in_a_batch:
+                self._save_elsewhere()
+            threads = [beside.submit(self._look_on, watches)]
+            self._stopping.wait(BEFORE)
+            if self._in_a_batch:
+                threads.append(beside.submit(_rebuild, lab.nodes[VICTIM]))
+                self._wait_until(lambda: _embeddings(lab) - made >= BATCH / 3, SETTING_UP)
+            self._look(watches)
+            self._break(lab, watches)
+            if self._wait_until(lambda: self._agree(lab.nodes), self._limit):
+                self.agreed = time.monotonic() - self._ended
+            self._stopping.wait(AFTERWARDS)
+            self._look(watches)
+            self.embeddings = _embeddings(lab) - made
+            self.backwards = sum(len(watch.backwards) for watch in watches)
+            self.unanswered = sum(len(watch.errors) for watch in watches)
+        for thread in threads:
+            thread.result()  # raises what it raised
+
+    def stop(self) -> None:
+        """End the experiment early."""
+        self._stopping.set()
+
+    def _break(self, lab: Lab, watches: Sequence[Watch]) -> None:
+        self._began = self._enter("fault")
+        try:
+            self.fault.start(lab, VICTIM)
+            for _ in range(ROUNDS):
+                self._stopping.wait(self._lasts / ROUNDS)
+                if not self._in_a_batch:
+                    self._edit(lab.nodes)
+            self._look(watches)
+        finally:
+            self.fault.end(lab, VICTIM)
+            self._ended = self._enter("after")
+
+    def _enter(self, phase: Phase) -> float:
+        """When the phase began."""
+        with self._looking:
+            self._phase = phase
+            return time.monotonic()
+
+    def _edit(self, nodes: list[Node]) -> None:
+        """On each node a chart gets new words, and on one of them another chart is deleted."""
+        for node in nodes:
+            chart_id = self._random.choice(list(self._charts))
+            self.edits += 1
+            self._charts[chart_id] = _chart(chart_id, f"Espresso {self.edits}")
+            node.update_chart(self._charts[chart_id])
+            self._read_book()
+        gone = self._random.choice(list(self._charts))
+        del self._charts[gone]
+        self._random.choice(nodes).delete_chart(gone)
+        self._read_book()
+
+    def _save_elsewhere(self) -> None:
+        new = [_chart(chart_id, "Espresso") for chart_id in range(1_001, 1_001 + BATCH)]
+        self.edits += len(new)
+        self._repository.save_many(new)
+        self._read_book()
+
+    def _read_book(self) -> None:
+        self._book = self._book.next(self._repository.heads_since(0))
+
+    def _agree(self, nodes: list[Node]) -> bool:
+        alike = len({node.store.digest for node in nodes}) == 1
+        return alike and not any(self._book.compare(node).wrong for node in nodes)
+
+    def _wait_until(self, condition: Callable[[], bool], limit: float) -> bool:
+        """Whether it is so within ``limit`` seconds, and before the experiment is stopped."""
+        began = time.monotonic()
+        while not self._stopping.is_set() and time.monotonic() - began < limit:
+            if condition():
+                return True
+            self._stopping.wait(CHECK)
+        return False
+
+    # --- what is seen -----------------------------------------------------------------------------------------
+
+    def timeline(self) -> pl.DataFrame:
+        """What was seen so far, a row for each look at each node: the columns of `recovery`, without ``policy``."""
+        frame = pl.DataFrame(list(self._sampled), schema=_SAMPLE, orient="row")
+        start = min(self._began, time.monotonic())
+        return frame.with_columns(
+            pl.col("seconds") - start,
+            fault=pl.lit(self.fault.name),
+            scope=pl.lit(self.fault.scope),
+            agreed_after=pl.lit(self.agreed, pl.Float64),
+            edits=pl.lit(self.edits, pl.Int64),
+            embeddings=pl.lit(self.embeddings, pl.Int64),
+            backwards=pl.lit(self.backwards, pl.Int64),
+            unanswered=pl.lit(self.unanswered, pl.Int64),
+        )
+
+    def _look_on(self, watches: Sequence[Watch]) -> None:
+        due = time.monotonic()
+        while not self._seen_enough.wait(max(0.0, due - time.monotonic())):
+            self._look(watches)
+            due += self._pace
+
+    def _look(self, watches: Sequence[Watch]) -> None:
+        """Each phase ends with one, whatever else there was time for."""
+        with self._looking:
+            now = time.monotonic()
+            seen = []
+            for node, searches in ((watch.node, watch.searches) for watch in watches):
+                ended = searches[self._counted.get(node.node_id, 0) :]
+                self._counted[node.node_id] = self._counted.get(node.node_id, 0) + len(ended)
+                slowest = 1000 * max(search.seconds for search in ended) if ended else None
+                status, held = node.status(), self._book.compare(node)
+                seen.append((now, node.node_id, self._phase, *held, slowest, status["redis"], status["batch"]))
+            self._sampled += seen  # whole: who reads the timeline meanwhile sees all nodes or none
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.fault.name!r}, {self._phase}, {len(self._sampled)} samples)"
+
+
+class _Book(NamedTuple):
+    """What the repository holds, read when it was last written, so that it can be known while it is unreachable.
+
+    since: when each chart got its present revision.
+    """
+
+    heads: Heads = Heads.of([])
+    since: dict[int, tuple[int, float]] = {}  # noqa: RUF012 - never changed, as nothing here is
+
+    def next(self, heads: Heads) -> _Book:
+        now, since = time.monotonic(), {}
+        for chart_id, revision in zip(heads.chart_ids.tolist(), heads.revisions.tolist(), strict=True):
+            known = self.since.get(chart_id)
+            since[chart_id] = known if known is not None and known[0] == revision else (revision, now)
+        return _Book(heads, since)
+
+    def compare(self, node: Node) -> Held:
+        heads = self.heads
+        revisions, hashes = node.store.heads(heads.chart_ids)
+        newer = revisions > heads.revisions  # it was written since
+        alike = newer | (revisions == heads.revisions) & (hashes == heads.content_hashes).all(axis=1)
+        wrong = np.where(heads.deleted, (revisions >= 0) & ~newer, ~alike)
+        oldest = min((self.since[chart_id][1] for chart_id in heads.chart_ids[wrong].tolist()), default=None)
+        staleness = 0.0 if oldest is None else time.monotonic() - oldest
+        live = ~heads.deleted
+        return Held(float(alike[live].mean()), int(wrong.sum()), staleness)
+
+
+def _chart(chart_id: int, words: str) -> Chart:
+    return Chart(chart_id=chart_id, title=f"{words}, product {chart_id}")
+
+
+def _embeddings(lab: Lab) -> int:
+    return sum(node.counters["embeddings"] for node in lab.nodes)
+
+
+def _at_rest(nodes: list[Node]) -> bool:
+    return not any(status["owes_rebuild"] or status["batch"] for status in (node.status() for node in nodes))
+
+
+def _rebuild(node: Node) -> None:
+    try:
+        node.rebuild()
+    except (OSError, RepositoryError) as error:  # as they were told to
+        node.journal.note("rebuild_raised", repr(error))
+
+
+# --- the study ----------------------------------------------------------------------------------------------------
+
+
+def recovery(
+    faults: Sequence[str] = tuple(FAULTS),
+    policies: Sequence[str] = tuple(POLICIES),
+    *,
+    nodes: int = 3,
+    charts: int = 60,
+    lasts: float = 1.2,
+    limit: float = 30.0,
+    written_limit: float = 4.0,
+    jobs: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> pl.DataFrame:
+    """Every fault under every policy, moment by moment; `summary` makes one row of each.
+
+    Parameters:
+        faults: names of `copilotlab.lab.faults.FAULTS` (all). policies: names of `POLICIES` (both).
+        nodes, charts, lasts, limit, seed: see `Experiment` (3, 60, 1.2 s, 30 s, 0).
+        written_limit: the limit for the written design, which does nothing by itself that would come later (4 s).
+        jobs: experiments at the same time (1). They mostly wait; but with more, searches of one delay those of another.
+        progress: a bar.
+
+    Returns:
+        A row for each experiment, look and node. fault; policy; scope, see `copilotlab.lab.faults`; seconds since the
+        fault began, below 0 before it; node; phase: "before", "fault", "after"; coverage, wrong, staleness: see `Held`;
+        search_ms: the slowest search that ended since the last look, null if none did; redis: "connected" or "away";
+        batch: what the node has done of one. Of the whole experiment: agreed_after: seconds from the end of the fault
+        until all nodes held the same, and what the repository holds, null if not within the limit; edits: charts with
+        new words; embeddings: made for them; backwards: charts that a node held at an older revision than before, or
+        again after their deletion; unanswered: searches that raised.
+
+    Raises ValueError for an unknown fault or policy, or jobs below 1; see also `Experiment`.
+    """
+    for given, known, what in ((faults, FAULTS, "faults"), (policies, POLICIES, "policies")):
+        if not given or any(name not in known for name in given):
+            raise ValueError(f"{what}={list(given)!r}: expected names of {', '.join(known)}")
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs!r}: expected at least 1")
+    pairs = [(fault, policy) for fault in faults for policy in policies]
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        running: list[Future[pl.DataFrame]] = []
+        for fault, name in pairs:
+            patience = limit if name == "Policy()" else written_limit
+            measure = partial(_experiment, fault, POLICIES[name], nodes=nodes, charts=charts, lasts=lasts, seed=seed)
+            within: Callable[[], pl.DataFrame] = partial(measure, limit=patience)
+            running.append(pool.submit(copy_context().run, within))
+        seen: list[pl.DataFrame] = []
+        bar = tqdm(zip(pairs, running, strict=True), desc="recovery", total=len(pairs), disable=not progress)
+        for (_, name), experiment in bar:
+            seen.append(experiment.result().with_columns(policy=pl.lit(name)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return pl.concat(seen).select("fault", "policy", pl.exclude("fault", "policy"))
+
+
+def summary(seen: pl.DataFrame) -> pl.DataFrame:
+    """One row for each fault and policy of what `recovery` returned, in its order.
+
+    fault; policy; scope; agreed_after, edits, embeddings, backwards, unanswered as there; wrong: charts held otherwise
+    than the repository at the end, all nodes together; lowest_coverage; longest_staleness, in seconds; search_p50_ms,
+    search_max_ms: of the slowest searches of each look, since the fault began.
+    """
+    at_the_end = pl.col("seconds") == pl.col("seconds").max()
+    searched = pl.col("search_ms").filter(pl.col("phase") != "before")
+    constant = ("scope", "agreed_after", "edits", "embeddings", "backwards", "unanswered")
+    return seen.group_by("fault", "policy", maintain_order=True).agg(
+        *(pl.col(name).first() for name in constant),
+        wrong=pl.col("wrong").filter(at_the_end).sum(),
+        lowest_coverage=pl.col("coverage").min(),
+        longest_staleness=pl.col("staleness").max(),
+        search_p50_ms=searched.median(),
+        search_max_ms=searched.max(),
+    )
+
+
+@cached(version=1, code=PROTOCOL)
+def _experiment(
+    fault: str, policy: Policy, *, nodes: int, charts: int, lasts: float, limit: float, seed: int
+) -> pl.DataFrame:
+    experiment = Experiment(fault, policy, nodes=nodes, charts=charts, lasts=lasts, limit=limit, seed=seed)
+    experiment.run()
+    return experiment.timeline()

@@ -1,0 +1,276 @@
+"""How long may a lease last? Rebuilds whose holder lives, dies or freezes, under leases of many lengths.
+
+from copilotlab.studies.timeouts import advise, timeouts
+
+measured = timeouts()                                    # hours of protocol, on a simulated server
+print(advise(100_000, 140.0, 60.0).sentence)             # charts, embeddings a second, seconds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from math import ceil
+from typing import NamedTuple
+
+import polars as pl
+from tqdm.auto import tqdm
+
+from copilotlab.batch import CHUNKS_PER_WINDOW
+from copilotlab.policy import Policy
+from copilotlab.studies.interrupted import Case, Fate, real, simulated
+
+POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}
+FATES: tuple[Fate, ...] = ("none", "dies", "freezes")
+WRITTEN = 300.0  # seconds: the five minutes of the written design
+SAFETY = 3.0  # a lease lasts for so many of the longest pauses that a living holder makes
+
+# A catalogue in small: so many charts stand for it, and a chunk is no larger than this.
+PIECES, LEAST_CHUNKS, CHUNKS_TO_A_LEASE = 144, 48, 4
+
+# Real time is dear: the same protocol, all its times about a hundred times shorter.
+QUICK = {
+    "batch_timeout": 2.0,
+    "heartbeat_interval": 0.2,
+    "probe_interval": 0.1,
+    "claim_timeout": 2.0,
+    "adopt_after": 3.0,
+    "chunk_size": 4,
+}
+QUICK_CASES: tuple[tuple[str, Fate], ...] = (
+    ("renewal on", "none"),
+    ("renewal on", "dies"),
+    ("renewal on", "freezes"),
+    ("renewal off", "none"),
+    ("renewal off", "dies"),
+    ("as written", "none"),
+)
+
+
+def timeouts(
+    batch_timeouts: Sequence[float] = (30.0, 60.0, 150.0, WRITTEN, 600.0, 1200.0),
+    *,
+    charts: Sequence[int] = (10_000, 50_000, 100_000),
+    rate: float = 140.0,
+    fates: Sequence[str] = FATES,
+    moments: Sequence[float] = (0.5,),
+    frozen_for: float = 400.0,
+    policies: Sequence[str] = tuple(POLICIES),
+    seed: int = 0,
+    progress: bool = True,
+) -> pl.DataFrame:
+    """Rebuilds of whole catalogues under leases of many lengths; one row a case.
+
+    Parameters:
+        batch_timeouts: seconds that a lease lasts (six, from 30 to 1,200).
+        charts: sizes of the catalogue (10,000, 50,000, 100,000).
+        rate: embeddings a second (140: MiniLM through torch on two cores).
+        fates: of the node that holds the lease: "none", "dies", "freezes" (all).
+        moments: when it meets its fate, as fractions of the rebuild (0.5).
+        frozen_for: seconds that one that freezes stands still (400).
+        policies: "as written", "renewal off" (all other remedies on), "renewal on" (all).
+        seed: of when, where and what is edited meanwhile.
+        progress: a bar.
+
+    Returns:
+        policy, timeout (s), charts, rate, rebuild (s: what an undisturbed one takes), fate, moment (null for "none");
+        complete (s from the beginning of the rebuild until every living node has every chart), recovery (s until all of
+        them hold what the repository holds; null: not within five minutes after they were complete), delay (recovery
+        beyond the rebuild), staleness (s: the longest time from the saving of a chart until every living node found it;
+        null: not within that time), lost (edits that some node did not find), wasted (embeddings made beyond the first
+        of each text), second_holders (batches begun after the first, until the nodes were complete), beside (s in which
+        two were under way), hours (simulated).
+
+        A catalogue is simulated by 144 charts, in at least 48 chunks, and four to a lease; a chunk is said when it is
+        begun, so seconds are right to within a chunk for each time that the lease changes hands. Heartbeats come every
+        fortieth of the timeout, at least every 20 s.
+
+    Raises:
+        ValueError: for an unknown policy or fate; a number that is not above 0, or a moment that is not below 1; a
+            timeout that is too short to simulate beside so long a rebuild.
+    """
+    cases = []
+    for name, timeout, size in product(policies, batch_timeouts, charts):
+        for fate, moment in _fates(fates, moments):
+            cases.append((name, size, _case(name, timeout, size / rate, fate, moment, frozen_for, seed)))
+    rows = []
+    for name, size, case in tqdm(cases, desc="timeouts", unit="case", disable=None if progress else True):
+        seen = simulated(case).select(
+            pl.lit(name).alias("policy"),
+            pl.lit(case.policy.batch_timeout).alias("timeout"),
+            pl.lit(size).alias("charts"),
+            pl.lit(rate).alias("rate"),
+            pl.lit(case.rebuild).alias("rebuild"),
+            pl.lit(case.fate).alias("fate"),
+            pl.lit(None if case.fate == "none" else case.moment, dtype=pl.Float64).alias("moment"),
+            "complete",
+            "recovery",
+            (pl.col("recovery") - case.rebuild).alias("delay"),
+            "staleness",
+            "lost",
+            (pl.col("wasted") * size).round().cast(pl.Int64).alias("wasted"),
+            "second_holders",
+            "beside",
+            (pl.col("lasted") / 3600).alias("hours"),
+        )
+        rows.append(seen)
+    return pl.concat(rows)
+
+
+def _fates(fates: Sequence[str], moments: Sequence[float]) -> list[tuple[Fate, float]]:
+    unknown = set(fates) - set(FATES)
+    if unknown:
+        raise ValueError(f"fates has {sorted(unknown)}: expected some of {', '.join(FATES)}")
+    if not all(0 < moment < 1 for moment in moments):
+        raise ValueError(f"moments={list(moments)!r}: expected fractions of the rebuild, above 0 and below 1")
+    met = [fate for fate in FATES if fate in fates]
+    return [(fate, moment) for fate in met for moment in (moments if fate != "none" else [0.5])]
+
+
+def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, frozen_for: float, seed: int) -> Case:
+    if name not in POLICIES:
+        raise ValueError(f"policies has {name!r}: expected some of {', '.join(POLICIES)}")
+    for what, value in (("charts / rate", rebuild), ("frozen_for", frozen_for)):
+        if not value > 0:
+            raise ValueError(f"{what} is {value!r}: expected a number above 0")
+    looks = min(20.0, max(1.0, timeout / 40))
+    chunk = int(PIECES * min(1 / LEAST_CHUNKS, timeout / CHUNKS_TO_A_LEASE / rebuild))
+    if chunk < 1:
+        least = CHUNKS_TO_A_LEASE * rebuild / PIECES
+        raise ValueError(
+            f"batch_timeouts has {timeout:g}: a rebuild of {rebuild:,.0f} s is simulated in {PIECES} steps, and "
+            f"a lease has to last for {CHUNKS_TO_A_LEASE} of them: expected at least {least:,.0f} s"
+        )
+    return Case(
+        policy=replace(POLICIES[name], batch_timeout=timeout, heartbeat_interval=looks, chunk_size=chunk),
+        rebuild=rebuild,
+        pieces=PIECES,
+        fate=fate,
+        moment=moment,
+        frozen_for=frozen_for,
+        tick=looks,
+        seed=seed,
+    )
+
+
+def beside_real(*, seed: int = 0, progress: bool = True) -> pl.DataFrame:
+    """The same cases simulated and in real time, on a real server: does the simulation tell the truth?
+
+    A rebuild of some five seconds under a lease of two, with six policies and fates. seed: of the edits. progress: a
+    bar.
+    Columns: policy, fate, measure ("recovery", "staleness", "beside" in s, "wasted" in rebuilds, "second holders"),
+    simulated, real, ratio (real to simulated; null if one of them is null, or the simulated one 0). About a minute.
+    """
+    frames = []
+    for name, fate in tqdm(QUICK_CASES, desc="in real time", unit="case", disable=None if progress else True):
+        case = quick_case(name, fate, seed=seed)
+        frames.append(
+            pl.concat([_measures(simulated(case), "simulated"), _measures(real(case), "real")], how="align").select(
+                pl.lit(name).alias("policy"), pl.lit(fate).alias("fate"), pl.all()
+            )
+        )
+    ratio = pl.when(pl.col("simulated") > 0).then(pl.col("real") / pl.col("simulated"))
+    return pl.concat(frames).with_columns(ratio.alias("ratio"))
+
+
+def quick_case(name: str, fate: Fate, *, seed: int = 0) -> Case:
+    """A case that takes seconds: a rebuild of 4.8 s under a lease of 2 s; a holder that freezes does so for 3 s.
+
+    name: one of `POLICIES`. seed: of the edits.
+    """
+    policy = replace(POLICIES[name], **QUICK)  # type: ignore[arg-type]
+    return Case(
+        policy=policy, rebuild=4.8, pieces=96, fate=fate, frozen_for=3.0, tick=0.05, patience=4.0, limit=60.0, seed=seed
+    )
+
+
+def _measures(seen: pl.DataFrame, where: str) -> pl.DataFrame:
+    chosen = seen.select("recovery", "staleness", "beside", "wasted", pl.col("second_holders").alias("second holders"))
+    order = pl.Enum(chosen.columns)
+    return chosen.cast(pl.Float64).unpivot(variable_name="measure", value_name=where).cast({"measure": order})
+
+
+class Advice(NamedTuple):
+    """What `advise` says. Seconds, at the worst moment for the holder to die.
+
+    timeout: to set. rebuild: an undisturbed one. recovery: from the beginning of the rebuild until all nodes have
+    everything; staleness: of a chart saved meanwhile. handovers: how often the lease runs out while its holder lives.
+    wasted: embeddings made again, at most. tolerated: whether the staleness is within what was asked for.
+    sentence: all this in words.
+    """
+
+    timeout: float
+    rebuild: float
+    recovery: float
+    staleness: float
+    handovers: int
+    wasted: int
+    tolerated: bool
+    sentence: str
+
+
+def advise(
+    catalogue_size: int,
+    embedding_rate: float,
+    tolerated_staleness: float,
+    *,
+    longest_pause: float = 10.0,
+    policy: Policy | None = None,
+    timeout: float | None = None,
+) -> Advice:
+    """A batch timeout, reckoned from the protocol's rules, and what follows from it.
+
+    Parameters:
+        catalogue_size: charts that a rebuild embeds, at most.
+        embedding_rate: embeddings a second.
+        tolerated_staleness: seconds that a chart may take, from being saved, until every node finds it, even if the
+            node that holds the lease dies.
+        longest_pause: seconds that a living node may stand still (10): the system swaps, a machine is moved.
+        policy: all other choices (`Policy()`); `fenced` must be on.
+        timeout: seconds, to see what follows from one that was chosen already (None: it is advised).
+
+    A lease that is renewed has to outlast a chunk and a pause, three times over; one that is not renewed, a rebuild. It
+    lasts less where that would be too stale, but never so short that one pause ends it.
+
+    Raises ValueError for a number that is not above 0, and for a policy without `fenced`: then no timeout is safe.
+    """
+    policy = policy or Policy()
+    given = {
+        "catalogue_size": catalogue_size,
+        "embedding_rate": embedding_rate,
+        "tolerated_staleness": tolerated_staleness,
+        "longest_pause": longest_pause,
+        "timeout": 1.0 if timeout is None else timeout,
+    }
+    for name, value in given.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value!r}: expected a number above 0")
+    if not policy.fenced:
+        raise ValueError(f"policy={policy!r}: without fenced a second holder works beside the first at any timeout")
+    rebuild = catalogue_size / embedding_rate
+    chunk = min(policy.chunk_size, catalogue_size) / embedding_rate
+    takeover = policy.heartbeat_interval + policy.probe_interval + policy.rejoin_grace
+    first_window = min(CHUNKS_PER_WINDOW * chunk, rebuild)  # the newest changes, sorted by length
+    if timeout is None:
+        least = ceil(chunk + longest_pause)
+        wanted = ceil(SAFETY * (chunk + longest_pause) + (0.0 if policy.renew_lease else rebuild))
+        timeout = float(max(least, min(wanted, int(tolerated_staleness - takeover - first_window))))
+    handovers = 0 if policy.renew_lease else ceil(rebuild / timeout) - 1
+    staleness = timeout + takeover + first_window
+    recovery = rebuild + staleness + handovers * takeover
+    wasted = (handovers + 1) * min(policy.chunk_size, catalogue_size)
+    tolerated = staleness <= tolerated_staleness
+    return Advice(
+        timeout,
+        rebuild,
+        recovery,
+        staleness,
+        handovers,
+        wasted,
+        tolerated,
+        f"With a batch_timeout of {timeout:,.0f} s: if the holder dies at the worst moment, a chart saved then is "
+        f"found within {staleness:,.0f} s{'' if tolerated else ', more than is tolerated'}, and a rebuild of "
+        f"{rebuild:,.0f} s has recovered within {recovery:,.0f} s; at most {wasted:,} embeddings are made twice"
+        + (f", and the lease changes hands {handovers} times anyway." if handovers else "."),
+    )

@@ -1,0 +1,190 @@
+"""Fetching from a peer what it holds and this node does not, piece by piece, at this node's own pace.
+
+The reader asks in the peer's inbox; the peer puts one page into a key with a short life and says so; the reader
+fetches it and asks for the next. A few requests are under way at a time, so a reader that sleeps leaves a few pages in
+Redis and nothing else, and the peer keeps no state: what it is asked twice it answers twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from copilotlab import events
+from copilotlab.carrier import CarrierAway
+from copilotlab.clock import Clock
+from copilotlab.coordinator import Coordinator
+from copilotlab.policy import Policy
+from copilotlab.store import VectorStore
+
+RECORDS_AT_ONCE = 256
+REQUESTS_AT_ONCE = 4
+TRIES = 3
+
+Question = events.ManifestWanted | events.RecordsWanted
+
+
+@dataclass(slots=True)
+class _Request:
+    question: Question
+    deadline: float
+    tries: int = 1
+
+
+class Transfers:
+    """One node's side of all transfers: it answers its peers, and fetches from one of them at a time.
+
+    Safe for the threads of a node.
+    """
+
+    def __init__(self, coordinator: Coordinator, store: VectorStore, policy: Policy, clock: Clock) -> None:
+        self._coordinator = coordinator
+        self._store = store
+        self._clock = clock
+        self._patience = 2 * policy.heartbeat_interval
+        self._lock = threading.RLock()
+        self._peer: str | None = None
+        self._ids: deque[npt.NDArray[np.int64]] = deque()  # pieces that were not asked for yet
+        self._under_way: dict[str, _Request] = {}
+        self.fetched = 0
+        """Records that were taken in the transfer under way, or in the last one."""
+
+    @property
+    def peer(self) -> str:
+        """Who is being asked; "" if nobody is."""
+        return self._peer or ""
+
+    # --- asking -----------------------------------------------------------------------------------------------
+
+    def reconcile(self, peer: str) -> bool:
+        """Begin: fetch the manifest of ``peer``, then what it has that is newer; False if a transfer is under way.
+
+        Raises CarrierAway.
+        """
+        return self._begin(peer, [], manifest=True)
+
+    def ask(self, peer: str, chart_ids: Iterable[int]) -> bool:
+        """Begin: fetch what ``peer`` has of these charts; False if a transfer is under way. Raises CarrierAway."""
+        return self._begin(peer, chart_ids, manifest=False)
+
+    def _begin(self, peer: str, chart_ids: Iterable[int], *, manifest: bool) -> bool:
+        with self._lock:
+            if self._peer is not None:
+                return False
+            self._peer = peer
+            self.fetched = 0
+            self._queue(np.unique(np.fromiter(chart_ids, dtype=np.int64)))
+            if manifest:
+                self._send(events.ManifestWanted(secrets.token_hex(16), -1))
+            self._go_on()
+            return True
+
+    def _queue(self, chart_ids: npt.NDArray[np.int64]) -> None:
+        starts = range(0, len(chart_ids), RECORDS_AT_ONCE)
+        self._ids.extend(chart_ids[start : start + RECORDS_AT_ONCE] for start in starts)
+
+    def _go_on(self) -> None:
+        while self._ids and len(self._under_way) < REQUESTS_AT_ONCE:
+            self._send(events.RecordsWanted(secrets.token_hex(16), events.pack_ids(self._ids.popleft())))
+        if not self._under_way and not self._ids:
+            self._end()
+
+    def _send(self, question: Question, tries: int = 1) -> None:
+        assert self._peer is not None
+        self._under_way[question.bulk] = _Request(question, self._clock.now() + self._patience, tries)
+        try:
+            self._coordinator.tell(self._peer, question)
+        except CarrierAway:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._peer = None
+        self._ids.clear()
+        self._under_way.clear()
+
+    def give_up(self) -> None:
+        """End the transfer under way: its answers will not come."""
+        with self._lock:
+            if self._peer is not None:
+                self._end()
+
+    def check(self) -> None:
+        """Ask again for what was not answered in time; after three times, give up. Raises CarrierAway.
+
+        An answer that lies behind much else that this node has not heard yet is not late.
+        """
+        with self._lock:
+            heard_to = self._coordinator.heard_to
+            for late in [request for request in self._under_way.values() if heard_to >= request.deadline]:
+                if late.tries >= TRIES:
+                    self._end()
+                    return
+                self._send(late.question, late.tries + 1)
+
+    def arrived(self, source: str, event: events.BulkReady) -> None:
+        """An answer is there: fetch it, take it in, and ask for more. Raises CarrierAway."""
+        with self._lock:
+            request = self._under_way.get(event.bulk)
+            if request is None or source != self._peer:
+                return  # asked twice, answered twice; or nobody asked
+            try:
+                self._fetch(request.question)
+            except CarrierAway:
+                self._end()
+                raise
+            if self._peer is not None:
+                self._go_on()
+
+    def _fetch(self, question: Question) -> None:
+        payload = self._coordinator.get_bulk(question.bulk)
+        if payload is None:
+            return  # gone, since this reader slept: it is asked for again when it is late
+        del self._under_way[question.bulk]
+        self._coordinator.drop_bulk(question.bulk)
+        fingerprint = self._coordinator.fingerprint
+        try:
+            if isinstance(question, events.RecordsWanted):
+                records = events.decode_records(payload, fingerprint=fingerprint, dim=self._coordinator.dim)
+                wanted = set(events.unpack_ids(question.chart_ids).tolist())
+                self.fetched += self._store.put_many(record for record in records if record.chart_id in wanted)
+                return
+            manifest, tombstones, more = events.decode_manifest(payload, fingerprint=fingerprint)
+            if len(manifest) and manifest.chart_ids[0] <= question.after:
+                raise events.EventRejected("malformed", "a page of a manifest that goes back: it would never end")
+        except events.EventRejected as error:
+            self._coordinator.reject(error)
+            self._end()
+            return
+        self._store.bury(tombstones)
+        self._queue(self._store.lacks(manifest))
+        if more and len(manifest):
+            self._send(events.ManifestWanted(secrets.token_hex(16), int(manifest.chart_ids[-1])))
+
+    # --- answering --------------------------------------------------------------------------------------------
+
+    def answer(self, source: str, question: Question) -> None:
+        """Put what ``source`` asks for where it can fetch it, and say so. Raises CarrierAway."""
+        fingerprint = self._coordinator.fingerprint
+        page: events.RecordPage | events.ManifestPage
+        if isinstance(question, events.ManifestWanted):
+            tombstones = self._store.tombstones() if question.after < 0 else {}
+            page = events.manifest_page(fingerprint, self._store.manifest(), tombstones, after=question.after)
+        else:
+            try:
+                chart_ids = events.unpack_ids(question.chart_ids)
+            except events.EventRejected as error:
+                self._coordinator.reject(error)
+                return
+            page = events.record_page(fingerprint, *self._store.columns(chart_ids.tolist()))
+        self._coordinator.put_bulk(question.bulk, page)
+        self._coordinator.tell(source, events.BulkReady(question.bulk))
+
+    def __repr__(self) -> str:
+        return f"Transfers({f'from {self._peer}, {self.fetched} fetched' if self._peer else 'idle'})"

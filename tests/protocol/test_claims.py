@@ -1,0 +1,67 @@
+"""One change, one embedding: who is told of it, by whom and how often makes no difference."""
+
+from __future__ import annotations
+
+from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
+
+
+def quiet(c):
+    """All nodes know each other, and nothing is owed."""
+    c.settle(5)
+    assert not {BATCH_IN_PROGRESS, WAS_DOWN} & c.redis.held().keys()
+    return c.embeddings()
+
+
+def test_a_change_told_to_three_nodes_at_once_is_embedded_once(cluster, make_chart):
+    c = cluster(3)
+    before = quiet(c)
+    c.charts.save(make_chart(7))
+
+    outcomes = [node.chart_changed(7).outcome for node in c.nodes]
+
+    assert outcomes == ["published", "deferred", "deferred"]
+    c.settle(5)
+    assert c.agree()
+    assert c.embeddings() == before + 1
+
+
+def test_the_same_words_saved_on_two_nodes_are_embedded_once(cluster, make_chart):
+    c = cluster(2)
+    before = quiet(c)
+
+    assert c.nodes[0].update_chart(make_chart(7)).outcome == "published"
+    assert c.nodes[1].update_chart(make_chart(7)) == ("deferred", 1), "it has not heard of it yet"
+
+    c.settle(5)
+    assert c.agree()
+    assert c.embeddings() == before + 1
+
+
+def test_words_that_come_back_are_embedded_at_once(cluster, make_chart):
+    c = cluster(2)
+    before = quiet(c)
+    c.nodes[0].update_chart(make_chart(7, "First words"))
+    c.nodes[0].update_chart(make_chart(7, "Other words"))
+
+    assert c.nodes[1].update_chart(make_chart(7, "First words")) == ("published", 3)
+    c.deliver()
+    assert c.agree()
+    assert c.embeddings() == before + 3
+
+
+def test_a_batch_whose_lease_is_gone_embeds_nothing(cluster, make_chart):
+    c = cluster(2)
+    before = quiet(c)
+    c.charts.save(make_chart(7))
+    batch = c.nodes[0]._replica.begin("rebuild", ask_peers=False)
+    c.nodes[0].work()  # has read the catalogue
+    c.redis.forget()  # the lease, and who claimed what
+
+    assert c.nodes[1].chart_changed(7).outcome == "published"
+    c.redis.forget()
+    c.nodes[0].work()
+
+    assert batch.result.outcome == "fenced"
+    c.settle(10)
+    assert c.agree()
+    assert c.embeddings() == before + 1

@@ -1,0 +1,87 @@
+"""Whatever a peer says, and whatever this node held: what the repository has not is not so."""
+
+from __future__ import annotations
+
+import pytest
+from test_liars import HUGE, Liar
+from world import MemoryRepository
+
+from copilotlab import Policy, events
+from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.store import Record
+
+
+class RestorableRepository(MemoryRepository):
+    def backup(self):
+        return dict(self._changes), self._revision
+
+    def restore(self, backup):
+        self._changes, self._revision = dict(backup[0]), backup[1]
+
+
+@pytest.fixture
+def c():
+    c = SimulatedLab(3, Policy(adopt_after=20, sync_interval=60), charts=RestorableRepository(), tick=0.5)
+    for chart_id in range(1, 6):
+        c.charts.save(simulated_chart(chart_id))
+    c.run(10)
+    assert c.agree()
+    return c
+
+
+def test_a_repository_that_is_restored_from_a_backup_is_followed(c):
+    backup = c.charts.backup()
+    c.nodes[0].update_chart(simulated_chart(1, "Newer words"))
+    c.nodes[1].update_chart(simulated_chart(6, "A newer chart"))
+    c.nodes[2].delete_chart(2)
+    c.run(5)
+    assert c.agree()
+
+    c.charts.restore(backup)
+    assert c.run_until_agreed(10) is not None
+    assert [node.counters["went_back"] for node in c.nodes] == [1, 1, 1]
+
+    c.nodes[0].update_chart(simulated_chart(3, "Words after the restoration"))
+    assert c.run_until_agreed(5) is not None
+
+
+def record(c, chart_id, revision):
+    vector = c.embedder.embed(["What is not so"])[0]
+    return events.ChartUpdated(events.pack(Record.of(chart_id, revision, b"c" * 16, vector)))
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda c: record(c, 1, HUGE),
+        lambda c: record(c, 4_711, 100),
+        lambda c: events.ChartDeleted(1, HUGE),
+        lambda c: events.ChartDeleted(4_711, 100),
+    ],
+)
+def test_a_revision_that_the_repository_never_gave_is_forgotten(c, forge):
+    Liar(c).say(forge(c))
+    c.deliver()
+    c.nodes[0].update_chart(simulated_chart(1, "True words"))
+
+    assert c.run_until_agreed(2 * c.policy.claim_timeout) is not None
+    assert not any(4_711 in node.store for node in c.nodes)
+    assert all(node.store.tombstone(4_711) is None for node in c.nodes)
+
+
+def test_a_chart_that_never_was_is_gone_after_the_next_sync(c):
+    Liar(c).say(record(c, 4_711, c.charts.revision))
+    c.run(10)
+    assert c.run_until_agreed(60) is not None
+
+
+def test_a_manifest_that_leaves_out_what_there_is_does_no_harm_beyond_the_next_sync(c):
+    lease = c.nodes[0].coordinator.take_lease()
+    liar = Liar(c)
+    liar.say(events.BatchStarted("forged", lease.epoch))
+    liar.say(events.BatchFinished("forged", lease.epoch, 0, c.charts.revision, b""))
+    c.deliver()
+    c.nodes[0].coordinator.release_lease(lease, recovered=False)
+    assert any(len(node.store) == 0 for node in c.nodes)
+
+    assert c.run_until_agreed(90) is not None

@@ -1,0 +1,555 @@
+"""A world in one thread: nodes, a repository, a model and a server, with every fault and all time in the test's hands.
+
+What must hold after each step is checked by `check`, what must hold in the end by `settle`. A test that drives a world,
+by hand or by Hypothesis, asserts nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from copilotlab import Chart, ChartRepository, Node, Policy
+from copilotlab.carrier import Message
+from copilotlab.charts import Change, ChartNotFound, Heads, RepositoryError
+from copilotlab.clock import ManualClock
+from copilotlab.coordinator import BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
+from copilotlab.embedding.hashing import HashEmbedder
+from copilotlab.events import BATCHES, UPDATES, BatchChunkStored, BatchFinished, BatchStarted, EventRejected, decode
+from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.peers import ALIVE_BEATS
+
+DIM = 8
+POLICY = Policy(batch_timeout=60, adopt_after=120, chunk_size=2)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Broken(RuntimeError):
+    """A promise is."""
+
+
+class MemoryRepository(ChartRepository):
+    """The repository, without a database, so that thousands of scenarios take minutes. It can be made unreachable."""
+
+    def __init__(self) -> None:
+        self._changes: dict[int, Change] = {}
+        self._revision = 0
+        self.reachable = True
+        self.content: dict[tuple[int, int], bytes | None] = {}
+        """(chart_id, revision) -> what that revision was; None for a deletion."""
+
+    def _check(self) -> None:
+        if not self.reachable:
+            raise RepositoryError("the repository is unreachable")
+
+    def _write(self, chart_id: int, chart: Chart | None) -> int:
+        self._revision += 1
+        self._changes[chart_id] = Change(chart_id, self._revision, chart)
+        self.content[chart_id, self._revision] = None if chart is None else chart.content_hash
+        return self._revision
+
+    def save(self, chart: Chart) -> int:
+        self._check()
+        known = self._changes.get(chart.chart_id)
+        return known.revision if known is not None and known.chart == chart else self._write(chart.chart_id, chart)
+
+    def delete(self, chart_id: int) -> int:
+        self._check()
+        if chart_id not in self:
+            raise ChartNotFound(f"no chart {chart_id}")
+        return self._write(chart_id, None)
+
+    def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
+        self._check()
+        return {i: self._changes[i] for i in chart_ids if i in self._changes}
+
+    def changes_since(self, revision: int = 0) -> list[Change]:
+        self._check()
+        return sorted((c for c in self._changes.values() if c.revision > revision), key=lambda c: c.revision)
+
+    def heads_since(self, revision: int = 0) -> Heads:
+        changes = self.changes_since(revision)
+        hashes = [change.chart.content_hash if change.chart is not None else b"" for change in changes]
+        return Heads.of([(c.chart_id, c.revision, h, c.chart is None) for c, h in zip(changes, hashes, strict=True)])
+
+    @property
+    def revision(self) -> int:
+        self._check()
+        return self._revision
+
+    def __contains__(self, chart_id: object) -> bool:
+        return chart_id in self._changes and self._changes[chart_id].chart is not None
+
+    def __len__(self) -> int:
+        return sum(change.chart is not None for change in self._changes.values())
+
+    def __repr__(self) -> str:
+        return f"MemoryRepository(revision {self._revision})"
+
+
+class NoisyEmbedder(HashEmbedder):
+    """One node's model. No two embeddings of a text have the same bits, as with a real model in other batches.
+
+    notice: is told of each batch of texts before it is embedded, and may raise; gives a number that is never the same.
+    """
+
+    def __init__(self, notice: Callable[[list[str]], int]) -> None:
+        super().__init__(dim=DIM)
+        self._notice = notice
+
+    def _encode(self, batch: list[str]) -> np.ndarray:
+        last = self._notice(batch)
+        vectors = super()._encode(batch).astype(np.float64)
+        vectors[:, 1] += 1e-6 * (last + np.arange(len(batch)))
+        return vectors
+
+
+class WatchedRedis(SimulatedRedis):
+    """Sees to promise 6 where it is kept: nobody but its holder says or changes anything of a lease that stands."""
+
+    def __init__(self, clock: ManualClock, fingerprint: str) -> None:
+        super().__init__(clock)
+        self.fingerprint = fingerprint
+        self.losses = 0
+        """How often it lost its memory."""
+        self.rebuilt = True
+        """Whether a rebuild has ended since it lost one that the nodes had begun."""
+        self.updates = 0
+        self.broken = ""
+        self.begun: dict[str, int] = {}
+        """The epoch of each node's own last batch."""
+
+    def _publish(self, message):
+        if message.channel == UPDATES:
+            self.updates += 1
+        if message.channel == BATCHES:
+            source, *_, event = msgspec.structs.astuple(decode(message.payload, fingerprint=self.fingerprint))
+            assert isinstance(event, BatchStarted | BatchChunkStored | BatchFinished)
+            self.begun[source] = event.epoch
+            lease = self._lease()
+            if not lease.startswith(f"{event.epoch} "):
+                self._break(f"said of epoch {event.epoch} while the lease is {lease!r}")
+            if isinstance(event, BatchFinished) and event.chart_ids is not None:
+                self.rebuilt = True
+        return super()._publish(message)
+
+    def _run(self, name, keys, arguments):
+        before = self._lease(), WAS_DOWN in self.held()
+        answer = super()._run(name, keys, arguments)
+        after = self._lease(), WAS_DOWN in self.held()
+        anothers = before[0] and not (name in ("keep_lease", "release_lease") and arguments[0] == before[0])
+        if anothers and name != "beat" and before != after:
+            self._break(f"{name} {arguments[0]!r} made {after} of {before}: lease, and whether a rebuild is owed")
+        if name == "take_lease" and answer[0] and answer[0] <= arguments[3]:
+            self._break(f"epoch {answer[0]} for a node that knew of {arguments[3]}")
+        return answer
+
+    def _break(self, what: str) -> None:
+        self.broken = self.broken or what  # not raised here: whatever is raised in a batch is caught as its failure
+
+    def _lease(self) -> str:
+        return (self._get(BATCH_IN_PROGRESS) or b"").decode()
+
+    def start(self, *, keep_data: bool = True) -> None:
+        if not keep_data:
+            self._lose()
+        super().start(keep_data=keep_data)
+
+    def forget(self) -> None:
+        self._lose()
+        super().forget()
+
+    def _lose(self) -> None:
+        self.losses += 1
+        self.rebuilt = self.rebuilt and self._get(GENERATION) is None
+
+
+class CrashingCarrier(SimulatedCarrier):
+    """A connection that can be told to end the process at its n-th operation from now: before it, or after it."""
+
+    def __init__(self, server: SimulatedRedis) -> None:
+        super().__init__(server)
+        self.crash_in: int | None = None
+        self.after = False
+        self.received: Message | None = None
+        self.echo: list[tuple[CrashingCarrier, Message]] | None = None
+        """Where what arrives of batches is kept, to arrive once more."""
+
+    def receive(self, timeout):
+        self.received = message = super().receive(timeout)
+        if self.echo is not None and message is not None and message.channel == BATCHES:
+            self.echo.append((self, message))
+        return message
+
+    def get(self, *keys):
+        return self._crashing(super().get, *keys)
+
+    def set(self, key, value, *, ttl=None, if_absent=False):
+        return self._crashing(super().set, key, value, ttl=ttl, if_absent=if_absent)
+
+    def delete(self, *keys):
+        return self._crashing(super().delete, *keys)
+
+    def run(self, script, keys, arguments):
+        return self._crashing(super().run, script, keys, arguments)
+
+    def publish(self, channel, payload):
+        return self._crashing(super().publish, channel, payload)
+
+    def subscribe(self, channels):
+        return self._crashing(super().subscribe, channels)
+
+    def _crashing(self, operation, *arguments, **options):
+        if self.crash_in is not None:
+            self.crash_in -= 1
+        now = self.crash_in is not None and self.crash_in <= 0
+        if now and (not self.after or self.crash_in < 0):  # below 0: it is dead, whatever its code would still do
+            raise Crash
+        answer = operation(*arguments, **options)
+        if now:
+            raise Crash
+        return answer
+
+
+class Making(NamedTuple):
+    """A text was embedded: by whom, when, in a batch or for a caller, with Redis away or not, and which memory it had.
+
+    Two makings of one text break promise 3, unless `World._excused` says why neither node could know of the other's.
+    """
+
+    node: str
+    at: float
+    in_batch: bool
+    alone: bool
+    memory: int
+
+
+class World:
+    """Some nodes, and everything that can happen to them."""
+
+    def __init__(self, size: int, policy: Policy = POLICY) -> None:
+        self.policy = policy
+        self.clock = ManualClock(1_000.0)
+        self.redis = WatchedRedis(self.clock, HashEmbedder(dim=DIM).fingerprint)
+        self.charts = MemoryRepository()
+        self.nodes: list[Node] = []
+        self.carriers: list[CrashingCarrier] = []
+        self.model_fails = 0  # so many times from now
+        self.made: defaultdict[str, list[Making]] = defaultdict(list)
+        self.kept_back: list[tuple[CrashingCarrier, Message]] = []
+        self.words = 0
+        self._texts: dict[str, Chart] = {}
+        self._in_batch = False
+        self._born = 0
+        self._listened: dict[str, float] = {}
+        self._seen: dict[str, dict[int, int]] = {}
+        self._epochs: dict[str, int] = {}
+        self._deferred: dict[str, dict[int, int]] = {}
+        for _ in range(size):
+            self.add_node()
+
+    # --- members ----------------------------------------------------------------------------------------------
+
+    def add_node(self) -> Node:
+        carrier = CrashingCarrier(self.redis)
+        self.redis._carriers.append(carrier)
+        name = f"n{self._born}"
+        self._born += 1
+        embedder = NoisyEmbedder(lambda texts: self._note_made(name, texts))
+        node = Node(self.charts, embedder, carrier, policy=self.policy, node_id=name, clock=self.clock)
+        node.connect()
+        self.carriers.append(carrier)
+        self.nodes.append(node)
+        self._listened[name] = self.clock.now()
+        self._seen[name] = {}
+        self._deferred[name] = {}
+        self._epochs[name] = 0
+        return node
+
+    def _pairs(self):
+        return zip(self.nodes, self.carriers, strict=True)
+
+    def crash(self, index: int) -> None:
+        """The node is gone, with all that it held; what is in Redis stays."""
+        self.nodes.pop(index)
+        self.carriers.pop(index).cut()
+
+    def do(self, index: int, action) -> object:
+        """Let a node do something; it may crash over it."""
+        try:
+            return action(self.nodes[index])
+        except Crash:
+            self.crash(index)
+            return None
+
+    # --- changes ----------------------------------------------------------------------------------------------
+
+    def chart(self, chart_id: int) -> Chart:
+        """A chart with words that were never there before."""
+        self.words += 1
+        chart = Chart(chart_id=chart_id, title=f"Chart {chart_id}, words {self.words}")
+        self._texts[chart.text] = chart
+        return chart
+
+    def former_words(self, chart_id: int) -> Chart | None:
+        """The chart with the first words that it had, if it has others now."""
+        now = self.charts._changes.get(chart_id)
+        former = next((chart for chart in self._texts.values() if chart.chart_id == chart_id), None)
+        if former is None or now is None or now.chart == former:
+            return None
+        self.made.pop(former.text, None)  # it may be embedded once more
+        return former
+
+    def update(self, index: int, chart: Chart) -> None:
+        def action(node: Node) -> None:
+            before, said = self.charts._revision, self.redis.updates
+            try:
+                outcome, revision = node.update_chart(chart)
+            except (OSError, RepositoryError):
+                if self.charts._revision != before:
+                    raise Broken("an update raised, and yet something was changed") from None
+                return
+            held = node.store.revision(chart.chart_id)
+            connected = node.coordinator.connected
+            if self.charts._changes[chart.chart_id].revision != revision:
+                raise Broken(f"{outcome}: the repository has another revision")
+            if outcome in ("published", "local", "unchanged") and held != revision:
+                raise Broken(f"{outcome} {revision}, but the node holds {held}")
+            if (outcome == "published") != (self.redis.updates > said) or (outcome == "local" and connected):
+                raise Broken(f"{outcome}, but {self.redis.updates - said} updates were sent; connected: {connected}")
+            if outcome == "deferred":
+                self._deferred[node.node_id][chart.chart_id] = revision
+
+        self.do(index, action)
+
+    def delete(self, index: int, chart_id: int) -> None:
+        def action(node: Node) -> None:
+            try:
+                node.delete_chart(chart_id)
+            except (ChartNotFound, RepositoryError):
+                return
+            if chart_id in node.store:
+                raise Broken("deleted, and still there")
+
+        self.do(index, action)
+
+    def tell(self, index: int, chart_id: int) -> None:
+        def action(node: Node) -> None:
+            with suppress(ChartNotFound, RepositoryError, OSError):
+                outcome, revision = node.chart_changed(chart_id)
+                if outcome == "deferred":
+                    self._deferred[node.node_id][chart_id] = revision
+
+        self.do(index, action)
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    def keep_back(self, index: int, place: int, *, copy: bool) -> None:
+        """A message, or a copy of it, is on its way for long: until `bring`."""
+        carrier = self.carriers[index]
+        if carrier.arrived:
+            place %= len(carrier.arrived)
+            self.kept_back.append((carrier, carrier.arrived[place]))
+            if not copy:
+                del carrier.arrived[place]
+
+    def bring(self, place: int) -> None:
+        """What was kept back arrives, if its receiver still listens."""
+        if self.kept_back:
+            carrier, message = self.kept_back.pop(place % len(self.kept_back))
+            if message.channel in carrier.channels:
+                carrier.arrived.append(message)
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    def listen(self, index: int) -> bool:
+        node, carrier = self.nodes[index], self.carriers[index]
+        self._listened[node.node_id] = self.clock.now()
+        dropped = node.counters["dropped_epoch"]
+        carrier.received = None
+        busy = bool(self.do(index, lambda node: node.listen()))
+        if carrier.received is not None and carrier.received.channel == BATCHES:
+            self._check_epoch(node, carrier.received, taken=node.counters["dropped_epoch"] == dropped)
+        return busy
+
+    def _check_epoch(self, node: Node, message: Message, *, taken: bool) -> None:
+        try:
+            envelope = decode(message.payload, fingerprint=self.redis.fingerprint)
+        except EventRejected:
+            return
+        if envelope.source == node.node_id or not taken:
+            return
+        epoch = envelope.event.epoch
+        latest = max(self._epochs[node.node_id], self.redis.begun.get(node.node_id, 0))
+        if epoch < latest:
+            raise Broken(f"{node.node_id} obeys a batch of epoch {epoch} after it knew of {latest}")
+        self._epochs[node.node_id] = epoch
+
+    def work(self, index: int) -> bool:
+        self._in_batch = True
+        busy = bool(self.do(index, lambda node: node.work()))
+        self._in_batch = False
+        return busy
+
+    def turn(self) -> bool:
+        """Each node listens and works once."""
+        busy = False
+        for node in list(self.nodes):
+            if node in self.nodes:
+                busy |= self.listen(self.nodes.index(node))
+            if node in self.nodes:
+                busy |= self.work(self.nodes.index(node))
+        return busy
+
+    def run(self, seconds: float, tick: float = 0.5) -> None:
+        """Let all nodes live for so long."""
+        until = self.clock.now() + seconds
+        while self.clock.now() < until:
+            for _ in range(500):
+                if not self.turn():
+                    break
+            else:
+                raise Broken("the nodes never come to rest")
+            self.check()
+            self.clock.advance(tick)
+
+    # --- promise 3 --------------------------------------------------------------------------------------------
+
+    def _note_made(self, name: str, texts: list[str]) -> int:
+        if self.model_fails:
+            self.model_fails -= 1
+            raise OSError("the model has failed")
+        index = next(i for i, node in enumerate(self.nodes) if node.node_id == name)
+        alone = not (self.nodes[index].coordinator.connected and self._reaches(index))
+        making = Making(name, self.clock.now(), self._in_batch, alone, self.redis.losses)
+        for text in texts:
+            for earlier in self.made[text]:
+                if not self._excused(text, earlier, making):
+                    self.redis._break(f"{text!r} was embedded twice: {earlier}, {making}")
+            self.made[text].append(making)
+        return sum(map(len, self.made.values()))
+
+    def _reaches(self, index: int) -> bool:
+        return self.redis.running and self.carriers[index].reachable
+
+    def _excused(self, text: str, earlier: Making, later: Making) -> bool:
+        """Why a text was embedded twice, and no node could have known; False if there is no such reason."""
+        holders = [i for i, node in enumerate(self.nodes) if self._holds(node, text) and self._can_be_asked(i)]
+        if later.alone:
+            return True
+        if later.in_batch:
+            return not holders  # whoever has it died with it, or could not be asked
+        forgotten = earlier.memory != later.memory or later.at - earlier.at >= self.policy.claim_timeout
+        return earlier.alone or forgotten
+
+    def _holds(self, node: Node, text: str) -> bool:
+        chart = self._texts[text]
+        head = node.store.head(chart.chart_id)
+        return head is not None and head[1] == chart.content_hash
+
+    def _can_be_asked(self, index: int) -> bool:
+        """Whether a node hears a question, and is known to be there.
+
+        It is connected, and has been for a heartbeat, and was not frozen for so long that it counts as dead.
+        """
+        silent = self.clock.now() - self._listened[self.nodes[index].node_id]
+        coordinator = self.nodes[index].coordinator
+        just_back = self.clock.now() - coordinator.back_since < self.policy.heartbeat_interval
+        connected = coordinator.connected and self._reaches(index) and not just_back
+        return (
+            connected and bool(self.carriers[index].channels) and silent <= ALIVE_BEATS * self.policy.heartbeat_interval
+        )
+
+    # --- what must hold ---------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The safety promises, as of now."""
+        if self.redis.broken:
+            raise Broken(self.redis.broken)
+        for node in self.nodes:
+            seen = self._seen[node.node_id]
+            held = node.store.manifest().chart_ids.tolist()
+            for record in map(node.store.get, held):
+                if record.revision < seen.get(record.chart_id, 0):
+                    raise Broken(f"{node.node_id} went back: {record}, after revision {seen[record.chart_id]}")
+                if self.charts.content.get((record.chart_id, record.revision)) != record.content_hash:
+                    raise Broken(f"{node.node_id} holds what never was: {record}")
+                seen[record.chart_id] = record.revision
+            for chart_id in seen.keys() - held:
+                if not self._deleted_since(chart_id, seen[chart_id]):
+                    raise Broken(f"{node.node_id} lost chart {chart_id}, which it had at revision {seen[chart_id]}")
+            for chart_id, revision in node.store.tombstones().items():
+                if chart_id not in held:
+                    seen[chart_id] = max(seen.get(chart_id, 0), revision + 1)
+
+    def _deleted_since(self, chart_id: int, revision: int) -> bool:
+        deletions = (r for (i, r), content in self.charts.content.items() if i == chart_id and content is None)
+        return any(deleted + 1 >= revision for deleted in deletions)
+
+    def differences(self) -> list[str]:
+        """What keeps the nodes from holding exactly what the repository holds, all with the same bits."""
+        expected = {c.chart_id: (c.revision, c.chart.content_hash) for c in self.charts._changes.values() if c.chart}
+        found = []
+        for node in self.nodes:
+            held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
+            found += [
+                f"{node.node_id}: chart {i}: {held.get(i)}, not {expected.get(i)}"
+                for i in sorted(held.keys() | expected.keys())
+                if held.get(i) != expected.get(i)
+            ]
+        if len({node.store.digest for node in self.nodes}) > 1:
+            found.append("digests: " + ", ".join(f"{n.node_id} {n.store.digest[:6]}" for n in self.nodes))
+        return found
+
+    def overdue(self) -> list[str]:
+        """What promise 7 has an end for: a batch that is owed, and what was left to a batch by a node that lives."""
+        found = ["a rebuild is owed"] if WAS_DOWN in self.redis.held() else []
+        for left in self.nodes:
+            for chart_id, revision in self._deferred[left.node_id].items():
+                for node in self.nodes:
+                    there = max(node.store.revision(chart_id) or 0, node.store.tombstone(chart_id) or 0)
+                    if there < revision:
+                        found.append(f"{node.node_id} lacks chart {chart_id}, deferred by {left.node_id} at {revision}")
+        return found
+
+    def settle(self) -> None:
+        """All faults end, writes have stopped: what was left to a batch is done in time, and the nodes agree."""
+        self.charts.reachable = True
+        self.model_fails = 0
+        self.redis.start()
+        for carrier in self.carriers:
+            carrier.heal()
+            carrier.crash_in = None
+        if not self.nodes:
+            self.add_node()
+        policy = self.policy
+        slack = policy.claim_timeout + 5 * policy.heartbeat_interval
+        self.run(3 * policy.heartbeat_interval)  # by then each has noticed what has happened
+        self._run_until(lambda: not self.overdue(), policy.batch_timeout + slack)
+        if found := self.overdue():
+            raise Broken("; ".join(found))
+        self._run_until(self._at_rest, policy.adopt_after + slack)
+        self.run(5.0)
+        self._run_until(self._at_rest, slack)  # who asks a peer that is dead waits for it before it asks another
+        if found := self.differences():
+            raise Broken("; ".join(found))
+        if any(node._replica.owes for node in self.nodes):
+            raise Broken(f"something is still owed: {[node.status() for node in self.nodes]}")
+        if not self.redis.rebuilt:
+            raise Broken("the server lost its memory, and no rebuild followed")
+
+    def _run_until(self, reached: Callable[[], bool], limit: float) -> None:
+        until = self.clock.now() + limit
+        while not reached() and self.clock.now() < until:
+            self.run(1.0)
+
+    def _at_rest(self) -> bool:
+        return not self.differences() and not any(node._replica.owes for node in self.nodes)

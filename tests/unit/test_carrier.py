@@ -1,0 +1,46 @@
+"""Where Redis is said to be: what is taken, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from copilotlab.carrier import RedisCarrier, hide_password
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:6379/0", "redis://:p@host/", "rediss://u:p@host:1/3", "unix:///tmp/redis.sock?db=2"]
+)
+def test_a_url_of_redis_is_taken_and_nothing_is_connected(url):
+    assert "p@" not in RedisCarrier(url).address
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://host:6379", "none of redis://"),
+        ("redis://host/charts", "'charts', and no number"),
+        ("redis://host:port/0", "port"),
+        ("redis://[::1", "IPv6"),
+        ("redis://host?bogus=1", "bogus"),
+        ("redis://host?socket_timeout=5", "redis_timeout"),
+        ("redis://host?decode_responses=True", "bytes"),
+    ],
+)
+def test_what_is_no_url_of_redis_is_named(url, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        RedisCarrier(url)
+    assert "redis://127.0.0.1:6379/0" in str(error.value)
+
+
+def test_no_error_shows_a_password():
+    with pytest.raises(ValueError, match="is not a Redis URL") as error:
+        RedisCarrier("redis://user:secret@[::1")
+    assert "secret" not in str(error.value)
+    assert hide_password("redis://user:secret@host/0") == "redis://user:***@host/0"
+
+
+def test_a_client_that_decodes_is_refused():
+    with pytest.raises(ValueError, match="decode_responses"):
+        RedisCarrier(redis.Redis(decode_responses=True))
+    assert RedisCarrier(redis.Redis(port=7)).address == "redis://localhost:7/0"
