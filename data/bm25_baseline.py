@@ -9,29 +9,25 @@ with (rel=2) they count only charts that answer fully.
 
 from __future__ import annotations
 
-import bm25s
 import ir_measures
 import polars as pl
 from ir_measures import RR, Qrel, R, ScoredDoc, nDCG
 from make_catalogue import KINDS, SPLITS, Catalogue, read
 
 from copilotlab import Chart
+from copilotlab.studies.lexical import LexicalIndex
 
 MEASURES = (nDCG @ 10, RR @ 10, R @ 10, RR(rel=2) @ 10, R(rel=2) @ 10)
 
 
 def rank(charts: pl.DataFrame, questions: pl.DataFrame, k: int = 10) -> pl.DataFrame:
     """The k best charts for each question: query_id, chart_id, score, best first."""
-    texts = [Chart(**row).text for row in charts.iter_rows(named=True)]
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
-    words = bm25s.tokenize(questions["text"].to_list(), stopwords="en", show_progress=False)
-    rows, scores = index.retrieve(words, k=k, show_progress=False)
-    chart_ids = charts["chart_id"].to_numpy()
+    index = LexicalIndex([Chart(**row).text for row in charts.iter_rows(named=True)])
+    rows, scores = index.search(questions["text"].to_list(), k)
     return pl.DataFrame(
         {
             "query_id": questions["query_id"].to_numpy().repeat(k),
-            "chart_id": chart_ids[rows].ravel(),
+            "chart_id": charts["chart_id"].to_numpy()[rows].ravel(),
             "score": scores.ravel(),
         }
     )

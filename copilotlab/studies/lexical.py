@@ -8,6 +8,7 @@ import bm25s
 import numpy as np
 
 BM25 = "bm25"  # its name among the models
+DECIMALS = 4  # of a score: the rest of a float32 depends on how a processor takes logarithms
 
 
 class LexicalIndex:
@@ -18,14 +19,29 @@ class LexicalIndex:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        self._size = len(texts)
         self._index = bm25s.BM25()
-        self._index.index(_words(texts), show_progress=False)
+        self._index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
 
     def search(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows of each question, int (questions, k), and their scores, float32 (questions, k)."""
-        rows, scores = self._index.retrieve(_words(questions), k=k, show_progress=False)
-        return rows, scores
+        """The k best rows of each question, int (questions, k), and their scores, float32 (questions, k).
+
+        Of rows with one score the first comes first: bm25s itself leaves that to the processor.
+        """
+        words = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+        scores = [self._scores(said) for said in words]
+        rows = [_best(each, k) for each in scores]
+        return np.stack(rows), np.stack([each[best] for each, best in zip(scores, rows, strict=True)])
+
+    def _scores(self, words: list[str]) -> np.ndarray:
+        known = self._index.get_tokens_ids(words)
+        if not known:
+            return np.zeros(self._size, np.float32)
+        scores: np.ndarray = self._index.get_scores_from_ids(known)
+        return scores.round(DECIMALS)
 
 
-def _words(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
-    return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    least = np.partition(scores, -k)[-k]
+    among = np.flatnonzero(scores >= least)
+    return among[np.argsort(-scores[among], kind="stable")[:k]]

@@ -102,7 +102,7 @@ def _dense(
     return _ranked(questions, [match.chart_ids for match in found], [match.scores for match in found])
 
 
-@cached(version=1)
+@cached(version=2)
 def _lexical(documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int) -> pl.DataFrame:
     chart_ids = documents["chart_id"].to_numpy()
     index = LexicalIndex(documents["text"].to_list())

@@ -14,6 +14,7 @@ from copilotlab.studies.cluster import cluster
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.cost import cost
 from copilotlab.studies.cost_process import Job
+from copilotlab.studies.lexical import LexicalIndex
 from copilotlab.studies.models import compared, frontier, models, recommend, table
 from copilotlab.studies.retrieval import per_question, rankings
 
@@ -137,6 +138,16 @@ def test_a_question_that_finds_nothing_relevant_counts_as_nothing(frames: dict[s
     found = pl.DataFrame({"model": "a", "query_id": [10, 20], "rank": 1, "chart_id": [1, 3], "score": 1.0})
     values = per_question(found, frames["judgements"], k=1)
     assert values.filter(measure="nDCG@1")["value"].to_list() == [1, 0]
+
+
+def test_bm25_ranks_texts_of_one_score_in_their_order() -> None:
+    many = ["sick days", *500 * ["revenue by region"], "revenue revenue", *500 * ["revenue by region"]]
+    rows, scores = LexicalIndex(many).search(["revenue", "words that nobody knows", "the"], 4)
+
+    assert rows.tolist() == [[501, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert scores[0, 0] > scores[0, 1] == scores[0, 3] > 0
+    assert scores[1:].max() == 0
+    assert LexicalIndex(["revenue", "sick days"]).search(["sick"], 2)[0].tolist() == [[1, 0]]
 
 
 def test_models_and_bm25_rank_all_charts_best_first(frames: dict[str, pl.DataFrame]) -> None:
