@@ -10,10 +10,11 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lab's models come inside wheels. Nothing is asked of a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types unit notebooks bench catalogue lab clean
+.PHONY: help demo test lint types unit browser scenarios planted-bugs notebooks bench slow faults-table soak \
+        screenshots catalogue lab clean chromium
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(VENV)/core: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +36,18 @@ $(VENV)/bench: $(VENV)/dev
 demo: $(VENV)/core   ## four nodes, one real server, a catalogue; the server dies and comes back empty
 	@$(BIN)/copilotlab demo
 
-test: lint types unit notebooks   ## everything that decides whether a change lands
+# As root, else by sudo if that needs no password. Without Chromium the browser tests are skipped; in CI they fail.
+# libatomic1: what drives it, in playwright's wheel, needs it, and a machine without a compiler has none.
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo -n)
+chromium: $(VENV)/dev
+	@(command -v chromium && $(BIN)/playwright --version) >/dev/null 2>&1 || (echo "installing Chromium for the browser tests (once) ..." \
+	  && $(AS_ROOT) apt-get -qq update \
+	  && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 \
+	       install --no-install-recommends chromium libatomic1 >/dev/null) \
+	  || echo "Chromium cannot be installed here: apt-get install chromium libatomic1, or set COPILOTLAB_CHROMIUM"
+
+test:            ## everything that decides whether a change lands; one failure does not hide the next
+	@$(MAKE) --no-print-directory --keep-going lint types unit browser notebooks
 
 lint: $(VENV)/dev   ## style
 	@$(BIN)/ruff check .
@@ -44,8 +56,19 @@ lint: $(VENV)/dev   ## style
 types: $(VENV)/dev   ## types
 	@$(BIN)/mypy
 
-unit: $(VENV)/dev   ## unit, protocol and fault tests
-	@$(BIN)/pytest tests
+# One seed for all that Hypothesis draws, so that the tests say the same twice; `make scenarios` draws anew each time.
+unit: $(VENV)/dev   ## unit, protocol and fault tests (SEED=... for other scenarios)
+	@echo "hypothesis: seed $(or $(SEED),20261125)"
+	@$(BIN)/pytest tests --ignore tests/browser --hypothesis-seed $(or $(SEED),20261125)
+
+browser: chromium   ## the panels in a real browser, under JupyterLab and Voila
+	@$(BIN)/pytest tests/browser
+
+scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)
+	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0
+
+planted-bugs: $(VENV)/dev   ## bugs planted into the protocol, one at a time: the tests must find each (minutes)
+	@$(BIN)/python tests/protocol/planted_bugs.py
 
 notebooks: $(VENV)/dev   ## the notebooks, as regression tests
 	@$(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
@@ -53,7 +76,22 @@ notebooks: $(VENV)/dev   ## the notebooks, as regression tests
 bench: $(VENV)/bench   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py
 	@$(BIN)/python tests/benchmarks/bench_publish.py
+	@$(BIN)/python tests/benchmarks/bench_recovery.py
 	@$(BIN)/python tests/benchmarks/bench_retrieval.py
+
+slow: $(VENV)/dev   ## the tests that take minutes: 100,000 records past a reader that sleeps
+	@$(BIN)/pytest tests -m slow
+
+faults-table: $(VENV)/dev   ## every fault three times, slow ones too, and docs/faults.md from what was measured
+	@$(BIN)/pytest $(addprefix tests/faults/test_,promises.py processes.py frozen_server.py bulk.py) \
+		-m "slow or not slow" --faults-table docs/faults.md --faults-runs 3
+
+soak: $(VENV)/dev   ## eight nodes in four processes, ten minutes of edits and faults (MINUTES=10 SEED=...)
+	@$(BIN)/python tests/benchmarks/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+screenshots: chromium   ## a picture of every panel, light and dark, in build/screenshots
+	@$(BIN)/pytest --quiet tests/browser/screenshots.py
+	@ls -d build/screenshots/*.png
 
 catalogue: $(VENV)/dev   ## make data/*.parquet again from data/subjects
 	@$(BIN)/python data/make_catalogue.py

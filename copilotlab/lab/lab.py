@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import polars as pl
 
@@ -20,6 +20,9 @@ from copilotlab.node import Node
 from copilotlab.policy import Policy, check_policy
 from copilotlab.store import EXACT_LIMIT
 from copilotlab.store.records import as_integer
+
+if TYPE_CHECKING:
+    from copilotlab.widgets import LabPanel
 
 POLL_SECONDS = 0.005
 
@@ -76,6 +79,7 @@ class Lab:
         self._faults = Journal("lab", self._clock)
         self._started: float | None = None
         self._closed = False
+        self._panel: LabPanel | None = None
 
     def start(self, *, progress: bool = False) -> Self:
         """Start the server and the nodes, and, if there are charts, bring them into every node.
@@ -279,6 +283,17 @@ class Lab:
     def note(self, event: str, detail: str = "") -> None:
         """Write a line of your own into the timeline."""
         self._faults.note(event, detail)
+
+    def panel(self) -> LabPanel:
+        """The live panel of this lab, to show in a notebook; the same one until it is closed.
+
+        Raises ImportError, with the command that mends it, where ipywidgets is not installed.
+        """
+        from copilotlab.widgets import LabPanel
+
+        if self._panel is None or self._panel.closed:
+            self._panel = LabPanel(self)
+        return self._panel
 
     def __repr__(self) -> str:
         agree = "agree" if self.living and self._agree() else "differ"

@@ -400,7 +400,7 @@ def summary(seen: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=2, code=PROTOCOL)
 def _experiment(
     fault: str, policy: Policy, *, nodes: int, charts: int, lasts: float, limit: float, seed: int
 ) -> pl.DataFrame:

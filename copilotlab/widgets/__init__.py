@@ -1,0 +1,23 @@
+"""Panels for notebooks and dashboards: watch and break a lab, ask a cluster, compare nodes and models.
+
+    lab.panel()                                        # a live panel with a button for every fault
+    SearchPanel(lab)                                   # ask one node, see whether all agree
+    ComparisonPanel(lab, models=["hash", "wordllama"])  # all nodes and several models, side by side
+    LiveAnswer(drawn, {"field": Dropdown(...)})         # your own function of some controls, drawn anew at each change
+
+They work in JupyterLab and under Voila; where there is no widget manager they show a static page. Importing this
+package needs ipywidgets: pip install 'copilotlab[lab]'.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("ipywidgets") is None:
+    raise ImportError("copilotlab.widgets needs ipywidgets: pip install 'copilotlab[lab]'", name="ipywidgets")
+
+from copilotlab.widgets.comparison_panel import ComparisonPanel
+from copilotlab.widgets.lab_panel import LabPanel
+from copilotlab.widgets.live_answer import LiveAnswer
+from copilotlab.widgets.panel import Message, Panel
+from copilotlab.widgets.search_panel import SearchPanel
+
+__all__ = ["ComparisonPanel", "LabPanel", "LiveAnswer", "Message", "Panel", "SearchPanel"]

@@ -1,0 +1,257 @@
+"""A lab, live: its nodes, its faults, and what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+import polars as pl
+
+from copilotlab.charts import Chart
+from copilotlab.lab.summary import Agreement, short, summary_html
+from copilotlab.markup import text
+from copilotlab.widgets.node_card import card_html, progress_html
+from copilotlab.widgets.panel import Panel, label, set_options
+
+if TYPE_CHECKING:
+    from copilotlab.lab import Lab
+    from copilotlab.lab.proxy import Direction
+    from copilotlab.node import Node
+
+EVENTS_SHOWN = 200
+EVERYBODY = "all"
+
+
+class LabPanel(Panel):
+    """The live panel of a lab; `Lab.panel` makes it.
+
+    A card for each node (charts, digest, Redis, lease, lag, batch), whether the nodes agree, a button for every fault,
+    a chart to save on any node, and the timeline, newest first. A button that fails says why under "messages". The lab
+    stays yours: closing the panel does not close it.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        self.lab = lab
+        self._cards: list[widgets.HTML] = []
+
+    def _over(self) -> str:
+        return "This lab is closed: what is shown is how it ended." if self.lab.closed else ""
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _build(self) -> list[widgets.Widget]:
+        self._verdict = self._html("cl-verdict-widget")
+        self._server = self._html("cl-server")
+        self._grid = widgets.GridBox()
+        self._grid.add_class("cl-cards")
+        self._events = self._html("cl-events")
+        return [
+            self._verdict,
+            self._server_row(),
+            self._nodes_row(),
+            self._grid,
+            self._change_row(),
+            self._timeline_row(),
+            self._scroller(self._events, "15rem"),
+        ]
+
+    def _server_row(self) -> widgets.HBox:
+        redis = self.lab.redis
+        faults: tuple[tuple[str, str, Callable[[], object], str], ...] = (
+            ("Stop", "stop", lambda: redis.stop(), "stop"),
+            ("Kill", "kill", lambda: redis.kill(), "bolt"),
+            ("Pause", "pause", lambda: redis.pause(), "pause"),
+            ("Resume", "resume", lambda: redis.resume(), "play"),
+            ("Start with data", "start with data", lambda: redis.start(), "power-off"),
+            ("Start empty", "start empty", lambda: redis.start(keep_data=False), "power-off"),
+            ("Restart", "restart", lambda: redis.restart(), "refresh"),
+        )
+        buttons = [
+            self._button(words, f"server: {what}", self._noted(what, call), icon=icon)
+            for words, what, call, icon in faults
+        ]
+        return self._row(label("Server"), self._server, *buttons)
+
+    def _noted(self, what: str, call: Callable[[], object]) -> Callable[[], None]:
+        """Do ``call``, and have the timeline say so if the server refuses."""
+        event = what.replace(" ", "_")
+
+        def noted() -> None:
+            try:
+                call()
+            except Exception:
+                self.lab.note(f"{event}_failed", "server")
+                raise
+
+        return noted
+
+    def _nodes_row(self) -> widgets.HBox:
+        self._delay = widgets.BoundedFloatText(
+            value=0.2, min=0, max=60, step=0.1, description="Delay by (s)", layout=widgets.Layout(width="10rem")
+        )
+        add = self._button("Add a node", "add a node", self._add_node, icon="plus")
+        return self._row(label("Nodes"), add, self._delay)
+
+    def _change_row(self) -> widgets.HBox:
+        self._writer = widgets.Dropdown(description="On", layout=widgets.Layout(width="11rem"))
+        self._title = widgets.Text(
+            description="save a chart",
+            placeholder="its title",
+            continuous_update=False,
+            layout=widgets.Layout(width="22rem"),
+        )
+        return self._row(
+            label("Work"),
+            self._writer,
+            self._title,
+            self._button("Save", "save a new chart", self._save_chart, icon="save"),
+            self._button("Rebuild", "rebuild from this node", self._rebuild, icon="cogs"),
+            self._button("Sync", "sync this node", self._sync, icon="exchange"),
+        )
+
+    def _timeline_row(self) -> widgets.HBox:
+        self._of = widgets.Dropdown(options=[EVERYBODY], description="of", layout=widgets.Layout(width="11rem"))
+        self._like = widgets.Text(
+            description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem")
+        )
+        for control in (self._of, self._like):
+            control.observe(lambda _: self._changed(), "value")
+        return self._row(label("Timeline"), self._of, self._like)
+
+    def _add_card(self, index: int) -> widgets.VBox:
+        lab, name = self.lab, self.lab.nodes[index].node_id
+
+        def fault(words: str, what: str, call: Callable[[], object], tone: str = "") -> widgets.Button:
+            return self._button(words, f"{name}: {what}", call, tone=tone)
+
+        def one_way(direction: Direction) -> Callable[[], object]:
+            return lambda: lab.one_way(index, direction)
+
+        facts = self._html()
+        buttons = self._row(
+            fault("Partition", "cut off from the server", lambda: lab.partition(index)),
+            fault("Mute", "nothing that it sends arrives", one_way("to_server")),
+            fault("Deafen", "nothing reaches it", one_way("to_client")),
+            fault("Delay", "delay its line", lambda: lab.delay(index, self._delay.value)),
+            fault("Reset", "reset its connections", lambda: lab.reset(index)),
+            fault("Heal", "heal its line", lambda: lab.heal(index)),
+            fault("Kill", "kill the node", lambda: lab.kill(index), tone="danger"),
+            name="cl-card-buttons",
+        )
+        self._cards.append(facts)
+        card = widgets.VBox([facts, buttons])
+        card.add_class("cl-card")
+        return card
+
+    # --- what the buttons do that is more than one call -----------------------------------------------------------
+
+    def _add_node(self) -> str:
+        return f"{self.lab.add_node().node_id} was added"
+
+    def _chosen(self) -> Node:
+        index: int | None = self._writer.value
+        if index is None:
+            raise ValueError("there is no node yet; start the lab, or add one")
+        return self.lab.nodes[index]
+
+    def _save_chart(self) -> str:
+        node = self._chosen()
+        chart_id = max((chart.chart_id for chart in self.lab.charts), default=0) + 1
+        result = node.update_chart(Chart(chart_id=chart_id, title=self._title.value))
+        return f"chart {chart_id} on {node.node_id}: {result.outcome}, revision {result.revision}"
+
+    def _rebuild(self) -> str:
+        node = self._chosen()
+        result = node.rebuild()
+        return f"{node.node_id}: {result.outcome}, {result.charts:,} charts, {result.embedded:,} embedded"
+
+    def _sync(self) -> str:
+        node = self._chosen()
+        return f"{node.node_id}: {node.sync().outcome}"
+
+    # --- showing --------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        nodes = list(self.lab.nodes)
+        statuses = [node.status() for node in nodes]
+        agreement = Agreement.of(statuses)
+        if len(nodes) > len(self._cards):
+            self._grow(len(nodes))
+        self._verdict.value = verdict_html(statuses, agreement, len(self.lab.charts), self.lab.charts.revision)
+        server = self.lab.redis
+        self._server.value = (
+            f"<span class='cl-server-state cl-{'good' if server.state == 'running' else 'warn'}' role='status'>"
+            f"{text(f'{server.kind} {server.version}')} <b>{text(server.state)}</b></span>"
+        )
+        for card, status, line in zip(self._cards, statuses, self.lab.proxies, strict=False):
+            card.value = card_html(status, line.state, agreement)
+        self._events.value = events_html(self.lab.timeline(), self._of.value, self._like.value)
+
+    def _grow(self, count: int) -> None:
+        names = [node.node_id for node in self.lab.nodes[:count]]
+        cards = [self._add_card(index) for index in range(len(self._cards), count)]
+        self._grid.children = (*self._grid.children, *cards)
+        set_options(self._writer, [(name, index) for index, name in enumerate(names)])
+        set_options(self._of, [EVERYBODY, "lab", *names])
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.lab)
+
+    def __repr__(self) -> str:
+        return f"LabPanel({self.lab!r}{', closed' if self.closed else ''})"
+
+
+def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement, charts: int, revision: int) -> str:
+    """Whether the nodes agree, in one line: who holds which version, how far behind, and the batch that runs."""
+    groups = "".join(
+        f"<span class='cl-group' title='{escape(', '.join(nodes))}'>"
+        f"<span class='cl-letter cl-letter-{agreement.letter(digest).lower()}'>{agreement.letter(digest)}</span> "
+        f"<code>{text(short(digest))}</code> {text(_names(nodes))}</span>"
+        for digest, nodes in agreement.groups.items()
+    )
+    behind = max((int(str(status["lag"])) for status in statuses if status["state"] != "stopped"), default=0)
+    tone, sign = ("warn", "≠") if not agreement.agree else ("warn", "…") if behind else ("good", "✓")
+    late = f"<span class='cl-warn'>up to {behind:,} charts behind</span>" if behind else ""
+    batches = "".join(
+        f"<span class='cl-batch'><b>{text(status['node'])}</b> {progress_html(str(status['batch']))}</span>"
+        for status in statuses
+        if status["batch"] and status["state"] != "stopped"
+    )
+    return (
+        f"<div class='cl-verdict cl-{tone}' role='status'><span class='cl-sign' aria-hidden='true'>{sign}</span> "
+        f"<b>{escape(str(agreement)[:1].upper() + str(agreement)[1:])}</b>{groups}{late}"
+        f"<span class='cl-repository'>repository: {charts:,} charts, revision {revision:,}</span></div>"
+        f"<div class='cl-batches'>{batches or 'no batch is under way'}</div>"
+    )
+
+
+def events_html(timeline: pl.DataFrame, node: str = EVERYBODY, words: str = "") -> str:
+    """The newest events as a table, newest first: of one node, and with ``words`` in them, where given."""
+    shown = timeline.with_columns(pl.col("event").str.replace_all("_", " "))
+    if node != EVERYBODY:
+        shown = shown.filter(pl.col("node") == node)
+    if words.strip():
+        said = pl.concat_str("node", "event", "detail", separator=" ").str.to_lowercase()
+        shown = shown.filter(said.str.contains(words.strip().lower(), literal=True))
+    rows = "".join(
+        f"<tr class='{'cl-fault-row' if who == 'lab' else ''}'><td class='cl-number'>{when:.2f}</td>"
+        f"<td>{text(who)}</td><td class='{_event_tone(event)}'>{text(event)}</td><td>{text(detail)}</td></tr>"
+        for when, who, event, detail in shown.tail(EVENTS_SHOWN).reverse().iter_rows()
+    )
+    if not rows:
+        return "<p class='cl-empty'>no such event yet</p>"
+    head = "".join(f"<th scope='col'>{name}</th>" for name in ("s", "node", "event", "detail"))
+    return f"<table class='cl-table'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _event_tone(event: str) -> str:
+    if event.endswith(("failed", "away")) or event.startswith("dropped"):
+        return "cl-bad"
+    return "cl-good" if event.endswith(("back", "ended")) else ""
+
+
+def _names(nodes: list[str]) -> str:
+    return ", ".join(nodes) if len(nodes) <= 4 else f"{', '.join(nodes[:3])} and {len(nodes) - 3} more"

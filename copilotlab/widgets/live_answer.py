@@ -1,0 +1,141 @@
+"""An answer below its controls: change one of them, and another answer is shown."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from inspect import isgenerator
+from typing import Any
+
+import ipywidgets as widgets
+from IPython import get_ipython
+from IPython.core.formatters import DisplayFormatter
+from IPython.display import display
+
+from copilotlab.widgets.panel import view
+
+WORKING = "<span role='status' style='opacity:.7'>working ...</span>"
+
+logger = logging.getLogger(__name__)
+
+
+class LiveAnswer:
+    """What a function says of the values of some controls, shown below them, and said anew when one is changed.
+
+        LiveAnswer(drawn, {"field": widgets.Dropdown(options=["fenced", "ordered"])})
+
+    function: called with the controls' values by name. It returns what to show, or a tuple of things, one below the
+    other; or yields such answers, each in place of the one before, so that something long is seen as it goes.
+    controls: widgets with a value. box: what shows them, in a layout of your own; by default one below the other.
+    start: a button; with it the function is called when it is pressed, not at each change.
+
+    The first answer is made at once, and what goes wrong in it is raised. Later ones are made in a thread, so that the
+    kernel stays free; where changes come faster than answers, only the last of them is answered. What goes wrong then
+    is shown in place of the answer. Show it as the last line of a cell, in JupyterLab or under Voila; where there is no
+    widget manager, what was shown first stays, each thing as an output of its own (`ipywidgets.interactive_output`
+    would leave nothing there).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        controls: Mapping[str, widgets.Widget],
+        *,
+        box: widgets.Widget | None = None,
+        start: widgets.Button | None = None,
+    ) -> None:
+        self._function = function
+        self._controls = dict(controls)
+        self._lock = threading.Lock()  # of the next two
+        self._wanted: dict[str, Any] | None = None  # the last change that nobody has begun to answer
+        self._working = False
+        *_, first = self._answers(self._values())
+        self._places = [widgets.Output(outputs=(output,)) for output in _outputs(first)]
+        self._notice = widgets.HTML(layout={"min_height": "1.8em"})  # what is below it stays where it is
+        self._top = widgets.VBox([widgets.VBox(list(self._controls.values())) if box is None else box, self._notice])
+        if start is not None:
+            start.on_click(self._ask)
+        else:
+            for control in self._controls.values():
+                control.observe(self._ask, "value")
+
+    def _values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self._controls.items()}
+
+    def _ask(self, _: object) -> None:
+        with self._lock:
+            self._wanted = self._values()
+            if self._working:
+                return
+            self._working = True
+            self._notice.value = WORKING
+        threading.Thread(target=self._work, name="copilotlab-live-answer", daemon=True).start()
+
+    def _work(self) -> None:
+        while (values := self._next()) is not None:
+            self._answer(values)
+
+    def _next(self) -> dict[str, Any] | None:
+        with self._lock:
+            values, self._wanted = self._wanted, None
+            if values is None:
+                self._notice.value = ""
+                self._working = False  # last: whoever sees it finds all that is shown in its final state
+            return values
+
+    def _answer(self, values: dict[str, Any]) -> None:
+        try:
+            with closing(self._answers(values)) as answers:
+                for answer in answers:
+                    self._show(_outputs(answer))
+                    if self._wanted is not None:
+                        break
+        except Exception as error:  # this is the end of a thread: whoever changed the control is told
+            logger.debug("no answer to %s", values, exc_info=error)
+            said = f"{type(error).__name__}: {error}"
+            failed = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": [said]}
+            self._show([failed, *[None] * (len(self._places) - 1)])
+
+    def _answers(self, values: dict[str, Any]) -> Generator[Any, None, None]:
+        answer = self._function(**values)
+        if isgenerator(answer):
+            yield from answer
+        else:
+            yield answer
+
+    def _show(self, outputs: Sequence[dict[str, Any] | None]) -> None:
+        for place, output in zip(self._places, outputs, strict=True):
+            place.outputs = () if output is None else (output,)
+
+    def _bundles(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """What a page gets: the controls, and each thing with its two faces, live and static."""
+        yield {"text/plain": repr(self), **view(self._top)}, {}
+        for place in self._places:
+            output = place.outputs[0] if place.outputs else {}
+            yield {"text/plain": "", **output.get("data", {}), **view(place)}, output.get("metadata", {})
+
+    def _ipython_display_(self) -> None:
+        for data, metadata in self._bundles():
+            display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        return f"LiveAnswer({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+
+def _outputs(answer: Any) -> list[dict[str, Any]]:
+    return [_output(thing) for thing in (answer if isinstance(answer, tuple) else (answer,))]
+
+
+def _output(thing: Any) -> dict[str, Any]:
+    """``thing`` as a notebook keeps it; unlike IPython, raise what fails in drawing it."""
+    if hasattr(thing, "_repr_mimebundle_"):
+        made = thing._repr_mimebundle_(include=None, exclude=None)
+        data, metadata = made if isinstance(made, tuple) else (made, {})
+    else:
+        shell = get_ipython()
+        data, metadata = (shell.display_formatter if shell else DisplayFormatter()).format(thing)
+    shown = {kind: b64encode(value).decode() if isinstance(value, bytes) else value for kind, value in data.items()}
+    return {"output_type": "display_data", "data": {"text/plain": repr(thing), **shown}, "metadata": metadata}

@@ -1,0 +1,110 @@
+"""A catalogue under any model, in this process: what the nodes of a cluster, which share one model, cannot answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import polars as pl
+
+from copilotlab.charts import Chart, ChartRepository
+from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.store import Record, VectorStore
+
+CHUNK = 64
+
+
+class Found(NamedTuple):
+    """One chart that was found, as far as a person wants to see it; without a title where nobody could tell it yet."""
+
+    chart_id: int
+    score: float
+    title: str
+    chart_type: str = ""
+    source: str = ""
+    dimensions: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+
+    @classmethod
+    def of_frame(cls, frame: pl.DataFrame) -> list[Found]:
+        """The rows of what `Node.search` gives."""
+        return [
+            cls(
+                row["chart_id"],
+                row["score"],
+                row["title"] or "",
+                row["chart_type"] or "",
+                row["source"] or "",
+                tuple(row["dimensions"] or ()),
+                tuple(row["measures"] or ()),
+            )
+            for row in frame.iter_rows(named=True)
+        ]
+
+
+class ModelIndex:
+    """The charts of a repository under one model, brought up to date at each question.
+
+    charts: the repository. model: a name for `load_embedder`, or an Embedder; loaded at the first question.
+    progress: called with a few words while the first question waits for the model and its vectors.
+
+    Safe for threads. `search` raises what `load_embedder`, the model and the repository raise.
+    """
+
+    def __init__(
+        self, charts: ChartRepository, model: str | Embedder, progress: Callable[[str], None] = lambda words: None
+    ) -> None:
+        self.name = model if isinstance(model, str) else model.name
+        self._charts = charts
+        self._model = model
+        self._progress = progress
+        self._embedder: Embedder | None = None
+        self._store: VectorStore | None = None
+        self._known: dict[int, Chart] = {}
+        self._revision = 0
+        self._lock = threading.Lock()
+
+    def search(self, question: str, k: int) -> list[Found]:
+        """The ``k`` charts nearest in meaning to ``question``, best first."""
+        with self._lock:
+            embedder, store = self._loaded()
+            self._update(embedder, store)
+        matches = store.search(embedder.embed([question])[0], k)
+        charts = [(self._known.get(int(chart_id)), float(score)) for chart_id, score in zip(*matches[:2], strict=True)]
+        return [
+            Found(chart.chart_id, score, chart.title, chart.chart_type, chart.source, chart.dimensions, chart.measures)
+            for chart, score in charts
+            if chart is not None
+        ]
+
+    def _loaded(self) -> tuple[Embedder, VectorStore]:
+        if self._embedder is None or self._store is None:
+            self._progress(f"loading {self.name} ...")
+            self._embedder = load_embedder(self._model) if isinstance(self._model, str) else self._model
+            self._store = VectorStore(self._embedder.dim)
+        return self._embedder, self._store
+
+    def _update(self, embedder: Embedder, store: VectorStore) -> None:
+        changes = self._charts.changes_since(self._revision)
+        for start in range(0, len(changes), CHUNK):
+            chunk = changes[start : start + CHUNK]
+            self._progress(f"{self.name}: {start:,} of {len(changes):,} charts embedded ...")
+            saved = [(change.revision, change.chart) for change in chunk if change.chart is not None]
+            vectors = embedder.embed([chart.text for _, chart in saved])
+            store.put_many(
+                Record.of(chart.chart_id, revision, chart.content_hash, vector)
+                for (revision, chart), vector in zip(saved, vectors, strict=True)
+            )
+            self._known.update((chart.chart_id, chart) for _, chart in saved)
+            for change in chunk:
+                if change.chart is None:
+                    store.remove(change.chart_id, change.revision)
+                    self._known.pop(change.chart_id, None)
+            self._revision = chunk[-1].revision
+        self._progress("")
+
+
+def shared(one: Iterable[Found], other: Iterable[Found]) -> int:
+    """How many charts two answers have in common."""
+    return len({found.chart_id for found in one} & {found.chart_id for found in other})

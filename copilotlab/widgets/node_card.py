@@ -1,0 +1,100 @@
+"""One node as a card: its status in a few words, as HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import escape
+from typing import NamedTuple
+
+from copilotlab.lab.summary import Agreement, short
+from copilotlab.markup import text
+
+_PROGRESS = re.compile(r"(\d+)/(\d+)")
+
+
+class Health(NamedTuple):
+    """How a node is, in one word, with the sign and the tone that go with it: colour alone says nothing."""
+
+    tone: str
+    sign: str
+    word: str
+
+
+def health(status: Mapping[str, object]) -> Health:
+    """The one thing that matters most in a `Node.status`."""
+    if status["state"] == "stopped":
+        return Health("dead", "✕", "stopped")
+    if status["redis"] != "connected":
+        return Health("away", "▲", "Redis away")
+    if status["batch"]:
+        return Health("busy", "◐", str(status["batch"]).split()[0])
+    if status["reconciling"]:
+        return Health("busy", "⇄", "reconciling")
+    return Health("good", "●", str(status["state"]))
+
+
+def card_html(status: Mapping[str, object], line: str, agreement: Agreement) -> str:
+    """The card of one node.
+
+    status: its `Node.status`; line: the faults of its line to the server; agreement: of all nodes.
+    """
+    how = health(status)
+    dead = how.tone == "dead"
+    letter = agreement.letter(status["digest"])
+    away = f"away {seconds(status['away_for'])}" if status["redis"] != "connected" else "connected"
+    lag, leases = status["lag"], bool(status["lease"])
+    facts = (
+        ("charts", f"<b>{status['charts']:,}</b>", ""),
+        ("digest", digest_chip(status["digest"], "" if dead else letter), ""),
+        ("Redis", text("—" if dead else away), "" if dead or status["redis"] == "connected" else "cl-warn"),
+        ("line", text(line), "" if line == "open" else "cl-warn"),
+        ("lease", text(status["lease"] or "—"), "cl-strong" if leases else ""),
+        ("epoch", text(f"{status['epoch']:,}"), ""),
+        ("peers", text("—" if dead else status["peers"]), ""),
+        ("lag", text("—" if dead else f"{lag:,} charts" if lag else "none"), "cl-warn" if lag and not dead else ""),
+    )
+    rows = "".join(f"<div><dt>{name}</dt><dd class='{tone}'>{value}</dd></div>" for name, value, tone in facts)
+    return (
+        f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(status['node']))}'>"
+        f"<div class='cl-card-head'><span class='cl-name'>{text(status['node'])}</span>"
+        f"<span class='cl-state'><span aria-hidden='true'>{how.sign}</span> {text(how.word)}</span></div>"
+        f"<dl>{rows}</dl><div class='cl-work'>{_work(status)}</div></div>"
+    )
+
+
+def digest_chip(digest: object, letter: str) -> str:
+    """A digest, and the letter of the group of nodes that hold the same."""
+    badge = f"<span class='cl-letter cl-letter-{letter.lower()}'>{escape(letter)}</span> " if letter else ""
+    return f"{badge}<code>{text(short(digest))}</code>"
+
+
+def progress_html(batch: str) -> str:
+    """A bar for "rebuild 64/200"; just the words where they hold no such numbers."""
+    found = _PROGRESS.search(batch)
+    if found is None or int(found[2]) == 0:
+        return text(batch)
+    done, total = int(found[1]), int(found[2])
+    share = min(100, 100 * done // total)
+    return (
+        f"{text(batch.split()[0])} <span class='cl-bar' role='progressbar' aria-label='{escape(batch)}' "
+        f"aria-valuemin='0' aria-valuemax='{total}' aria-valuenow='{done}'><span style='width:{share}%'></span></span> "
+        f"{done:,} of {total:,}"
+    )
+
+
+def seconds(value: object) -> str:
+    """Whole seconds: a card changes once a second, not at each look."""
+    return f"{float(str(value)):.0f} s"
+
+
+def _work(status: Mapping[str, object]) -> str:
+    if status["state"] == "stopped":
+        return ""
+    if status["batch"]:
+        return progress_html(str(status["batch"]))
+    if status["reconciling"]:
+        return text(f"pulls what it lacks from {status['reconciling']}")
+    if status["next_model"]:
+        return text(f"prepares the model {status['next_model']}")
+    return text("not all is mended yet") if status["owes_rebuild"] else ""

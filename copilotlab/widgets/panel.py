@@ -1,0 +1,310 @@
+"""What every panel shares: its life, its refreshing, its buttons, and the messages that tell what came of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple, Self
+
+import ipywidgets as widgets
+
+from copilotlab.markup import text
+from copilotlab.widgets.refresher import Refresher
+
+MESSAGES_KEPT = 50
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+logger = logging.getLogger(__name__)
+
+
+class Message(NamedTuple):
+    """What came of a button: when ("14:03:59"), which, whether it failed, and the outcome or the error in words."""
+
+    time: str
+    action: str
+    failed: bool
+    said: str
+
+
+class Panel(ABC):
+    """A live view in a notebook, with controls that call public methods and nothing else.
+
+    Show it by leaving it as the last line of a cell, or with ``display``; put `widget` into a layout of your own. One
+    thread refreshes it while something shows it, and sends only what changed. Where there is no widget manager, a
+    static table is shown in its place. Close it with `close` or as a context manager; a panel that is shown lives on
+    when its name is gone, as every widget does. A browser that goes without taking the panel off its page (a closed
+    tab) is not noticed: then the refreshing goes on until `close` or the end of the kernel.
+
+    interval: seconds between two refreshes, 0.5 by default.
+    """
+
+    interval: float = 0.5
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # of the widget, its refreshing and its end
+        self._widget: widgets.VBox | None = None
+        self._refresher: Refresher | None = None
+        self._closed = False
+        self._messages: deque[Message] = deque(maxlen=MESSAGES_KEPT)
+        self._under_way: set[str] = set()
+        self._broken = ""  # why the last refresh failed
+
+    # --- what a panel is made of -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _build(self) -> list[widgets.Widget]:
+        """Make the widgets, empty, from top to bottom."""
+
+    @abstractmethod
+    def _show(self) -> None:
+        """Bring the widgets up to date; a trait that is set to what it holds is not sent."""
+
+    @abstractmethod
+    def _over(self) -> str:
+        """Why there will never be anything new to show; "" while there may be."""
+
+    @abstractmethod
+    def _repr_html_(self) -> str:
+        """A static page in place of the panel."""
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    @property
+    def widget(self) -> widgets.VBox:
+        """The panel as an ipywidget, made when first asked for. Raises RuntimeError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"this {type(self).__name__} is closed; make another one")
+            if self._widget is None:
+                self._button_layout = widgets.Layout(width="auto")  # one for all buttons: each would be a comm
+                self._button_style = widgets.ButtonStyle()
+                self._notice = self._html()
+                self._message_list = self._html()
+                self._widget = widgets.VBox(
+                    [_style_sheet(), self._notice, *self._build(), self._scroller(self._message_list, "7.5rem")],
+                    _view_count=0,
+                )
+                self._widget.add_class("copilotlab")
+                self._widget.observe(self._watched, "_view_count")
+                self.refresh()
+            return self._widget
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def messages(self) -> list[Message]:
+        """What came of the last buttons pressed, oldest first; at most 50."""
+        return list(self._messages)
+
+    def refresh(self) -> bool:
+        """Bring the panel up to date now; False when it will never change again.
+
+        What goes wrong is shown in the panel, and the next refresh tries again.
+        """
+        with self._lock:
+            if self._closed or self._widget is None:
+                return False
+            over = self._over()
+            try:
+                self._show()
+                self._broken = ""
+            except Exception as error:  # noqa: BLE001 - this is the end of a thread: who watches the panel is told
+                self._tell_broken(error)
+            self._notice.value = _notice(over, self._broken)
+            self._message_list.value = messages_html(self._messages)
+            if over:
+                self._disable()
+            return not over
+
+    def close(self) -> None:
+        """End the refreshing, take the panel off every page and close all its widgets. Closing twice does nothing."""
+        with self._lock:
+            self._closed = True
+            refresher, self._refresher = self._refresher, None
+            widget, self._widget = self._widget, None
+        if refresher is not None:
+            refresher.stop()
+            if refresher is not threading.current_thread():
+                refresher.join()
+        if widget is not None:
+            widget._view_count = None  # a page need not count, and tell a closed comm, that the panel is gone
+            for part in list(_parts(widget)):
+                part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _watched(self, change: Mapping[str, Any]) -> None:
+        """A page shows the panel, or none does any more."""
+        with self._lock:
+            if self._closed:
+                return
+            if change["new"] and (self._refresher is None or not self._refresher.is_alive()):
+                self._refresher = Refresher(self)
+                self._refresher.start()
+            elif not change["new"] and self._refresher is not None:
+                self._refresher.stop()
+                self._refresher = None
+
+    def _changed(self) -> None:
+        """Something is to be shown: at once, not at the next interval."""
+        refresher = self._refresher
+        if refresher is not None and refresher.is_alive():
+            refresher.wake()
+        else:
+            self.refresh()
+
+    def _tell_broken(self, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"
+        if said != self._broken:
+            self._broken = said
+            logger.warning("%s cannot be refreshed: %s", type(self).__name__, said, exc_info=error)
+
+    def _disable(self) -> None:
+        for part in _parts(self._widget):
+            if part.has_trait("disabled"):
+                part.disabled = True
+
+    # --- actions ------------------------------------------------------------------------------------------------
+
+    def _run(self, action: str, call: Callable[[], object]) -> None:
+        """Do ``call`` in a thread of its own, so that the kernel stays free for the next button, and tell its outcome.
+
+        The same action is not begun again while it is under way. What ``call`` returns, if it is a text, is told.
+        """
+        with self._lock:
+            if action in self._under_way:
+                self._tell(action, "is still under way", failed=True)
+                self._changed()
+                return
+            self._under_way.add(action)
+        name = f"copilotlab-panel-action {action}"
+        threading.Thread(target=self._act, args=(action, call), name=name, daemon=True).start()
+
+    def _act(self, action: str, call: Callable[[], object]) -> None:
+        began = time.perf_counter()
+        said, failed = "", False
+        try:
+            outcome = call()
+            said = outcome if isinstance(outcome, str) else f"done in {1000 * (time.perf_counter() - began):,.0f} ms"
+        except Exception as error:
+            logger.debug("%s failed", action, exc_info=error)
+            said, failed = f"{type(error).__name__}: {error}", True
+        finally:
+            with self._lock:  # at once: whoever reads the outcome may press the button again
+                self._under_way.discard(action)
+                self._tell(action, said, failed=failed)
+        self._changed()
+
+    def _tell(self, action: str, said: str, *, failed: bool = False) -> None:
+        self._messages.append(Message(time.strftime("%H:%M:%S"), action, failed, said))
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _button(
+        self, label: str, action: str, call: Callable[[], object], *, icon: str = "", tone: str = ""
+    ) -> widgets.Button:
+        """A button that does ``call``; ``action`` names it in messages and, as a tooltip, to screen readers."""
+        button = widgets.Button(
+            description=label, tooltip=action, icon=icon, layout=self._button_layout, style=self._button_style
+        )
+        button.add_class("cl-button")
+        if tone:
+            button.add_class(f"cl-{tone}")
+        button.on_click(lambda _: self._run(action, call))
+        return button
+
+    @staticmethod
+    def _html(name: str = "") -> widgets.HTML:
+        part = widgets.HTML()
+        if name:
+            part.add_class(name)
+        return part
+
+    @staticmethod
+    def _row(*parts: widgets.Widget, name: str = "cl-row") -> widgets.HBox:
+        row = widgets.HBox(list(parts))
+        row.add_class(name)
+        return row
+
+    @staticmethod
+    def _scroller(part: widgets.Widget, height: str) -> widgets.VBox:
+        """A box that keeps its place when what is in it changes."""
+        box = widgets.VBox([part], layout=widgets.Layout(max_height=height, overflow="auto"))
+        box.add_class("cl-scroller")
+        return box
+
+    # --- to look at ---------------------------------------------------------------------------------------------
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
+        """Three faces, and the page takes the best that it can show: the live widget, static HTML, plain text."""
+        bundle: dict[str, object] = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        return bundle if self._closed else bundle | view(self.widget)
+
+
+def view(widget: widgets.Widget) -> dict[str, object]:
+    """The live face of a widget, in a MIME bundle."""
+    return {WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}
+
+
+def label(words: str) -> widgets.HTML:
+    """A short heading at the start of a row of controls."""
+    part = widgets.HTML(f"<span class='cl-label'>{escape(words)}</span>")
+    return part
+
+
+def set_options(dropdown: widgets.Dropdown, options: Sequence[object]) -> None:
+    """Give it more options, and keep what was chosen."""
+    chosen = dropdown.index or 0
+    with dropdown.hold_sync():
+        dropdown.options = options
+        dropdown.index = chosen
+
+
+def messages_html(messages: Iterable[Message]) -> str:
+    """The messages as HTML, newest first; a failure is announced by screen readers."""
+    items = "".join(map(_item, reversed(list(messages))))
+    return f"<ul class='cl-messages' aria-label='Messages'>{items}</ul>" if items else ""
+
+
+def _item(message: Message) -> str:
+    start, sign = ("<li class='cl-bad' role='alert'>", "✕") if message.failed else ("<li class='cl-good'>", "✓")
+    return (
+        f"{start}<span class='cl-time'>{message.time}</span> <span class='cl-sign' aria-hidden='true'>{sign}</span> "
+        f"<b>{text(message.action)}</b> {text(message.said)}</li>"
+    )
+
+
+def _notice(over: str, broken: str) -> str:
+    if over:
+        return f"<div class='cl-notice' role='status'>{text(over)}</div>"
+    if broken:
+        return f"<div class='cl-notice cl-bad' role='alert'>cannot be refreshed: {text(broken)}</div>"
+    return ""
+
+
+def _style_sheet() -> widgets.HTML:
+    sheet = files("copilotlab.widgets").joinpath("panel.css").read_text(encoding="utf-8")
+    return widgets.HTML(f"<style>{sheet}</style>", layout=widgets.Layout(display="none"))
+
+
+def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """The widget, all that is in it, and their layouts and styles: each of them has a comm of its own."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from _parts(child)
+    for name in ("layout", "style"):
+        if widget.has_trait(name):
+            yield getattr(widget, name)

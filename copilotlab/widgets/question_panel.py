@@ -1,0 +1,235 @@
+"""What the two panels that ask questions share: the question, who is asked, and answers that stay true."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
+from html import escape
+from typing import Generic, NamedTuple, TypeVar
+
+import ipywidgets as widgets
+
+from copilotlab.charts import ChartRepository
+from copilotlab.embedding import Embedder, available_embedders
+from copilotlab.lab import Lab
+from copilotlab.markup import text
+from copilotlab.node import Node
+from copilotlab.widgets.drawings import drawing
+from copilotlab.widgets.model_index import Found, ModelIndex
+from copilotlab.widgets.panel import Panel
+
+MOST = 50  # charts in one answer
+
+Request = TypeVar("Request", bound=NamedTuple)
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
+
+
+class NodeAnswer(NamedTuple):
+    """What one node found, and how long it took."""
+
+    node_id: str
+    found: list[Found]
+    milliseconds: float
+
+    @classmethod
+    def of(cls, node: Node, question: str, k: int) -> NodeAnswer:
+        """Ask ``node``."""
+        began = time.perf_counter()
+        frame = node.search(question, k)
+        return cls(node.node_id, Found.of_frame(frame), 1000 * (time.perf_counter() - began))
+
+    @property
+    def chart_ids(self) -> tuple[int, ...]:
+        """What was found, in its order."""
+        return tuple(found.chart_id for found in self.found)
+
+
+class QuestionPanel(Panel, Generic[Request, Answer]):
+    """A panel with a question. It is asked in a thread of its own, again whenever a node's vectors have changed.
+
+    source: a Lab, a Node, or several nodes that share one catalogue.
+    models: which other models may be asked, by name or as Embedders; by default all that are installed. The nodes' own
+    model is left out: it is asked through the nodes.
+    """
+
+    def __init__(self, source: Lab | Node | Sequence[Node], models: Sequence[str | Embedder] | None = None) -> None:
+        super().__init__()
+        self._source = source
+        if not self.nodes:
+            raise ValueError(f"{type(self).__name__}({source!r}): there is no node to ask; start the lab first")
+        self.models = self._indexes(_installed() if models is None else models)
+        self._busy = ""
+        self._asking = False
+        self._asked: tuple[Request, object] | None = None
+        self._asked_at = 0.0
+        self._answer: Answer | None = None
+
+    # --- who is asked ---------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes that can be asked now."""
+        if isinstance(self._source, Lab):
+            return list(self._source.nodes)
+        return [self._source] if isinstance(self._source, Node) else list(self._source)
+
+    @property
+    def charts(self) -> ChartRepository:
+        """The catalogue of the nodes."""
+        return self.nodes[0].charts
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model of the nodes."""
+        return self.nodes[0].embedder
+
+    def _indexes(self, models: Sequence[str | Embedder]) -> dict[str, ModelIndex]:
+        own = self.embedder
+        indexes: dict[str, ModelIndex] = {}
+        for model in models:
+            if own.name == model or (isinstance(model, Embedder) and own.fingerprint == model.fingerprint):
+                continue
+            name = model if isinstance(model, str) else model.name
+            if name in (own.name, *indexes) and isinstance(model, Embedder):
+                name = model.fingerprint  # another model of the same name
+            indexes[name] = ModelIndex(self.charts, model, self._progress)
+        return indexes
+
+    def _over(self) -> str:
+        if isinstance(self._source, Lab) and self._source.closed:
+            return "This lab is closed: what is shown is its last answer."
+        return ""
+
+    # --- a panel of this kind ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _request(self) -> Request:
+        """What is asked for, as the controls stand."""
+
+    @abstractmethod
+    def _find(self, request: Request) -> Answer:
+        """Ask, in a thread that may take its time."""
+
+    @abstractmethod
+    def _found_in(self, answer: Answer) -> list[Found]:
+        """All charts of an answer."""
+
+    @abstractmethod
+    def _show_answer(self, answer: Answer) -> None:
+        """Bring the widgets below the question up to date."""
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def _question_row(self, *more: widgets.Widget) -> widgets.HBox:
+        self._question = widgets.Text(
+            placeholder="Ask in your own words, then press Enter",
+            description="Question",
+            continuous_update=False,
+            layout=widgets.Layout(width="auto", flex="1 1 18rem"),
+        )
+        self._k = widgets.BoundedIntText(
+            value=10, min=1, max=MOST, description="Charts", layout=widgets.Layout(width="8.5rem")
+        )
+        ask = self._button("Ask", "ask the question again", self._ask_again, icon="search")
+        self._progress_line = self._html()
+        row = self._row(self._question, self._k, *more, ask)
+        for part in (self._question, self._k, *more):
+            if part.has_trait("value"):
+                part.observe(lambda _: self._changed(), "value")
+        return row
+
+    def ask(self, question: str) -> None:
+        """Put ``question`` into the panel, as if typed."""
+        _ = self.widget
+        self._question.value = question
+
+    def _ask_again(self) -> str:
+        self._asked = None
+        return "asked"
+
+    def _show(self) -> None:
+        nodes = self.nodes
+        held = tuple((node.node_id, node.store.digest, node.status()["state"]) for node in nodes)
+        wanted = (self._request(), held)
+        if self._question.value.strip() and wanted != self._asked and not self._asking and self._may_ask(wanted[0]):
+            self._asking = True
+            threading.Thread(target=self._ask, args=wanted, name="copilotlab-panel-question", daemon=True).start()
+        busy = text(self._busy) if self._busy else ""
+        self._progress_line.value = f"<div class='cl-progress' role='status'>{busy}</div>"
+        if self._answer is not None:
+            self._show_answer(self._answer)
+
+    def _may_ask(self, request: Request) -> bool:
+        """At once for a new question; for new vectors, once an interval."""
+        asked = self._asked
+        return asked is None or asked[0] != request or time.monotonic() - self._asked_at >= self.interval
+
+    def _ask(self, request: Request, held: object) -> None:
+        answer = self._attempt("ask", lambda: self._find(request))
+        with self._lock:
+            self._busy = ""
+            self._answer = answer or self._answer
+            # Where the repository was too slow to tell a title, the question is asked again, an interval later.
+            told = answer is None or all(found.title for found in self._found_in(answer))
+            self._asked, self._asked_at, self._asking = (request, held if told else None), time.monotonic(), False
+        self._changed()
+
+    def _attempt(self, action: str, call: Callable[[], Result]) -> Result | None:
+        """What ``call`` gives; None, and a message, where it fails."""
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - the model, the node or the repository: whoever asked is told
+            said = f"{type(error).__name__}: {error}"
+            if (action, said) not in [(message.action, message.said) for message in self.messages]:
+                self._tell(action, said, failed=True)  # once: nodes that change are asked again and again
+            return None
+
+    def _progress(self, words: str) -> None:
+        self._busy = words
+        self._changed()
+
+
+def chart_cell(found: Found) -> str:
+    """A chart in words: title, or its id, and below it measures by dimensions."""
+    said = " by ".join(filter(None, [", ".join(found.measures), ", ".join(found.dimensions)]))
+    small = f"<div class='cl-small'>{text(said)}</div>" if said else ""
+    return f"<div class='cl-chart-title'>{text(found.title or f'chart {found.chart_id}')}</div>{small}"
+
+
+def score_cell(score: float) -> str:
+    """A cosine, as a bar and a number."""
+    share = round(100 * min(1.0, max(0.0, score)))
+    return f"<span class='cl-bar' aria-hidden='true'><span style='width:{share}%'></span></span> {score:.3f}"
+
+
+def answers_table(answer: list[Found]) -> str:
+    """A ranked table of charts."""
+    head = "".join(
+        f"<th scope='col'{style}>{name}</th>"
+        for name, style in (
+            ("#", " class='cl-number'"), ("", ""), ("chart", ""), ("score", ""), ("type", ""), ("source", "")
+        )
+    )  # fmt: skip
+    rows = "".join(
+        f"<tr><td class='cl-number'>{rank}</td><td>{drawing(found.chart_type)}</td>"
+        f"<td class='cl-chart'>{chart_cell(found)}</td><td class='cl-score'>{score_cell(found.score)}</td>"
+        f"<td class='cl-type'>{text(found.chart_type or '—')}</td><td>{text(found.source or '—')}</td></tr>"
+        for rank, found in enumerate(answer, start=1)
+    )
+    return f"<table class='cl-table cl-answers'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def chip(words: str, *, tone: str, title: str = "") -> str:
+    """A few words in a rounded frame."""
+    return f"<span class='cl-chip cl-{tone}' title='{escape(title)}'>{text(words)}</span>"
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    # Asked once a process: to find out takes a second, since files of weights are hashed.
+    frame = available_embedders()
+    return tuple(frame.filter(frame["installed"])["name"])

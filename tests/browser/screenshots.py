@@ -1,0 +1,112 @@
+"""Not a test: a PNG of every panel, light and dark, into build/screenshots (``make screenshots``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "build" / "screenshots"
+THEMES = ("light", "dark")
+LONG = "<script>alert(1)</script> הכנסות לפי אזור (2024) " + "and so on and on " * 12
+
+# One node misses a chart, and one is dead.
+APART = f"""
+import time
+lab.partition(3)
+while lab.nodes[3].coordinator.connected:
+    time.sleep(0.01)
+lab.nodes[0].update_chart(Chart(chart_id=3, title="{LONG}", chart_type="kpi", source="{LONG[:60]}"))
+lab.nodes[0].update_chart(Chart(chart_id=4, title="Planes leaving late by airport", chart_type="horizontal bar"))
+lab.kill(1)
+"""
+SLOW_MODEL = """
+import time
+from copilotlab.embedding.hashing import HashEmbedder
+
+class Slow(HashEmbedder):
+    def _encode(self, batch):
+        time.sleep(0.005 * len(batch))
+        return super()._encode(batch)
+
+lab.close()
+charts = lab.charts
+lab = Lab(nodes=4, model=Slow(), charts=charts).start()
+converged = lab.wait_converged(30)
+revisions = charts.save_many([Chart(chart_id=number, title=f"Orders of product {number}") for number in range(10, 500)])
+"""
+
+
+def save(page, name):
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    page.locator(".copilotlab").first.screenshot(path=FOLDER / f"{name}.png")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("nodes", [1, 4, 8])
+def test_lab_panel(in_voila, cells, nodes, theme):
+    page = in_voila(f"lab-{nodes}", *cells("lab", nodes=nodes), theme=theme)
+    page.get_by_text("rebuild ended").wait_for()
+    save(page, f"lab-{nodes}-nodes-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_lab_panel_in_trouble(in_voila, cells, theme):
+    page = in_voila("trouble", *cells("lab", nodes=4), theme=theme)
+    page.get_by_title("node-1: cut off from the server").click()
+    page.get_by_text("away").first.wait_for()
+    page.get_by_title("node-2: delay its line").click()
+    page.get_by_title("node-3: kill the node").click()
+    page.get_by_label("save a chart").fill(LONG)
+    page.get_by_label("save a chart").press("Enter")
+    page.get_by_title("save a new chart").click()
+    page.get_by_text("Nodes differ").wait_for()
+    page.get_by_title("server: start empty").click()
+    page.get_by_text("ServerError").wait_for()
+    save(page, f"lab-partitioned-{theme}")
+    page.get_by_title("server: kill").click()
+    page.get_by_text("▲ Redis away").nth(2).wait_for()
+    save(page, f"lab-server-killed-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_lab_panel_with_a_batch(in_voila, cells, theme):
+    setup, panel = cells("lab", nodes=4)
+    page = in_voila("batch", setup, SLOW_MODEL, panel, theme=theme)
+    page.get_by_label("On").select_option("node-1")
+    page.get_by_title("rebuild from this node").click()
+    page.locator(".cl-card .cl-work", has_text=re.compile("[1-9]\\d+ of ")).wait_for()
+    save(page, f"lab-batch-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_search_panel(in_voila, cells, theme):
+    setup, panel = cells("search", nodes=4)
+    page = in_voila("search", setup, APART, panel, theme=theme)
+    page.get_by_label("Question").fill("planes leaving late, and so on")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("nodes give these").wait_for()
+    save(page, f"search-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_comparison_panel(in_voila, cells, theme):
+    setup, panel = cells("comparison", nodes=4)
+    page = in_voila("comparison", setup, APART, panel, theme=theme)
+    page.get_by_label("Question").fill("planes leaving late, and so on")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("shared with the first column").nth(1).wait_for()
+    save(page, f"comparison-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_in_jupyterlab(in_jupyterlab, cells, theme):
+    page = in_jupyterlab("everything", *cells("lab", "search"), "lab", theme=f"JupyterLab {theme.title()}")
+    page.get_by_text("rebuild ended").wait_for()
+    page.get_by_label("Question").fill("planes leaving late")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("all nodes give these").wait_for()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=FOLDER / f"jupyterlab-{theme}.png")
+    page.locator(".jp-OutputArea-output", has_text="Policy(").screenshot(path=FOLDER / f"lab-static-{theme}.png")

@@ -1,0 +1,812 @@
+"""The panels without a browser: what they send, what their buttons do, and that nothing is left of a closed one."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from base64 import b64encode
+from dataclasses import replace
+
+import comm
+import ipywidgets
+import polars as pl
+import pytest
+from ipywidgets.widgets import widget as ipywidgets_widget
+
+from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
+from copilotlab.lab import catalogue
+from copilotlab.lab.summary import Agreement
+from copilotlab.markup import card, text
+from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
+from copilotlab.widgets.drawings import drawing
+from copilotlab.widgets.lab_panel import events_html, verdict_html
+from copilotlab.widgets.model_index import ModelIndex
+from copilotlab.widgets.node_card import card_html, health, progress_html
+from copilotlab.widgets.panel import WIDGET_VIEW
+
+EVIL = "<script>alert('x')</script>"
+RIGHT_TO_LEFT = "הכנסות לפי אזור"
+CATALOGUE = [
+    Chart(chart_id=1, title=f"{EVIL} revenue", chart_type="bar", source=EVIL, measures=[EVIL], dimensions=["Region"]),
+    Chart(chart_id=2, title=f"{RIGHT_TO_LEFT} revenue", chart_type="line"),
+    *(Chart(chart_id=number, title=f"Orders of product {number}", chart_type="pie") for number in range(3, 40)),
+]
+POLICY = Policy(probe_interval=0.05, redis_timeout=1.0)  # a busy machine is not an outage
+
+
+def repository():
+    charts = ChartRepository()
+    charts.save_many(CATALOGUE)
+    return charts
+
+
+def wait_until(condition, timeout=60.0):
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+def wait_for_rest(lab):
+    """All agree and nobody is at work: nodes may agree before the batch that brought it gives its lease back."""
+    lab.wait_converged(60)
+
+    def rests(status):
+        at_work = [status[name] for name in ("batch", "lease", "reconciling", "owes_rebuild", "lag")]
+        here = status["state"], status["redis"], status["peers"]
+        return here == ("running", "connected", len(lab.nodes) - 1) and not any(at_work)
+
+    wait_until(lambda: all(rests(node.status()) for node in lab.nodes))
+
+
+@pytest.fixture(scope="module")
+def shared_lab():
+    """A lab for tests that do not break it."""
+    with Lab(nodes=3, model="hash", charts=repository(), policy=POLICY) as lab:
+        wait_for_rest(lab)
+        yield lab
+
+
+@pytest.fixture
+def lab():
+    with Lab(nodes=2, model="hash", charts=repository(), policy=POLICY) as lab:
+        wait_for_rest(lab)
+        yield lab
+
+
+@pytest.fixture
+def panel(lab):
+    with lab.panel() as panel:
+        yield panel
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What the kernel's widgets send to the page: (model, state)."""
+    messages = []
+
+    class RecordingComm(comm.DummyComm):
+        def publish_msg(self, msg_type, data=None, **others):
+            if msg_type == "comm_msg":
+                messages.append((self.comm_id, data["state"]))
+
+    monkeypatch.setattr(comm, "create_comm", RecordingComm)
+    return messages
+
+
+def parts(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from parts(child)
+
+
+def button(panel, label, tooltip=""):
+    (found,) = [
+        part
+        for part in parts(panel.widget)
+        if isinstance(part, ipywidgets.Button) and part.description == label and tooltip in part.tooltip
+    ]
+    return found
+
+
+def shown(panel):
+    panel.refresh()
+    texts = [part.value for part in parts(panel.widget) if isinstance(part, ipywidgets.HTML)]
+    return "\n".join(value for value in texts if "<style>" not in value)
+
+
+def press(panel, label, tooltip=""):
+    before = len(panel.messages)
+    button(panel, label, tooltip).click()
+    wait_until(lambda: len(panel.messages) > before)
+    return panel.messages[-1]
+
+
+def panel_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("copilotlab-panel")]
+
+
+def describe_status(**changes):
+    status = {"node": "node-0", "state": "running", "charts": 1, "digest": "aa", "redis": "connected", "batch": ""}
+    more = {"lease": "", "epoch": 0, "lag": 0, "peers": 0, "reconciling": "", "next_model": "", "owes_rebuild": False}
+    return {**status, **more, "away_for": 0.0, **changes}
+
+
+# --- a panel's life -----------------------------------------------------------------------------------------------
+
+
+def test_a_lab_has_one_panel_until_it_is_closed(shared_lab):
+    first = shared_lab.panel()
+    assert shared_lab.panel() is first
+    first.close()
+    second = shared_lab.panel()
+    assert second is not first
+    second.close()
+
+
+@pytest.mark.parametrize("make", [LabPanel, SearchPanel, ComparisonPanel])
+def test_opened_and_closed_a_hundred_times_it_leaves_no_thread_no_widget_and_no_comm(shared_lab, make):
+    widgets_before = len(ipywidgets_widget._instances)
+    comms_before = len(comm.get_comm_manager().comms)
+    threads_before = set(threading.enumerate())
+    for _ in range(100):
+        panel = make(shared_lab)
+        panel.widget._view_count = 1  # a page shows it, so its thread runs
+        assert len(panel_threads()) == 1
+        panel.close()
+
+    assert panel_threads() == []
+    assert set(threading.enumerate()) <= threads_before
+    assert len(ipywidgets_widget._instances) == widgets_before
+    assert len(comm.get_comm_manager().comms) == comms_before
+
+
+def test_its_thread_runs_only_while_something_shows_it(panel):
+    assert panel_threads() == []
+    panel.widget._view_count = 1
+    wait_until(lambda: panel_threads() == ["copilotlab-panel-LabPanel"])
+    panel.widget._view_count = 2
+    assert panel_threads() == ["copilotlab-panel-LabPanel"]
+    panel.widget._view_count = 0
+    wait_until(lambda: panel_threads() == [])
+    panel.widget._view_count = 1
+    wait_until(lambda: panel_threads() == ["copilotlab-panel-LabPanel"])
+
+
+def test_its_thread_dies_with_it(shared_lab):
+    panel = LabPanel(shared_lab)
+    panel.widget._view_count = 1
+    wait_until(panel_threads)
+    for part in list(ipywidgets_widget._instances.values()):
+        part.close()  # as Widget.close_all does: nothing but `panel` knows it now
+    gone = weakref.ref(panel)
+    del panel, part
+
+    def ended():
+        gc.collect()
+        return gone() is None and panel_threads() == []
+
+    wait_until(ended)
+
+
+class Gate(threading.Event):
+    """Holds every thread that comes to it for good, and knows them."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = set()
+
+    def wait(self, timeout=None):
+        self.held.add(threading.current_thread())
+        return super().wait(timeout)
+
+
+def test_it_sends_only_what_changed(sent):
+    policy = replace(POLICY, heartbeat_interval=0.2)
+    with Lab(nodes=2, model="hash", charts=repository(), policy=policy) as lab, LabPanel(lab) as panel:
+        wait_for_rest(lab)
+        gates = [Gate(), Gate()]
+        for clock, gate in zip(lab._clocks, gates, strict=True):
+            clock._flows = gate  # frozen; and no thread of a node is in the middle of something, once the gate has two
+        wait_until(lambda: [len(gate.held) for gate in gates] == [2, 2])
+        wait_until(lambda: [node.status()["peers"] for node in lab.nodes] == [0, 0])  # as time goes on for who looks
+        assert panel.widget
+        panel.refresh()
+        del sent[:]
+        for _ in range(5):
+            panel.refresh()
+        assert sent == []
+
+        lab.delay(1, 0.0)  # one event in the timeline, and nothing else
+        panel.refresh()
+        assert [model for model, _ in sent] == [panel._events.model_id]
+
+        del sent[:]
+        lab.proxies[1].delay(0.01)
+        panel.refresh()
+        assert [(model, list(state)) for model, state in sent] == [(panel._cards[1].model_id, ["value"])]
+
+
+def test_the_widgets_of_a_closed_panel_are_gone_and_its_static_page_remains(lab):
+    panel = lab.panel()
+    assert WIDGET_VIEW in panel._repr_mimebundle_()
+    panel.close()
+    panel.close()
+
+    assert panel.closed
+    assert set(panel._repr_mimebundle_()) == {"text/plain", "text/html"}
+    with pytest.raises(RuntimeError, match="closed; make another one"):
+        _ = panel.widget
+
+
+@pytest.mark.parametrize("make", [LabPanel, SearchPanel, ComparisonPanel])
+def test_a_panel_whose_lab_is_closed_says_so_and_stops(make):
+    with Lab(nodes=1, model="hash", charts=repository()) as lab:
+        panel = make(lab)
+        panel.widget._view_count = 1
+        wait_until(panel_threads)
+    wait_until(lambda: panel_threads() == [])
+
+    assert "This lab is closed" in panel._notice.value
+    assert all(part.disabled for part in parts(panel.widget) if part.has_trait("disabled"))
+    panel.close()
+
+
+def test_a_refresh_that_fails_is_told_and_tried_again(panel, monkeypatch):
+    def failing():
+        raise OSError("the journal is <b>gone</b>")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(panel.lab, "timeline", failing)
+        assert "OSError: the journal is &lt;b&gt;gone&lt;/b&gt;" in shown(panel)
+    assert "cannot be refreshed" not in shown(panel)
+
+
+def test_the_static_faces_need_no_widget_manager(shared_lab, monkeypatch):
+    with SearchPanel(shared_lab) as search, ComparisonPanel(shared_lab) as comparison, LabPanel(shared_lab) as panel:
+        for shown_panel in (search, comparison, panel):
+            bundle = shown_panel._repr_mimebundle_()
+            assert set(bundle) == {"text/plain", "text/html", WIDGET_VIEW}
+            assert bundle[WIDGET_VIEW]["model_id"] == shown_panel.widget.model_id
+        with monkeypatch.context() as patch:
+            patch.setattr("copilotlab.widgets.lab_panel.summary_html", lambda lab: f"static {id(lab)}")
+            assert panel._repr_mimebundle_()["text/html"] == f"static {id(shared_lab)}"
+        assert "nothing was asked yet" in search._repr_html_()
+        search.ask("orders of product 7")
+        # A title that the repository told late is there at a later refresh.
+        wait_until(lambda: search.refresh() and "Orders of product 7" in search._repr_html_())
+
+
+def test_importing_the_package_does_not_load_ipywidgets():
+    code = "import sys, copilotlab; copilotlab.Lab; print('ipywidgets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"
+
+
+def test_without_ipywidgets_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['ipywidgets'] = None\n"
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'ipywidgets' else found(name, *a)\n"
+        "import copilotlab.widgets"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert "copilotlab.widgets needs ipywidgets: pip install 'copilotlab[lab]'" in done.stderr
+
+
+# --- the panel of a lab -------------------------------------------------------------------------------------------
+
+
+def test_the_servers_buttons_do_what_they_say(panel):
+    lab = panel.lab
+    assert not press(panel, "Pause").failed
+    assert lab.redis.state == "paused"
+    assert "paused" in shown(panel)
+    press(panel, "Resume")
+    assert lab.redis.state == "running"
+    press(panel, "Kill", "server")
+    assert lab.redis.state == "stopped"
+    press(panel, "Start with data")
+    assert lab.redis.state == "running"
+    first = lab.redis.pid
+    press(panel, "Restart")
+    assert lab.redis.pid not in (None, first)
+    press(panel, "Stop")
+    assert lab.redis.state == "stopped"
+    press(panel, "Start empty")
+    assert lab.redis.state == "running"
+    assert lab.wait_converged(60) >= 0
+    events = lab.timeline().filter(pl.col("node") == "lab")["event"].to_list()
+    assert events[3:] == ["pause", "resume", "kill", "start_with_data", "restart", "stop", "start_empty"]
+
+
+def test_a_nodes_buttons_do_what_they_say(panel):
+    lab = panel.lab
+    for label, state in (
+        ("Partition", "cut"),
+        ("Heal", "open"),
+        ("Mute", "nothing reaches the server"),
+        ("Deafen", "nothing reaches the client"),
+        ("Heal", "open"),
+        ("Delay", "delay 0.2 s"),
+    ):
+        assert not press(panel, label, "node-1").failed
+        assert (lab.proxies[0].state, lab.proxies[1].state) == ("open", state)
+        assert state in shown(panel)
+    press(panel, "Heal", "node-1")
+    assert not press(panel, "Reset", "node-1").failed
+    press(panel, "Kill", "node-1")
+    assert [node.running for node in lab.nodes] == [True, False]
+    panel.refresh()
+    assert "✕" in panel._cards[1].value
+    assert "stopped" in panel._cards[1].value
+
+
+def test_a_node_is_added_and_nothing_that_was_chosen_is_lost(panel):
+    _ = panel.widget
+    panel._of.value = "lab"
+    panel._writer.value = 1
+    cards = panel._grid.children
+
+    assert press(panel, "Add a node").said == "node-2 was added"
+    assert "node-2" in shown(panel)
+
+    assert panel._grid.children[:2] == cards
+    assert panel._of.options == ("all", "lab", "node-0", "node-1", "node-2")
+    assert (panel._of.value, panel._writer.value) == ("lab", 1)
+    assert not press(panel, "Partition", "node-2").failed
+    assert panel.lab.proxies[2].state == "cut"
+
+
+def test_what_goes_wrong_behind_a_button_is_told_in_the_panel(panel):
+    message = press(panel, "Resume")
+    assert not message.failed
+    message = press(panel, "Start empty")
+    assert message.failed
+    assert message.said == "ServerError: the server is running; use restart(keep_data=False)"
+    assert "role='alert'" in shown(panel)
+    events = panel.lab.timeline().filter(pl.col("node") == "lab")["event"].to_list()
+    assert events[-2:] == ["start_empty", "start_empty_failed"]
+    assert "use restart(keep_data=False)" in shown(panel)
+
+
+def test_an_action_under_way_is_not_begun_again(panel, monkeypatch):
+    free = threading.Event()
+    calls = []
+    monkeypatch.setattr(panel.lab.redis, "restart", lambda: (calls.append(1), free.wait(60)))
+    button(panel, "Restart").click()
+    wait_until(lambda: calls)
+    assert press(panel, "Restart").said == "is still under way"
+    assert not press(panel, "Pause").failed  # others are not held up
+    press(panel, "Resume")
+    free.set()
+    wait_until(lambda: panel.messages[-1].action == "server: restart")
+    assert calls == [1]
+
+
+def test_whoever_is_told_what_came_of_a_button_may_press_it_again(panel, monkeypatch):
+    under_way, tell = [], panel._tell
+
+    def told(action, *said, **how):
+        under_way.append(action in panel._under_way)
+        tell(action, *said, **how)
+
+    monkeypatch.setattr(panel, "_tell", told)
+    assert [press(panel, "Resume").failed, press(panel, "Resume").failed] == [False, False]
+    assert under_way == [False, False]
+
+
+def test_a_chart_saved_in_the_panel_is_shown_as_text_and_nodes_that_missed_it_differ(panel):
+    lab = panel.lab
+    assert "All 2 nodes agree" not in shown(panel)
+    assert "Both nodes agree" in shown(panel)
+    press(panel, "Partition", "node-1")
+    panel._title.value = f"{EVIL} {RIGHT_TO_LEFT}"
+
+    assert press(panel, "Save").said == "chart 40 on node-0: published, revision 40"
+    wait_until(lambda: "Nodes differ: 2 versions" in shown(panel))
+    assert "cl-letter-b" in panel._cards[1].value
+    press(panel, "Heal", "node-1")
+    wait_for_rest(lab)
+    assert "Both nodes agree" in shown(panel)
+    assert press(panel, "Rebuild").said.startswith("node-0: published, 40 charts")
+    assert not press(panel, "Sync").failed
+    panel._title.value = "  "
+    assert "expected 1 to 500 characters" in press(panel, "Save").said
+
+
+def test_the_timeline_is_newest_first_and_can_be_filtered(panel):
+    panel.lab.partition(1)
+    panel.lab.heal(1)
+    html = shown(panel) and panel._events.value
+    assert html.index("<bdi>heal</bdi>") < html.index("<bdi>partition</bdi>") < html.index("<bdi>add node</bdi>")
+    panel._like.value = "PARTI"
+    assert panel._events.value.count("<tr class=") == 1
+    panel._like.value = ""
+    panel._of.value = "node-0"
+    assert "<bdi>node-1</bdi>" not in panel._events.value
+    panel._like.value = "no such thing"
+    assert "no such event yet" in panel._events.value
+
+
+def test_events_are_escaped():
+    timeline = pl.DataFrame({"seconds": [1.0], "node": [EVIL], "event": [EVIL], "detail": [EVIL]})
+    assert "<script" not in events_html(timeline)
+    assert events_html(timeline).count("&lt;script&gt;") == 3
+
+
+# --- a node's card ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("good", "running")),
+        ({"state": "not started"}, ("good", "not started")),
+        ({"batch": "rebuild 3/9"}, ("busy", "rebuild")),
+        ({"reconciling": "node-1"}, ("busy", "reconciling")),
+        ({"redis": "away", "batch": "rebuild 3/9"}, ("away", "Redis away")),
+        ({"state": "stopped", "redis": "away"}, ("dead", "stopped")),
+    ],
+)
+def test_health_is_the_one_thing_that_matters_most(changes, expected):
+    how = health(describe_status(**changes))
+    assert (how.tone, how.word) == expected
+
+
+def test_a_card_shows_lease_lag_epoch_and_what_is_reconciled():
+    status = describe_status(lease="held", epoch=7, lag=1234, peers=3, reconciling=EVIL)
+    html = card_html(status, "delay 0.2 s", Agreement.of([status]))
+    for said in (">held<", ">7<", ">3<", "1,234 charts", "pulls what it lacks from", "delay 0.2 s", ">A</span>"):
+        assert said in html
+    assert "<script" not in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "tone", "said"),
+    [
+        ({}, "good", "Both nodes agree"),
+        ({"lag": 5}, "warn", "up to 5 charts behind"),
+        ({"digest": "bb"}, "warn", "Nodes differ: 2 versions, held by 1 + 1 nodes"),
+        ({"state": "stopped", "digest": "bb", "lag": 5}, "good", "One node, alone"),
+        ({"batch": "rebuild 3/9"}, "good", "3 of 9"),
+    ],
+)
+def test_the_verdict_is_good_only_when_all_agree_and_nobody_is_behind(changes, tone, said):
+    statuses = [describe_status(node=EVIL), describe_status(node="node-1", **changes)]
+    html = verdict_html(statuses, Agreement.of(statuses), 1234, 5678)
+    assert f"cl-verdict cl-{tone}'" in html
+    assert said in html
+    assert "1,234 charts, revision 5,678" in html
+    assert "<script" not in html
+
+
+def test_progress_is_a_bar_that_screen_readers_can_read():
+    html = progress_html("rebuild 64/200")
+    assert "aria-valuenow='64'" in html
+    assert "aria-valuemax='200'" in html
+    assert "width:32%" in html
+    assert progress_html("rebuild 0/0") == "<bdi>rebuild 0/0</bdi>"
+
+
+def test_agreement_counts_the_living_and_names_the_largest_group_a():
+    statuses = [describe_status(node=f"node-{number}", digest=digest) for number, digest in enumerate("xyyz")]
+    statuses[3]["state"] = "stopped"
+    agreement = Agreement.of(statuses)
+    assert agreement.groups == {"y": ["node-1", "node-2"], "x": ["node-0"]}
+    assert [agreement.letter(digest) for digest in "xyz"] == ["B", "A", ""]
+    assert str(agreement) == "nodes differ: 2 versions, held by 2 + 1 nodes"
+    assert str(Agreement.of([])) == "no node is alive"
+    assert Agreement.of(statuses[1:3]).agree
+
+
+# --- asking -------------------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_answered_and_every_text_of_a_chart_is_shown_as_text(shared_lab):
+    with SearchPanel(shared_lab, models=[]) as panel:
+        panel.ask("revenue")
+        panel._k.value = 39
+        wait_until(lambda: "found 39 charts" in (html := shown(panel)) and "<bdi>chart " not in html)  # all titles told
+        html = shown(panel)
+        assert "<script" not in html
+        assert html.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 3  # title, measure, source
+        assert f"<bdi>{RIGHT_TO_LEFT} revenue</bdi>" in html
+        assert "all nodes give these" in html
+        assert html.count("✓") == 3
+
+
+def test_a_search_panel_follows_the_nodes_without_being_asked_again(lab):
+    with SearchPanel(lab, models=[]) as panel:
+        panel.ask("espresso machines by floor")
+        wait_until(lambda: "all nodes give these" in shown(panel))
+        lab.partition(1)
+        wait_until(lambda: not lab.nodes[1].coordinator.connected)
+        lab.nodes[0].update_chart(Chart(chart_id=900, title="Espresso machines by floor"))
+        wait_until(lambda: "1 of 2 nodes give these" in shown(panel))
+        assert "node-1 ≠ 9/10" in shown(panel)
+        lab.heal(1)
+        wait_until(lambda: "all nodes give these" in shown(panel))
+        lab.kill(0)
+        wait_until(lambda: "node-0 ✓" not in shown(panel))
+
+
+def test_a_title_that_the_repository_tells_late_is_shown_when_it_does():
+    charts = repository()
+    node = Node(charts, load_embedder("hash"))
+    node.rebuild()
+    slow = threading.Event()
+    read = charts.get_many
+    charts.get_many = lambda chart_ids: slow.wait(60) and read(chart_ids)
+    with SearchPanel(node, models=[]) as panel:
+        panel.interval = 0.01
+        panel.ask("orders of product 7")
+        wait_until(lambda: "<bdi>chart 7</bdi>" in shown(panel))
+        slow.set()
+        wait_until(lambda: "<bdi>Orders of product 7</bdi>" in shown(panel))
+        wait_until(lambda: "chart 7" not in shown(panel))
+
+
+def test_a_search_panel_asks_another_node_another_model_and_for_more_charts(shared_lab):
+    with SearchPanel(shared_lab, models=["wordllama"]) as panel:
+        panel.ask("orders")
+        wait_until(lambda: "found 10 charts" in shown(panel))
+        panel._k.value = 3
+        wait_until(lambda: "found 3 charts" in shown(panel))
+        panel._node.value = 2
+        wait_until(lambda: "<b><span class='cl-chip cl-strong' title=''><bdi>node-2</bdi>" in shown(panel))
+        panel._model.value = "wordllama"
+        wait_until(lambda: "cl-strong' title=''><bdi>wordllama</bdi>" in shown(panel), timeout=60)
+        assert not panel.messages
+
+
+def test_the_nodes_own_model_is_asked_through_the_nodes_and_another_of_its_name_by_its_fingerprint(shared_lab):
+    own, other = load_embedder("hash"), load_embedder("hash", dim=128)
+    assert list(SearchPanel(shared_lab, models=["hash", own, "wordllama"]).models) == ["wordllama"]
+    assert list(SearchPanel(shared_lab, models=[other]).models) == [other.fingerprint]
+
+
+def test_a_model_that_fails_is_told_once_and_the_others_answer(shared_lab):
+    with ComparisonPanel(shared_lab, models=["no-such-model", load_embedder("hash", dim=128)]) as panel:
+        panel.ask("orders")
+        wait_until(lambda: panel._answer is not None)
+        assert [column.model for column in panel._answer.columns] == [
+            "hash",
+            load_embedder("hash", dim=128).fingerprint,
+        ]
+        first = panel._answer
+        press(panel, "Ask")
+        wait_until(lambda: panel._answer is not first)
+        assert [message.action for message in panel.messages if message.failed] == ["ask no-such-model"]
+
+
+def test_a_question_that_fails_is_told_once(shared_lab):
+    with SearchPanel(shared_lab, models=["no-such-model"]) as panel:
+        panel.ask("orders")
+        _ = panel.widget
+        panel._model.value = "no-such-model"
+        wait_until(lambda: panel.messages)
+        for _ in range(5):
+            panel.refresh()
+        wait_until(lambda: not panel._asking)
+        assert len(panel.messages) == 1
+        assert "no model is called &#x27;no-such-model&#x27;" in shown(panel)
+
+
+def test_panels_of_one_node_and_of_no_node():
+    charts = repository()
+    node = Node(charts, load_embedder("hash"))
+    node.rebuild()
+    with SearchPanel(node) as panel:
+        panel.ask("orders of product 7")
+        wait_until(lambda: "Orders of product 7" in shown(panel))
+    with pytest.raises(ValueError, match="there is no node to ask"):
+        SearchPanel([])
+
+
+def test_nodes_that_answer_alike_share_a_column_and_a_model_has_its_own(lab):
+    with ComparisonPanel(lab, models=["wordllama"]) as panel:
+        panel.ask("espresso")
+        wait_until(lambda: panel._answer is not None, timeout=60)
+        assert [column.nodes for column in panel._answer.columns] == [("node-0", "node-1"), ()]
+        lab.partition(1)
+        lab.nodes[0].update_chart(Chart(chart_id=900, title="Espresso machines by floor"))
+        wait_until(lambda: panel.refresh() and len(panel._answer.columns) == 3, timeout=60)
+        html = shown(panel)
+        assert "only here" in html
+        assert "9 of 10 shared with the first column" in html
+        assert "<script" not in html
+        assert not panel.messages
+
+
+def test_no_model_is_asked_before_it_is_ticked(shared_lab):
+    with ComparisonPanel(shared_lab) as panel:
+        assert "wordllama" in panel.models
+        panel.ask("orders")
+        wait_until(lambda: panel._answer is not None)
+        assert len(panel._answer.columns) == 1
+
+
+def test_a_model_index_follows_saves_and_deletions():
+    charts = repository()
+    said = []
+    index = ModelIndex(charts, "hash", said.append)
+    assert index.search("orders of product 7", 1)[0].chart_id == 7
+    assert said[0] == "loading hash ..."
+    assert said[-1] == ""
+    charts.delete(7)
+    charts.save(Chart(chart_id=99, title="Espresso", chart_type="kpi", source="Kitchen"))
+    found = index.search("espresso", 50)
+    assert found[0][:1] + found[0][2:] == (99, "Espresso", "kpi", "Kitchen", (), ())
+    assert 7 not in {chart.chart_id for chart in found}
+
+
+def test_every_type_of_the_catalogue_has_a_drawing_of_its_own():
+    types = set(catalogue.charts()["chart_type"])
+    drawings = {drawing(name) for name in types}
+    assert len(drawings) == len(types)
+    assert drawing("no such type") == drawing("") not in drawings
+    assert drawing(EVIL) == drawing("")
+    assert all("aria-hidden='true'" in svg for svg in drawings)
+
+
+# --- an answer that follows its controls --------------------------------------------------------------------------
+
+
+class Picture:
+    """What draws itself as a PNG, as plots do; not if it is negative."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        if self.number < 0:
+            raise ValueError("cannot draw <b>less</b> than nothing")
+        return {"image/png": str(self.number).encode()}, {"image/png": {"width": 8}}
+
+
+def number_control():
+    return ipywidgets.IntText(1, description="number")
+
+
+def seen(answer):
+    """The data of all that is shown, one after the other, once there is nothing left to answer."""
+    wait_until(lambda: not answer._working)
+    return [output.get("data", output) for place in answer._places for output in place.outputs]
+
+
+def png(number):
+    return b64encode(str(number).encode()).decode()
+
+
+def test_a_changed_control_has_another_answer():
+    control = number_control()
+    answer = LiveAnswer(lambda number: (f"number {number}", Picture(number)), {"number": control})
+    assert seen(answer)[0]["text/plain"] == "'number 1'"
+    assert seen(answer)[1]["image/png"] == png(1)
+    control.value = 2
+    assert seen(answer)[0]["text/plain"] == "'number 2'"
+    assert seen(answer)[1]["image/png"] == png(2)
+
+
+def test_a_page_without_a_widget_manager_gets_each_thing_that_was_shown_first():
+    control = number_control()
+    answer = LiveAnswer(lambda number: (pl.DataFrame({"number": [number]}), Picture(number)), {"number": control})
+    (top, _), (table, _), (picture, metadata) = answer._bundles()
+    assert top["text/plain"] == "LiveAnswer(number=1)"
+    assert "<td>1</td>" in table["text/html"]
+    assert picture["image/png"] == png(1)
+    assert "text/html" not in picture  # which a code host would prefer to the picture
+    assert metadata == {"image/png": {"width": 8}}
+    assert len({bundle[WIDGET_VIEW]["model_id"] for bundle in (top, table, picture)}) == 3
+
+
+def test_what_goes_wrong_is_shown_in_place_of_the_answer_and_the_next_one_is_answered():
+    control = number_control()
+    answer = LiveAnswer(lambda number: (f"{6 / number:g}", Picture(number)), {"number": control})
+    control.value = 0
+    (error,) = seen(answer)
+    assert (error["output_type"], error["traceback"]) == ("error", ["ZeroDivisionError: division by zero"])
+    control.value = -1
+    (error,) = seen(answer)
+    assert error["traceback"] == ["ValueError: cannot draw <b>less</b> than nothing"]
+    control.value = 3
+    assert seen(answer)[1]["image/png"] == png(3)
+    with pytest.raises(ZeroDivisionError):
+        LiveAnswer(lambda number: 1 / number, {"number": ipywidgets.IntText(0)})
+
+
+def test_of_quick_changes_the_last_one_is_answered_and_nobody_waits_for_the_others():
+    free, asked = threading.Event(), []
+
+    def slowly(number):
+        asked.append(number)
+        assert number == 1 or free.wait(60)
+        return f"number {number}"
+
+    control = number_control()
+    answer = LiveAnswer(slowly, {"number": control})
+    working = []
+    answer._notice.observe(lambda _: working.append(answer._working), "value")
+    for number in range(2, 100):
+        control.value = number
+    assert "working" in answer._notice.value
+    free.set()
+    assert seen(answer)[0]["text/plain"] == "'number 99'"
+    assert asked[0] == 1
+    assert asked[-1] == 99
+    assert len(asked) <= 3
+    assert answer._notice.value == ""
+    assert working == [True, True]  # whoever sees that the work is over finds the notice gone
+
+
+def test_something_long_is_seen_as_it_goes_and_given_up_for_the_next_question():
+    more, ended = threading.Event(), []
+
+    def counted(number):
+        try:
+            yield f"number {number}, begun"
+            if number > 1:
+                assert more.wait(60)
+                yield f"number {number}, on its way"
+            yield f"number {number}, done"
+        finally:
+            ended.append(number)
+
+    control, start = number_control(), ipywidgets.Button()
+    answer = LiveAnswer(counted, {"number": control}, box=ipywidgets.HBox([control, start]), start=start)
+
+    def shown_now():
+        return answer._places[0].outputs[0]["data"]["text/plain"]
+
+    assert shown_now() == "'number 1, done'"
+    control.value = 2
+    assert not answer._working  # only the button begins
+    start.click()
+    wait_until(lambda: shown_now() == "'number 2, begun'")
+    control.value = 3
+    start.click()
+    more.set()
+    assert seen(answer)[0]["text/plain"] == "'number 3, done'"
+    assert ended == [1, 2, 3]
+
+
+# --- static pages -------------------------------------------------------------------------------------------------
+
+
+def test_a_labs_static_page_shows_verdict_server_policy_and_nodes(lab):
+    html = lab._repr_html_()
+    for said in ("Lab: both nodes agree", "running", "39 charts, revision 39", "Policy(", "node-1", "hash"):
+        assert said in html
+    assert "<script" not in html
+    lab.partition(1)
+    lab.nodes[0].update_chart(Chart(chart_id=900, title="Espresso"))
+    assert "nodes differ" in lab._repr_html_()
+    lab.close()
+    assert "Lab (closed): no node is alive" in lab._repr_html_()
+    assert lab.closed
+
+
+def test_a_nodes_static_page_is_a_card(lab):
+    html = lab.nodes[0]._repr_html_()
+    for said in ("Node node-0: running", "39, digest", "hash:64:v1", "connected, "):
+        assert said in html
+    assert "#2e8540" in html
+    lab.kill(0)
+    assert "Node node-0: stopped" in lab.nodes[0]._repr_html_()
+    assert "#2e8540" not in lab.nodes[0]._repr_html_()
+
+
+def test_a_card_shows_its_words_as_text():
+    html = card(EVIL, {EVIL: EVIL}, colour="red", more="<p>more</p>")
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 3
+    assert "<p>more</p>" in html
+
+
+def test_text_is_escaped_and_isolated():
+    assert text("a & <b>'\u202e'</b>") == "<bdi>a &amp; &lt;b&gt;&#x27;\u202e&#x27;&lt;/b&gt;</bdi>"
