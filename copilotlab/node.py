@@ -370,6 +370,8 @@ class Node:
         except KeyboardInterrupt:
             batch.cancel()
             self._replica.wake()
+            if self._replica.driven:
+                self._replica.advance()
             raise
         finally:
             bar.close()

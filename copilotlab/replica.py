@@ -317,11 +317,11 @@ class Replica:
         except Exception as error:  # noqa: BLE001 - the model and the database are foreign code; whoever waits gets it
             batch.error = error
             self.journal.note(f"{batch.kind}_failed", repr(error), level=logging.ERROR)
-        self.counters.count("embeddings", batch.embedded - embedded)
-        if batch.over:
-            self._conclude(batch)
-            return True
-        return progress
+        finally:  # after an interrupt of whoever drives it, too
+            self.counters.count("embeddings", batch.embedded - embedded)
+            if batch.over:
+                self._conclude(batch)
+        return progress or batch.over
 
     def _conclude(self, batch: Batch) -> None:
         result = batch.result

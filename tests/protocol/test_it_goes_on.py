@@ -3,11 +3,16 @@ published is not made again. Hypothesis chooses where in its work the holder is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tqdm.auto import tqdm
 from world import POLICY, World
 
 from copilotlab.coordinator import WAS_DOWN
+from copilotlab.lab.simulated import SimulatedLab
 
 SLACK = POLICY.probe_interval + 2 * POLICY.heartbeat_interval  # to be noticed, and to be done
 
@@ -64,3 +69,26 @@ def test_another_node_finishes_the_batch_within_the_timeout_and_a_heartbeat(
     unpublished = POLICY.chunk_size if fate != "is cut off" else charts
     made_again = sum(len(makings) - 1 for makings in w.made.values())
     assert made_again <= unpublished
+
+
+@pytest.mark.parametrize("where", ["between two steps", "in the model"])
+def test_after_an_interrupt_nothing_is_left_of_the_batch_and_the_next_one_begins(
+    cluster: Callable[..., SimulatedLab], make_chart: Callable, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    lab = cluster(2)
+    node, other = lab.nodes
+    lab.charts.save_many(make_chart(chart_id) for chart_id in range(1, 200))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((lab.embedder, "embed") if where == "in the model" else (tqdm, "update")), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            node.rebuild()
+
+    assert node.status()["batch"] == ""
+    assert other.coordinator.flags().batch_holder is None
+    assert node.counters["batches"] == 1
+    assert (result := node.rebuild()).outcome == "published", result
+    assert len(node.store) == 199
