@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import polars as pl
@@ -40,6 +41,15 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "copilotlab.studies.import_module", lambda _: __import__("types").SimpleNamespace(example=example)
     )
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """The command sets it for its process, which here is that of the tests."""
+    log = logging.getLogger("copilotlab")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 def given(path: object) -> dict[str, object]:
