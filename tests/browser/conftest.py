@@ -19,7 +19,8 @@ import nbformat
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
-WAIT = 60.0  # seconds: two busy cores, and JupyterLab is large
+WAIT = 120.0  # seconds: two busy cores, and JupyterLab is large
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, whatever proxy is set
 CHROMIUM_OPTIONS = [
     "--headless=new",
     "--no-sandbox",  # CI runs as root, where Chromium refuses its sandbox; it sees only our own pages
@@ -111,9 +112,14 @@ class Notebooks:
 
     def theme(self, name: str) -> None:
         """JupyterLab's theme, from the next load on."""
-        file = self._settings / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"theme": name}))
+        _write_settings(self._settings, "apputils-extension/themes", {"theme": name})
+
+
+def _write_settings(folder: Path, plugin: str, values: dict[str, object]) -> None:
+    """JupyterLab's own settings of one of its plug-ins."""
+    file = folder / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values))
 
 
 @contextmanager
@@ -122,9 +128,10 @@ def _served(folder: Path, command: list[str]) -> Iterator[Notebooks]:
     for name in ("notebooks", "home"):
         (folder / name).mkdir()
     settings = folder / "settings"
-    news = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))  # no dialog, nothing asked outside
+    nothing_asked_outside = {"fetchNews": "false", "checkForUpdates": False}
+    all_cells_on_the_page = {"windowingMode": "none"}
+    _write_settings(settings, "apputils-extension/notification", nothing_asked_outside)
+    _write_settings(settings, "notebook-extension/tracker", all_cells_on_the_page)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -151,14 +158,14 @@ def _served(folder: Path, command: list[str]) -> Iterator[Notebooks]:
 
 
 def _request(url: str, method: str = "GET") -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=WAIT) as answer:
+    with DIRECTLY.open(urllib.request.Request(url, method=method), timeout=WAIT) as answer:
         return answer.read()
 
 
 def _answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
     assert process.poll() is None, log.read_text()
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with DIRECTLY.open(url, timeout=5):
             return True
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
