@@ -71,7 +71,8 @@ planted-bugs: $(VENV)/dev   ## bugs planted into the protocol, one at a time: th
 	@$(BIN)/python tests/protocol/planted_bugs.py
 
 notebooks: $(VENV)/dev   ## the notebooks, as regression tests
-	@$(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
+	@$(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
+		--nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
 
 bench: $(VENV)/bench   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py
