@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trial import QUERIES, Threads, Trial, wait_until
+from trial import POLICY, QUERIES, Threads, Trial, wait_until
 
 from copilotlab import ChartRepository, Lab, Node, Policy, load_embedder
 from copilotlab.lab import FAULTS, FragileModel, FragileRepository, Watch
@@ -29,6 +29,19 @@ def test_it_notices_what_is_embedded_twice():
         cluster.model.embed(["Espresso 1, product 1025"])
         with pytest.raises(AssertionError, match=r"9 embeddings, expected \(8, 8\): .*product 1025"):
             trial.row()
+
+
+def test_it_knows_a_brief_fault_that_outlasted_a_lease():
+    with Threads(2) as cluster:
+        trial = Trial(cluster, "nothing", "")
+        trial.hold()
+        trial._healed = trial._held + 0.9
+        assert trial.outlasted == 0
+        trial._healed = trial._held + POLICY["batch_timeout"]
+        assert trial.outlasted == trial.edits == 8
+        trial.hold(until=lambda: True)
+        trial._healed = trial._held + POLICY["batch_timeout"]
+        assert trial.outlasted == 0  # meant to last
 
 
 # --- the watch --------------------------------------------------------------------------------------------------------

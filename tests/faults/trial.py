@@ -224,17 +224,24 @@ class Trial:
         self.cluster.begin_batch(holder)
         wait_until(lambda: self.cluster.batch_progress(holder) >= before + 16, "the middle of a batch")
 
-    def hold(self, *, edits: bool = True, until: Callable[[], bool] = lambda: True) -> None:
+    def hold(self, *, edits: bool = True, until: Callable[[], bool] | None = None) -> None:
         """Let the fault last, with edits on every node that runs, and until that has happened."""
-        self._held = time.monotonic()
+        self._held, self._brief = time.monotonic(), until is None
         self._running = {f"node-{index}" for index in self.cluster.able}
         for _ in range(4):
             time.sleep(HELD / 4)  # the pace of the edits; nothing is awaited
             if edits:
                 self.edit()
-        wait_until(until, f"what was to happen while {self.fault}")
+        if until is not None:
+            wait_until(until, f"what was to happen while {self.fault}")
         wait_until(lambda: not self._unanswered(time.monotonic()), f"every node answers a search while {self.fault}")
         self._healed = time.monotonic()
+
+    @property
+    def outlasted(self) -> int:
+        """How many embeddings may be made again, since the machine was too busy for a brief fault to stay one: all,
+        where it lasted about as long as a lease."""
+        return self.edits if self._brief and self._healed - self._held > POLICY["batch_timeout"] - 1.0 else 0
 
     def _unanswered(self, end: float) -> set[str]:
         """The nodes that answered no search from the beginning of the fault to this end, of those that ran."""
