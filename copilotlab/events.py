@@ -2,8 +2,9 @@
 
 What travels is a version, a checksum and a MessagePack array (msgspec), never pickle: an `Envelope` on a channel, a
 `RecordPage` or a `ManifestPage` in a key that the reader fetches at its own pace. A vector travels as raw little-endian
-float32. What arrives is not trusted: it is bounded, typed and checked, and what fails raises `EventRejected`, so that a
-node can count it and go on.
+float32, or as float16 where nothing is lost by that (`Policy(vectors="float16")`); its length tells which. What arrives
+is not trusted: it is bounded, typed and checked, and what fails raises `EventRejected`, so that a node can count it and
+go on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
 MANIFEST_ROWS = 65_536  # in one page
 LARGEST = 2**63 - 1
+LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a float16 of normal size has not
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -195,7 +197,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 class RecordPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes and float32 a record."""
+    """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes, and `dim` floats a record,
+    all float32 or all float16."""
 
     fingerprint: Name
     chart_ids: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_RECORDS)]
@@ -247,11 +250,7 @@ def decode_records(payload: bytes, *, fingerprint: str, dim: int) -> list[Record
     chart_ids, revisions, hashes = _numbers(page.chart_ids), _numbers(page.revisions), _hashes(page.content_hashes)
     if not len(chart_ids) == len(revisions) == len(hashes):
         raise EventRejected("malformed", f"{len(chart_ids)} ids, {len(revisions)} revisions, {len(hashes)} hashes")
-    if len(page.vectors) != 4 * dim * len(chart_ids):
-        raise EventRejected(
-            "bad_vector", f"{len(chart_ids)} vectors in {len(page.vectors)} bytes, expected {4 * dim} each"
-        )
-    vectors = np.frombuffer(page.vectors, dtype="<f4").astype(np.float32, copy=False).reshape(-1, dim)
+    vectors = _unpacked(page.vectors, dim * len(chart_ids), f"{len(chart_ids)} vectors").reshape(-1, dim)
     try:
         return Record.of_columns(chart_ids, revisions, hashes, vectors)
     except ValueError as error:
@@ -271,7 +270,7 @@ def record_page(
         chart_ids.astype("<i8").tobytes(),
         revisions.astype("<i8").tobytes(),
         content_hashes.tobytes(),
-        vectors.astype("<f4", copy=False).tobytes(),
+        _packed(vectors),
     )
 
 
@@ -327,22 +326,34 @@ def manifest_page(
 
 def pack(record: Record) -> WireRecord:
     """A store's record, ready to travel."""
-    vector = np.ascontiguousarray(record.vector, dtype="<f4").tobytes()
-    return WireRecord(record.chart_id, record.revision, record.content_hash, vector)
+    return WireRecord(record.chart_id, record.revision, record.content_hash, _packed(record.vector))
 
 
 def unpack(record: WireRecord, *, dim: int) -> Record:
     """The store's record in a wire record; EventRejected if its vector is not a unit vector of ``dim`` floats."""
-    if len(record.vector) != 4 * dim:
-        raise EventRejected(
-            "bad_vector",
-            f"chart {record.chart_id}: a vector of {len(record.vector)} bytes, expected {4 * dim}",
-        )
-    vector = np.frombuffer(record.vector, dtype="<f4")
+    vector = _unpacked(record.vector, dim, f"the vector of chart {record.chart_id}")
     try:
         return Record.of(record.chart_id, record.revision, record.content_hash, vector)
     except ValueError as error:
         raise EventRejected("bad_vector", f"chart {record.chart_id}: {error}") from error
+
+
+def _packed(vectors: npt.NDArray[np.float32]) -> bytes:
+    """The floats as float16 if every one of them is one, else as float32."""
+    packed = np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+    if int.from_bytes(packed[:4], "little") & LOST_IN_HALF:  # nearly always: the first of them tells
+        return packed
+    with np.errstate(over="ignore"):
+        halves = vectors.astype("<f2")
+    return halves.tobytes() if np.array_equal(halves, vectors) else packed
+
+
+def _unpacked(packed: bytes, count: int, what: str) -> npt.NDArray[np.float32]:
+    if len(packed) not in (4 * count, 2 * count):
+        raise EventRejected(
+            "bad_vector", f"{what} in {len(packed)} bytes, expected {4 * count}, or {2 * count} as float16"
+        )
+    return np.frombuffer(packed, dtype="<f4" if len(packed) == 4 * count else "<f2").astype(np.float32, copy=False)
 
 
 def pack_ids(chart_ids: Iterable[int] | Sequence[int] | npt.NDArray[np.int64]) -> bytes:

@@ -25,6 +25,7 @@ from copilotlab.clock import Clock, SystemClock
 from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
+from copilotlab.embedding.half import rounded
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.policy import Policy, check_policy
@@ -97,12 +98,15 @@ class Node:
         self.counters = Metrics()
         self._namespace = namespace
         self._exact_limit = exact_limit
-        self._replica = self._make_replica(embedder, redis)
+        self._replica = self._make_replica(self._as_chosen(embedder), redis)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._details = Details(charts, self.journal, self.counters)
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
         self._stopping = threading.Event()
+
+    def _as_chosen(self, embedder: Embedder) -> Embedder:
+        return rounded(embedder) if self.policy.vectors == "float16" else embedder
 
     def _make_replica(
         self, embedder: Embedder, redis: str | redis_py.Redis | redis_py.RedisCluster | Carrier
@@ -389,6 +393,7 @@ class Node:
         """
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
+        embedder = self._as_chosen(embedder)
         if embedder.fingerprint == self.embedder.fingerprint:
             return
         with self._switching:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import isfinite
+from typing import Literal, get_args
+
+Precision = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Policy:
                        whoever saved it died, or is cut off, or is no node at all (30.0)
     bulk_ttl           how long what was put into Redis for others to fetch stays there (120.0)
     chunk_size         charts in one step of a batch, and in one of its events (64)
+    vectors            "float32", or "float16": each node rounds what it embeds, and half the bytes travel; one choice
+                       for all nodes, since rounded vectors count as those of another model ("float32")
 
     Raises ValueError for a value that makes no sense, naming the field.
     """
@@ -59,6 +64,7 @@ class Policy:
     adopt_after: float = 30.0
     bulk_ttl: float = 120.0
     chunk_size: int = 64
+    vectors: Precision = "float32"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,6 +77,11 @@ class Policy:
                     raise ValueError(f"Policy({field.name}={value!r}): expected seconds as a number")
                 if not (isfinite(value) and value > 0):
                     raise ValueError(f"Policy({field.name}={value!r}): expected seconds above 0, and finite")
+            elif field.type == "Precision":
+                if value not in get_args(Precision):
+                    raise ValueError(
+                        f"Policy({field.name}={value!r}): expected one of {', '.join(get_args(Precision))}"
+                    )
             elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
                 raise ValueError(f"Policy({field.name}={value!r}): expected a whole number from 1 to 4096")
 

@@ -98,7 +98,7 @@ def summary(outcomes: Mapping[tuple[str, bool], Outcome]) -> pl.DataFrame:
 def play(field: str, *, on: bool) -> Outcome:
     """The scenario of one field, with it ``on`` or off; its ``story`` is the timeline."""
     (scenario,) = _chosen([field])
-    policy = replace(scenario.base, **{field: on})
+    policy = replace(scenario.base, **{field: on})  # type: ignore[arg-type]
     return scenario.play(SimulatedLab(3, policy, seconds_per_text=scenario.seconds_per_text, tick=0.5))
 
 

@@ -73,6 +73,43 @@ def test_a_record_of_384_floats_takes_less_than_1700_bytes():
     assert len(events.encode(envelope(events.ChartUpdated(events.pack(record(vector=vector)))))) < 1_700
 
 
+def halves(chart_id, rows=1):
+    vectors = np.random.default_rng(chart_id).normal(size=(rows, 384))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [
+        record(chart_id + row, vector=vector)
+        for row, vector in enumerate(vectors.astype(np.float16).astype(np.float32))
+    ]
+
+
+def test_a_vector_of_half_precision_travels_bit_for_bit_in_half_the_bytes():
+    (sent,) = halves(7)
+    packed = events.pack(sent)
+    came = events.unpack(packed, dim=384)
+
+    assert len(packed.vector) == 2 * 384
+    assert came.vector.dtype == np.float32
+    assert came.vector.tobytes() == sent.vector.tobytes()
+
+
+def test_a_page_of_half_precision_takes_half_the_bytes_unless_one_vector_is_not():
+    sent = halves(7, rows=3)
+    whole = record(20, vector=np.full(384, 384**-0.5))
+    for records, size in ((sent, 2), ([*sent, whole], 4)):
+        page = events.page_of(MODEL, records)
+        assert len(page.vectors) == size * 384 * len(records)
+        came = events.decode_records(events.encode(page), fingerprint=MODEL, dim=384)
+        assert [each.vector_hash for each in came] == [each.vector_hash for each in records]
+
+
+@pytest.mark.parametrize("tiny", [2.0**-24, 2.0**-25, 1e-30, np.float32(2.0**-14) + np.float32(2.0**-26)])
+def test_what_no_half_can_hold_is_sent_as_it_is(tiny):
+    sent = record(vector=(0.0, 0.0, 1.0, tiny))
+
+    assert len(events.pack(sent).vector) == (8 if tiny == 2.0**-24 else 16)
+    assert events.unpack(events.pack(sent), dim=4).vector.tobytes() == sent.vector.tobytes()
+
+
 def rejected(payload):
     with pytest.raises(events.EventRejected) as error:
         events.decode(payload, fingerprint=MODEL)

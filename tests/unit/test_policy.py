@@ -47,6 +47,8 @@ def test_a_policy_is_frozen_and_says_only_what_differs():
         {"ordered": 1},
         {"chunk_size": 0},
         {"chunk_size": 2.5},
+        {"vectors": "bfloat16"},
+        {"vectors": 16},
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(wrong):
