@@ -289,6 +289,10 @@ class Processes:
                 kept[name] = [search for search in timed if not process.was_frozen(search)]
         return kept
 
+    def sleeps(self) -> int:
+        """None that tells of the machine: processes are frozen on purpose."""
+        return 0
+
     def complaints(self) -> list[str]:
         """What searches raised, and what went backwards."""
         return [complaint for found in self.ask_all("found").values() for complaint in found]

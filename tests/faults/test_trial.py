@@ -31,17 +31,20 @@ def test_it_notices_what_is_embedded_twice():
             trial.row()
 
 
-def test_it_knows_a_brief_fault_that_outlasted_a_lease():
+def test_it_knows_a_machine_that_was_too_busy():
     with Threads(2) as cluster:
         trial = Trial(cluster, "nothing", "")
         trial.hold()
-        trial._healed = trial._held + 0.9
-        assert trial.outlasted == 0
-        trial._healed = trial._held + POLICY["batch_timeout"]
-        assert trial.outlasted == trial.edits == 8
+        trial._healed, trial._slept = trial._held + 0.9, cluster.sleeps()
+        assert not trial.stalled
+        cluster.lab.nodes[1].counters.count("sleeps")
+        assert trial.stalled
+        trial.hold()
+        trial._healed, trial._slept = trial._held + POLICY["batch_timeout"], cluster.sleeps()
+        assert trial.stalled
         trial.hold(until=lambda: True)
         trial._healed = trial._held + POLICY["batch_timeout"]
-        assert trial.outlasted == 0  # meant to last
+        assert not trial.stalled  # meant to last
 
 
 # --- the watch --------------------------------------------------------------------------------------------------------
