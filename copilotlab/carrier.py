@@ -111,11 +111,14 @@ class RedisCarrier:
     is, so give it timeouts, and is not closed.
     timeout: seconds that one command waits at most, 0.25 by default.
 
+    clustered: whether it leads to a Redis Cluster: what one command or script touches must then be in one hash slot.
+
     Raises ValueError for anything that is not such a URL or client; connects only when first used.
     """
 
     def __init__(self, redis_: str | redis.Redis | redis.RedisCluster, *, timeout: float = 0.25) -> None:
         self.timeout = timeout
+        self.clustered = isinstance(redis_, redis.RedisCluster)
         self._target = redis_
         self._owned = isinstance(redis_, str)
         self._client = _client(redis_, timeout) if isinstance(redis_, str) else _checked(redis_)
@@ -284,5 +287,6 @@ class _answering:
                 f"Redis at {self.address} refused us: {error}. Put the user and password into the URL, "
                 "as in redis://user:password@host:6379/0"
             ) from error
-        if isinstance(error, redis.exceptions.RedisError | OSError):
+        # A cluster that cannot be reached raises what redis-py derives from nothing of its own.
+        if isinstance(error, redis.exceptions.RedisError | redis.exceptions.RedisClusterException | OSError):
             raise CarrierAway(f"Redis at {self.address} is away: {error or type(error).__name__}") from error

@@ -8,6 +8,7 @@ now and then whether Redis is back.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import threading
 from collections import deque
@@ -72,7 +73,7 @@ class Coordinator:
     node_id: this node's name, at most 200 characters; its own events are skipped by it.
     fingerprint, dim: of the model whose vectors are sent; events of another model are dropped and counted.
     namespace: "" by default, which gives the keys and channels of the written design; nodes of two namespaces that
-    share a Redis never hear each other. In a Redis Cluster give one in braces, "{charts}": all keys then lie together.
+    share a Redis never hear each other. A Redis Cluster needs one in braces, "{charts}": all keys then lie together.
 
     Source: the seed document's ChartVectorEventService, ChartDeletionService and RedisConnectionListener.
     """
@@ -102,6 +103,7 @@ class Coordinator:
         self.epoch = 0  # the highest that Redis was seen to have
         self._model = blake2b(fingerprint.encode(), digest_size=8).hexdigest()
         self._carrier = _carrier(redis, self.policy.redis_timeout)
+        _check_slot(self._carrier, self.namespace)
         self._inbox = f"{events.INBOX}:{node_id}"
         heard = [events.UPDATES, events.BATCHES, events.DELETIONS]
         if self.policy.reconcile:
@@ -495,6 +497,15 @@ def _name(field: str, value: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 200:
         raise ValueError(f"{field}={value!r}: expected 1 to 200 characters")
     return value
+
+
+def _check_slot(carrier: Carrier, namespace: str) -> None:
+    """ValueError for a Redis Cluster and a namespace that does not bring all keys to one server of it."""
+    if isinstance(carrier, RedisCarrier) and carrier.clustered and not re.match(r"[^{]*\{[^}]+\}", namespace):
+        raise ValueError(
+            f"namespace={namespace!r}: a Redis Cluster needs all keys in one hash slot; "
+            'put a name in braces, as in namespace="{charts}"'
+        )
 
 
 def _carrier(target: str | redis.Redis | redis.RedisCluster | Carrier, timeout: float) -> Carrier:
