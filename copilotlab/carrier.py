@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from copilotlab.urls import hide_password
 
 SCHEMES = ("redis", "rediss", "unix")
 
@@ -90,18 +92,6 @@ class Carrier(Protocol):
 def script_source(name: str) -> str:
     """The Lua text of one of `copilotlab.scripts`."""
     return files("copilotlab.scripts").joinpath(f"{name}.lua").read_text()
-
-
-def hide_password(url: str) -> str:
-    """``url`` without its password, for logs, errors and status."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.rpartition("@")[2]  # what cannot be taken apart is shown without what may be a password
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
 
 
 class RedisCarrier:

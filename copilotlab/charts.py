@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.urls import hide_password
+
 if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
@@ -407,9 +409,9 @@ def _engine(url: str) -> tuple[sa.Engine, str, bool]:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: sqlite://:memory: has no number for a port
-        shown = _short(url.rpartition("@")[2] if isinstance(url, str) else url)
+        shown = _short(hide_password(url).rpartition("@")[2] if isinstance(url, str) else url)
         raise ValueError(f"url={shown}: expected an SQLAlchemy URL, such as sqlite:///charts.db") from error
-    shown = parsed.render_as_string(hide_password=True)
+    shown = hide_password(parsed.render_as_string(hide_password=True))
     options: dict[str, Any] = {}
     in_memory = False
     if parsed.get_backend_name() == "sqlite":

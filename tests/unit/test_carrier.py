@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 
-from copilotlab.carrier import RedisCarrier, hide_password
+from copilotlab import ChartRepository, Node, load_embedder
+from copilotlab.carrier import RedisCarrier
+from copilotlab.urls import hide_password
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,24 @@ def test_no_error_shows_a_password():
         RedisCarrier("redis://user:secret@[::1")
     assert "secret" not in str(error.value)
     assert hide_password("redis://user:secret@host/0") == "redis://user:***@host/0"
+
+
+def test_a_password_in_the_query_of_a_url_is_shown_nowhere():
+    url = "redis://127.0.0.1:1/0?username=u&password=sek#ret&health_check_interval=9"
+    shown = "redis://127.0.0.1:1/0?username=u&password=***&health_check_interval=9"
+    assert hide_password(url) == shown
+    assert hide_password("redis://u:sekret@h?ssl_password=sekret") == "redis://u:***@h?ssl_password=***"
+    assert hide_password("unix:///tmp/redis.sock?Password=sekret") == "unix:///tmp/redis.sock?Password=***"
+    assert hide_password("redis://[::1?password=sekret") == "redis://[::1?password=***"
+    with pytest.raises(ValueError, match="bogus") as error:
+        RedisCarrier("redis://h/0?password=sekret&bogus=1")
+    assert "sekret" not in str(error.value)
+
+    node = Node(ChartRepository(), load_embedder("hash"), url, node_id="a")
+    node.connect()
+    told = (repr(node.coordinator), str(node.status()), node._repr_html_(), repr(node.journal.entries()))
+    assert node.coordinator.address == shown
+    assert not any("sek#ret" in text for text in told)
 
 
 def test_a_client_that_decodes_is_refused():

@@ -340,6 +340,15 @@ def test_a_password_is_never_shown(tmp_path):
     with pytest.raises((RepositoryError, ValueError)) as error:
         ChartRepository("postgresql+nosuchdriver://me:secret@127.0.0.1:1/charts")
     assert "secret" not in str(error.value)
+    for url in (
+        "postgresql+psycopg://me@127.0.0.1:1/charts?application_name=copilot&password=secret&sslpassword=secret",
+        "nosuchdatabase://me@127.0.0.1:1/charts?application_name=copilot&password=secret",
+        "no database?application_name=copilot&password=sec@ret",
+    ):
+        with pytest.raises((RepositoryError, ValueError)) as error:
+            ChartRepository(url)
+        assert "sec" not in str(error.value)
+        assert "application_name=copilot&password=***" in str(error.value)
 
 
 def test_markup_in_a_title_is_shown_as_text():
