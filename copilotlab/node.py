@@ -98,10 +98,10 @@ class Node:
         self.counters = Metrics()
         self._namespace = namespace
         self._exact_limit = exact_limit
+        self._details = Details(charts, self.journal, self.counters)
         self._replica = self._make_replica(self._as_chosen(embedder), redis)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
-        self._details = Details(charts, self.journal, self.counters)
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
         self._stopping = threading.Event()
 
@@ -122,6 +122,7 @@ class Node:
             journal=self.journal,
             counters=self.counters,
             exact_limit=self._exact_limit,
+            went_back=self._details.forget_after,
         )
 
     @property

@@ -45,7 +45,8 @@ ANYBODY = ""
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    Parameters are those of `Node`; a `Carrier` is this replica's own.
+    Parameters are those of `Node`; a `Carrier` is this replica's own. went_back: called with the repository's revision
+    where that is older than what was seen of it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Replica:
         journal: Journal,
         counters: Metrics,
         exact_limit: int,
+        went_back: Callable[[int], object],
     ) -> None:
         self.charts = charts
         self.embedder = embedder
@@ -82,6 +84,7 @@ class Replica:
             metrics=counters,
         )
         self.peers = Peers(policy.heartbeat_interval)
+        self._tell_went_back = went_back
         self.transfers = Transfers(self.coordinator, self.store, policy, clock)
         self.batch: Batch | None = None
         self._batch_lock = threading.Lock()
@@ -698,6 +701,7 @@ class Replica:
     def _go_back(self, revision: int, latest: int) -> None:
         """The repository says what is so: when it is restored from a backup, and when a peer told of what never was."""
         dropped = self.store.forget_after(revision)
+        self._tell_went_back(revision)
         self.counters.count("went_back")
         self.journal.note(
             "went_back",

@@ -86,11 +86,20 @@ class ModelIndex:
         return self._embedder, self._store
 
     def _update(self, embedder: Embedder, store: VectorStore) -> None:
+        revision = self._charts.revision
+        if revision < self._revision:  # it was restored from a backup
+            for chart_id in store.forget_after(revision):
+                del self._known[chart_id]
+            self._revision = 0
         changes = self._charts.changes_since(self._revision)
         for start in range(0, len(changes), CHUNK):
             chunk = changes[start : start + CHUNK]
             self._progress(f"{self.name}: {start:,} of {len(changes):,} charts embedded ...")
-            saved = [(change.revision, change.chart) for change in chunk if change.chart is not None]
+            saved = [
+                (change.revision, change.chart)
+                for change in chunk
+                if change.chart is not None and store.revision(change.chart_id) != change.revision
+            ]
             vectors = embedder.embed([chart.text for _, chart in saved])
             store.put_many(
                 Record.of(chart.chart_id, revision, chart.content_hash, vector)

@@ -45,6 +45,19 @@ def test_a_repository_that_is_restored_from_a_backup_is_followed(c):
     assert c.run_until_agreed(5) is not None
 
 
+def test_a_title_that_the_restored_repository_has_not_is_not_shown(c):
+    backup = c.charts.backup()
+    c.nodes[0].update_chart(simulated_chart(1, "Newer words"))
+    c.run(5)
+    shown = [node.search("newer words", k=1)["title"].to_list() for node in c.nodes]
+    assert shown == [["Newer words"]] * 3
+
+    c.charts.restore(backup)
+    assert c.run_until_agreed(10) is not None
+    titles = [node.search("newer words", k=5)["title"].to_list() for node in c.nodes]
+    assert [sorted(shown) for shown in titles] == [[chart.title for chart in c.charts]] * 3
+
+
 def record(c, chart_id, revision):
     vector = c.embedder.embed(["What is not so"])[0]
     return events.ChartUpdated(events.pack(Record.of(chart_id, revision, b"c" * 16, vector)))

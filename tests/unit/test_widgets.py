@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from base64 import b64encode
+from contextlib import closing
 from dataclasses import replace
 
 import comm
@@ -18,7 +20,7 @@ import pytest
 from ipywidgets.widgets import widget as ipywidgets_widget
 
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
-from copilotlab.lab import catalogue
+from copilotlab.lab import FragileModel, catalogue
 from copilotlab.lab.summary import Agreement
 from copilotlab.markup import card, text
 from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
@@ -643,6 +645,27 @@ def test_a_model_index_follows_saves_and_deletions():
     found = index.search("espresso", 50)
     assert found[0][:1] + found[0][2:] == (99, "Espresso", "kpi", "Kitchen", (), ())
     assert 7 not in {chart.chart_id for chart in found}
+
+
+def test_a_model_index_follows_a_repository_that_is_restored_from_a_backup(tmp_path):
+    charts = ChartRepository(f"sqlite:///{tmp_path}/charts.db")
+    charts.save_many([Chart(chart_id=i, title=title) for i, title in enumerate(["Old title", "Espresso", "Tea"])])
+    model = FragileModel(load_embedder("hash"))
+    index = ModelIndex(charts, model)
+    assert index.search("title", 1)[0].title == "Old title"
+    made = model.made.copy()
+    with closing(sqlite3.connect(tmp_path / "charts.db")) as live, closing(sqlite3.connect(":memory:")) as backup:
+        live.backup(backup)
+        charts.save(Chart(chart_id=0, title="New title"))
+        charts.save(Chart(chart_id=7, title="Newer title"))
+        charts.delete(1)
+        assert {found.title for found in index.search("title", 5)} == {"New title", "Newer title", "Tea"}
+        backup.backup(live)
+
+    assert {found.title for found in index.search("title", 5)} == {"Old title", "Espresso", "Tea"}
+    assert model.made["Tea"] == made["Tea"], "what has not changed is not embedded again"
+    charts.save(Chart(chart_id=1, title="Espresso uptime"))
+    assert index.search("espresso", 1)[0].title == "Espresso uptime"
 
 
 def test_every_type_of_the_catalogue_has_a_drawing_of_its_own():
