@@ -125,6 +125,11 @@ class Batch:
         return self.lease.epoch if self.lease is not None else 0
 
     @property
+    def whole(self) -> bool:
+        """Whether it takes in the whole catalogue, and not only what is new."""
+        return self._since == 0
+
+    @property
     def result(self) -> BatchResult:
         """What was done so far; its outcome is final once it is `over`."""
         outcome = self._outcome or ("published" if self._sharing else "local")
@@ -341,10 +346,9 @@ class Batch:
 
     def _complete(self) -> None:
         # As written, a rebuild adds and never removes; a sync replaces the whole store of its own node.
-        whole = self._since == 0
-        if whole and (self._policy.ordered or self.kind == "sync"):
+        if self.whole and (self._policy.ordered or self.kind == "sync"):
             self.removed += len(self._store.retain(self._live, self.revision))
-        chart_ids = events.pack_ids(self._live) if whole else None
+        chart_ids = events.pack_ids(self._live) if self.whole else None
         self._tell(events.BatchFinished(self.name, self.epoch, self._sent, self.revision, chart_ids))
         if not self.over:
             self._end("published" if self._sharing else "local")
@@ -388,7 +392,7 @@ class Batch:
         if self.over:
             return
         if self.lease is not None and outcome != "fenced":
-            recovered = outcome == "published" and self.kind == "rebuild" and self._since == 0
+            recovered = outcome == "published" and self.kind == "rebuild" and self.whole
             try:
                 self._coordinator.release_lease(self.lease, recovered=recovered)
             except CarrierAway:

@@ -106,7 +106,9 @@ class Replica:
         self._next_sync = now + policy.sync_interval
         self._pause = policy.probe_interval
         self._review_at_once = False
+        self._syncing = False  # the whole catalogue was read, and something of it was missing
         self.last_sync: float | None = None
+        """When this replica last held all that the repository held, the whole catalogue compared; None if never."""
         self.failure: BaseException | None = None
         """What the last batch here has failed with; None if it did not."""
         self._threads: list[threading.Thread] = []
@@ -339,7 +341,7 @@ class Replica:
             self.counters.count("fenced")
         if result.outcome == "published" and batch.revision >= self._awaited_revision:
             self._awaited_revision = 0
-        if result.outcome in ("published", "local"):
+        if batch.whole and result.outcome in ("published", "local"):
             self.last_sync = self.clock.now()
         self._flags = self._flags._replace(batch_holder=None, was_down=self._flags.was_down and batch.error is not None)
         self._pause = min(LONGEST_PAUSE, 2 * self._pause) if batch.error is not None else self.policy.probe_interval
@@ -680,6 +682,7 @@ class Replica:
             revision = self.charts.revision
             if revision < latest:
                 self._go_back(revision, latest)
+            self._syncing = self._syncing or self._read_to == 0
             heads = self.charts.heads_since(self._read_to) if revision > self._read_to else None
         except RepositoryError as error:
             self.counters.count("repository_away")
@@ -697,6 +700,9 @@ class Replica:
                 # The whole catalogue: what it has not is nobody's, whoever said so.
                 self.store.retain(heads.chart_ids[~heads.deleted], int(heads.revisions[-1]))
             self._read_to = int(heads.revisions[-1])
+        if self._syncing and not self.backlog:
+            self._syncing = False
+            self.last_sync = now
 
     def _go_back(self, revision: int, latest: int) -> None:
         """The repository says what is so: when it is restored from a backup, and when a peer told of what never was."""

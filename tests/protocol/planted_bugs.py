@@ -84,7 +84,7 @@ BUGS = (
         (
             Edit(
                 "batch.py",
-                'recovered = outcome == "published" and self.kind == "rebuild" and self._since == 0',
+                'recovered = outcome == "published" and self.kind == "rebuild" and self.whole',
                 "recovered = True",
             ),
         ),
@@ -93,7 +93,7 @@ BUGS = (
         "part of the catalogue counts as a rebuild",
         "the rebuild that is owed after a lost memory never comes",
         (
-            Edit("batch.py", 'self.kind == "rebuild" and self._since == 0', 'self.kind == "rebuild"'),
+            Edit("batch.py", 'self.kind == "rebuild" and self.whole', 'self.kind == "rebuild"'),
             Edit("replica.py", "if lease is not None and lease.owed:", "if False:"),
         ),
     ),
