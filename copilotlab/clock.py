@@ -49,3 +49,9 @@ class ManualClock:
 
     def __repr__(self) -> str:
         return f"ManualClock({self.now():g})"
+
+
+def check_clock(clock: object) -> None:
+    """TypeError for what is neither a `Clock` nor None."""
+    if clock is not None and not callable(getattr(clock, "now", None)):
+        raise TypeError(f"clock={clock!r}: expected an object whose now() gives seconds, as in ManualClock()")

@@ -21,10 +21,11 @@ import redis
 
 from copilotlab import events
 from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
-from copilotlab.clock import Clock, SystemClock
+from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.policy import Policy
+from copilotlab.policy import Policy, check_policy
 from copilotlab.store import Record
+from copilotlab.store.records import as_integer
 
 BATCH_IN_PROGRESS = "vector:batch:in_progress"
 WAS_DOWN = "vector:redis:was_down"
@@ -75,6 +76,8 @@ class Coordinator:
     namespace: "" by default, which gives the keys and channels of the written design; nodes of two namespaces that
     share a Redis never hear each other. A Redis Cluster needs one in braces, "{charts}": all keys then lie together.
 
+    Raises ValueError for a wrong URL, name, fingerprint or dim, TypeError for what is no policy or clock.
+
     Source: the seed document's ChartVectorEventService, ChartDeletionService and RedisConnectionListener.
     """
 
@@ -91,9 +94,11 @@ class Coordinator:
         journal: Journal | None = None,
         metrics: Metrics | None = None,
     ) -> None:
+        check_policy(policy)
+        check_clock(clock)
         self.node_id = _name("node_id", node_id)
-        self.fingerprint = fingerprint
-        self.dim = dim
+        self.fingerprint = _name("fingerprint", fingerprint)
+        self.dim = as_integer("dim", dim, smallest=1)
         self.policy = policy or Policy()
         self.namespace = _name("namespace", namespace) if namespace else ""
         self.clock = clock or SystemClock()
@@ -496,6 +501,8 @@ class Coordinator:
 def _name(field: str, value: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 200:
         raise ValueError(f"{field}={value!r}: expected 1 to 200 characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{field}={value!r}: has half a surrogate pair, which cannot be sent; leave it out")
     return value
 
 

@@ -21,7 +21,7 @@ import redis as redis_py
 from copilotlab.batch import Batch, BatchResult, Kind
 from copilotlab.carrier import Carrier
 from copilotlab.charts import Chart, ChartNotFound, ChartRepository, RepositoryError
-from copilotlab.clock import Clock, SystemClock
+from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
@@ -69,8 +69,8 @@ class Node:
     them; above, a graph is built in the background, which costs a core for a minute per 100,000 charts.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
-    hears nothing of the others. Raises ValueError for a wrong URL, name, policy or exact_limit, before it
-    connects to anything.
+    hears nothing of the others. Raises ValueError for a wrong URL, name or exact_limit, and TypeError for what is no
+    policy, clock, repository or model, before it connects to anything.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Node:
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
         check_policy(policy)
+        check_clock(clock)
         self.charts = charts
         self.policy = policy or Policy()
         self.node_id = node_id if node_id is not None else uuid.uuid4().hex[:8]
