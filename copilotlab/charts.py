@@ -34,6 +34,7 @@ HASH_BYTES = 16
 SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
 
 _LISTS = ("dimensions", "measures", "tags")
+_EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
 
 
@@ -70,12 +71,9 @@ class Chart:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.chart_id, bool)
-            or not isinstance(self.chart_id, int)
-            or not 0 <= self.chart_id <= MAX_CHART_ID
-        ):
-            raise ChartError(f"chart_id={_short(self.chart_id)}: expected a whole number from 0 to 2**63 - 1")
+        _check_chart_id(self.chart_id)
+        if not 0 <= self.chart_id <= MAX_CHART_ID:
+            raise ChartError(f"chart_id={_short(self.chart_id)}: {_EXPECTED_ID}")
         _check_text("title", self.title, MAX_TITLE)
         if not self.title.strip():
             raise ChartError(f"title={self.title!r}: expected 1 to {MAX_TITLE} characters")
@@ -209,7 +207,8 @@ class ChartRepository:
             return self._current(connection)
 
     def delete(self, chart_id: int) -> int:
-        """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none."""
+        """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
+        _check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             revision = self._current(connection, lock=True) + 1
             if self._changes(connection, [chart_id]).get(chart_id, _NONE).chart is None:
@@ -252,12 +251,17 @@ class ChartRepository:
             return self._current(connection)
 
     def get(self, chart_id: int) -> Chart | None:
-        """The chart, or None."""
+        """The chart, or None. Raises ChartError for what is no whole number."""
         return self.get_many([chart_id]).get(chart_id, _NONE).chart
 
     def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
-        """What is known of each: its latest change, tombstones too; ids that were never saved are left out."""
+        """What is known of each: its latest change, tombstones too; ids that were never saved are left out.
+
+        Raises ChartError for what is no whole number.
+        """
         wanted = list(chart_ids)
+        for chart_id in wanted:
+            _check_chart_id(chart_id)
         changes: dict[int, Change] = {}
         with self._transaction() as connection:
             for start in range(0, len(wanted), _ROWS_PER_STATEMENT):
@@ -306,7 +310,7 @@ class ChartRepository:
             return int(connection.execute(live).scalar_one())
 
     def __contains__(self, chart_id: object) -> bool:
-        return isinstance(chart_id, int) and self.get(chart_id) is not None
+        return isinstance(chart_id, int) and not isinstance(chart_id, bool) and self.get(chart_id) is not None
 
     def __iter__(self) -> Iterator[Chart]:
         return iter([change.chart for change in self.changes_since(0) if change.chart is not None])
@@ -317,7 +321,7 @@ class ChartRepository:
         return int(connection.execute(query.with_for_update() if lock else query).scalar_one())
 
     def _changes(self, connection: sa.Connection, chart_ids: Sequence[int]) -> dict[int, Change]:
-        known = [i for i in chart_ids if isinstance(i, int) and 0 <= i <= MAX_CHART_ID]
+        known = [i for i in chart_ids if 0 <= i <= MAX_CHART_ID]
         rows = connection.execute(self._charts.select().where(self._charts.c.chart_id.in_(known)))
         return {row.chart_id: _change(row) for row in rows}
 
@@ -601,6 +605,11 @@ def _parsed(name: str, value: object) -> Any:
 def _check_chart(chart: object) -> None:
     if not isinstance(chart, Chart):
         raise ChartError(f"{_short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
+
+
+def _check_chart_id(chart_id: object) -> None:
+    if isinstance(chart_id, bool) or not isinstance(chart_id, int):
+        raise ChartError(f"chart_id={_short(chart_id)}: {_EXPECTED_ID}")
 
 
 def _check_text(name: str, value: object, most: int) -> None:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, Self
 
@@ -302,12 +302,12 @@ class Node:
         self, queries: Sequence[str], k: int = 10, *, chart_ids: Collection[int] | None = None
     ) -> pl.DataFrame:
         """`search` for several queries at once: one frame, with the query's text in a first column ``query``."""
-        if isinstance(queries, str):
-            raise TypeError("search_many takes a list of queries; for one query use search")
+        if isinstance(queries, str) or not isinstance(queries, Iterable):
+            raise TypeError(f"search_many({queries!r}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
         self.counters.count("searches", len(questions))
         replica = self._replica
-        found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids) if questions else []
+        found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
         frames = [
             self._described(matches).select(pl.lit(question).alias("query"), pl.all())
             for question, matches in zip(questions, found, strict=True)

@@ -280,6 +280,8 @@ class VectorStore:
 
     def search_many(self, vectors: npt.ArrayLike, k: int = 10, chart_ids: Iterable[int] | None = None) -> list[Matches]:
         """`search` for each row of ``vectors``, (n, dim), in one snapshot. Exact searches share one matrix product."""
+        if isinstance(vectors, Sequence) and not vectors:
+            vectors = np.empty((0, self.dim), np.float32)
         queries = self._queries(vectors, "the query vectors", (None, self.dim))
         return self._search(queries, k, chart_ids)
 

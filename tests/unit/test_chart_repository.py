@@ -125,6 +125,17 @@ def test_what_is_not_there_cannot_be_deleted(repository):
     assert repository.revision == 2
 
 
+@pytest.mark.parametrize("wrong", ["7", 7.0, True, None])
+def test_what_is_no_chart_id_is_refused_and_not_taken_for_a_chart_that_is_not_there(repository, wrong):
+    repository.save_many([chart(1), chart(7)])
+    for ask in (repository.get, repository.delete, lambda chart_id: repository.get_many([7, chart_id])):
+        with pytest.raises(ChartError, match=rf"chart_id={wrong!r}: expected a whole number from 0"):
+            ask(wrong)
+    assert wrong not in repository
+    assert -1 not in repository
+    assert 7 in repository
+
+
 def test_many_charts_get_their_revisions_in_order(repository):
     assert repository.save_many([chart(i) for i in range(2_500)]) == 2_500
     assert [change.chart_id for change in repository.changes_since(0)] == list(range(2_500))

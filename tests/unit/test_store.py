@@ -278,6 +278,10 @@ def test_search_many_answers_as_search_does():
     together = store.search_many(queries, 7)
     assert [pairs(m) for m in together] == [pairs(store.search(query, 7)) for query in queries]
     assert store.search_many(np.empty((0, DIM), dtype=np.float32)) == []
+    assert store.search_many([]) == []
+    for none in ([], np.empty((0, DIM), dtype=np.float32)):
+        with pytest.raises(ValueError, match="k must be an integer from 1"):
+            store.search_many(none, k=0)
 
 
 def test_equal_vectors_come_by_ascending_chart_id():

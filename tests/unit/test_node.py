@@ -1,0 +1,37 @@
+"""What a node is asked, and what it refuses; it is not started and reaches no Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from copilotlab import Chart, ChartRepository, Node, load_embedder
+from copilotlab.charts import ChartError
+
+
+@pytest.fixture
+def node():
+    node = Node(ChartRepository(), load_embedder("hash"), "redis://127.0.0.1:1/0")
+    node.update_chart(Chart(chart_id=7, title="Revenue by region"))
+    return node
+
+
+def test_no_queries_have_no_answers_but_the_rest_is_checked(node):
+    assert node.search_many([]).height == 0
+    with pytest.raises(ValueError, match="k must be an integer from 1"):
+        node.search_many([], k=0)
+    with pytest.raises(ValueError, match="chart_ids must be integers"):
+        node.search_many([], chart_ids=["7"])
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "revenue"])
+def test_queries_are_a_list_of_texts(node, wrong):
+    with pytest.raises(TypeError, match=f"search_many.*{wrong!r}.*expected a list of queries"):
+        node.search_many(wrong)
+    assert node.search_many(["revenue", "region"], k=1)["chart_id"].to_list() == [7, 7]
+
+
+@pytest.mark.parametrize("wrong", ["7", True])
+def test_what_is_no_chart_id_is_refused(node, wrong):
+    for change in (node.chart_changed, node.delete_chart):
+        with pytest.raises(ChartError, match=f"chart_id={wrong!r}: expected a whole number"):
+            change(wrong)
