@@ -1,4 +1,4 @@
-"""The catalogue that ships: charts of thirty business subjects, questions, and judgements of which chart answers which.
+"""The catalogue that ships: charts of 25 business subjects, questions, and judgements of which chart answers which.
 
 How it was made, and its licence: ``data/README.md``.
 """
@@ -32,7 +32,12 @@ def charts() -> pl.DataFrame:
 
 
 def questions(split: str | None = None) -> pl.DataFrame:
-    """The questions: query_id, text, subject, kind, split; only those of ``split`` ("dev" or "test") if given."""
+    """The questions: query_id, text, subject, kind, split; only those of ``split`` ("dev" or "test") if given.
+
+    Raises ValueError for another split.
+    """
+    if split not in (None, "dev", "test"):
+        raise ValueError(f"questions({split!r}): expected 'dev' or 'test', or None for both")
     frame = pl.read_parquet(catalogue_path("questions"))
     return frame if split is None else frame.filter(pl.col("split") == split)
 

@@ -20,6 +20,7 @@ from copilotlab.node import Node
 from copilotlab.policy import Policy, check_policy
 from copilotlab.store import EXACT_LIMIT
 from copilotlab.store.records import as_integer
+from copilotlab.urls import hide_password
 
 if TYPE_CHECKING:
     from copilotlab.widgets import LabPanel
@@ -44,7 +45,7 @@ class Lab:
     the lab starts one for itself. exact_limit: of every node, see `Node`.
 
     Use it as a context manager, or call `start` and `close`. `nodes` are ordinary `Node` objects.
-    Raises ValueError for less than one node, or a wrong exact_limit.
+    Raises ValueError for less than one node, or a wrong exact_limit; TypeError for what is no model, policy or server.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class Lab:
             raise ValueError(f"Lab(nodes={nodes!r}): expected a whole number from 1 to 64")
         if not isinstance(model, str | Embedder):
             raise TypeError(f"Lab(model={model!r}): expected the name of a model, or an Embedder")
+        if redis is not None and not isinstance(redis, LocalRedis):
+            shown = hide_password(str(redis))
+            raise TypeError(f"Lab(redis={shown!r}): expected a LocalRedis, as in Lab(redis=LocalRedis()), or None")
         check_policy(policy)
         self.embedder = load_embedder(model) if isinstance(model, str) else model
         if isinstance(charts, ChartRepository):
@@ -232,6 +236,8 @@ class Lab:
                 break
             time.sleep(POLL_SECONDS)
         differences = self.differences()
+        if not self.living:
+            raise NotConverged(f"not converged within {timeout:g} s: no node is alive", differences)
         raise NotConverged(
             f"not converged within {timeout:g} s: {differences.height} differences; the first: "
             f"{differences.head(5).rows()}",

@@ -121,7 +121,7 @@ class FaultProxy:
         Order is kept. What is under way already is delayed, or hurried, too.
         """
         for name, value in (("seconds", seconds), ("jitter", jitter)):
-            if not (math.isfinite(value) and value >= 0):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"delay({name}={value!r}); expected a finite number of seconds >= 0")
         self._run(self._switch(delay=float(seconds), jitter=float(jitter)))
 

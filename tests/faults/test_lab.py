@@ -379,7 +379,13 @@ def test_the_timeline_has_the_faults_of_the_server(lab):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error"), [({"policy": "seed"}, TypeError), ({"model": 5}, TypeError), ({"nodes": 0}, ValueError)]
+    ("wrong", "error"),
+    [
+        ({"policy": "seed"}, TypeError),
+        ({"model": 5}, TypeError),
+        ({"nodes": 0}, ValueError),
+        ({"redis": "redis://127.0.0.1:6379/0"}, TypeError),
+    ],
 )
 def test_a_lab_of_wrong_things_is_refused_before_anything_starts(wrong, error):
     (name,) = wrong
@@ -391,6 +397,15 @@ def test_a_node_of_the_lab_that_is_none_is_named(lab):
     for index in ("a", -1, 3, True):
         with pytest.raises(IndexError, match="0 to 2"):
             lab.partition(index)
-    with pytest.raises(ValueError, match="delay"):
-        lab.delay(1, -1)
+    for seconds in ("x", -1, float("nan"), True, None):
+        with pytest.raises(ValueError, match=rf"delay\(seconds={seconds!r}\); expected a finite number of seconds"):
+            lab.delay(1, seconds)
     assert not {"partition", "delay"} & set(lab.timeline()["event"])
+
+
+def test_a_lab_without_a_living_node_says_so():
+    with Lab(nodes=2, model="hash", policy=QUICK) as lab:
+        lab.kill(0)
+        lab.freeze(1)
+        with pytest.raises(NotConverged, match=r"within 0\.01 s: no node is alive"):
+            lab.wait_converged(0.01)

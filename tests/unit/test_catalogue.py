@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from copilotlab import ChartRepository
+from copilotlab.lab import catalogue
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -236,3 +237,10 @@ def test_all_faults_are_told_at_once(generator: ModuleType, tmp_path: Path) -> N
     with pytest.raises(generator.CatalogueError) as caught:
         generator.read_subjects(tmp_path)
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_questions_of_a_split() -> None:
+    assert set(catalogue.questions("dev")["split"]) == {"dev"}
+    assert catalogue.questions().height == catalogue.questions("dev").height + catalogue.questions("test").height
+    with pytest.raises(ValueError, match=r"questions\('nosuch'\): expected 'dev' or 'test'"):
+        catalogue.questions("nosuch")
