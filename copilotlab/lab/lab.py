@@ -66,7 +66,7 @@ class Lab:
             shown = hide_password(str(redis))
             raise TypeError(f"Lab(redis={shown!r}): expected a LocalRedis, as in Lab(redis=LocalRedis()), or None")
         check_policy(policy)
-        self.embedder = load_embedder(model) if isinstance(model, str) else model
+        self._model = load_embedder(model) if isinstance(model, str) else model
         if isinstance(charts, ChartRepository):
             self.charts = charts
         else:
@@ -137,7 +137,10 @@ class Lab:
     # --- members and faults -----------------------------------------------------------------------------------
 
     def add_node(self) -> Node:
-        """Start one more node, empty: what it lacks it fetches from the others (with `reconcile`)."""
+        """Start one more node, empty, of the model that the others have now.
+
+        What it lacks it fetches from them (with `reconcile`).
+        """
         self._must_be_open()
         index = len(self.nodes)
         proxy = FaultProxy(self.redis.endpoint)
@@ -221,6 +224,11 @@ class Lab:
         return [
             node for node, clock in zip(self.nodes, self._clocks, strict=False) if node.running and not clock.frozen
         ]
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model of the first living node; that which the lab was made with where none lives."""
+        return next((node.embedder for node in self.living), self._model)
 
     def wait_converged(self, timeout: float = 10.0) -> float:
         """Wait until every living node holds exactly what the repository holds; the seconds that it took.

@@ -138,3 +138,24 @@ def test_a_switch_that_fails_leaves_everything_as_it_was(lab):
     assert node.search("revenue of product 5", k=1)["chart_id"].to_list() == [5]
     wait_until(lambda: threading.active_count() <= threads)
     node.switch_model(before)  # to what it is: nothing to do
+
+
+def test_a_node_that_is_added_after_a_switch_has_the_model_of_those_that_live(lab):
+    before, model = lab.embedder, Slow()
+    lab.kill(0)
+    for node in lab.living:
+        node.switch_model(model)
+    assert lab.embedder is model
+    assert "<bdi>slow</bdi>" in lab._repr_html_()
+
+    made = len(model.texts)
+    added = lab.add_node()
+    added.wait_complete(timeout=30)
+    assert added.embedder is model
+    lab.wait_converged()
+    assert len(model.texts) == made, "it fetched what the others have"
+
+    for index in (1, 2, 3):
+        lab.kill(index)
+    assert lab.embedder is before
+    assert lab.add_node().embedder is before
