@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lupa.lua51 import LuaRuntime
+
 from copilotlab.carrier import CarrierAway, Message, script_source
 from copilotlab.clock import Clock
 
@@ -197,8 +199,6 @@ class SimulatedCarrier:
 
 def _compiled(name: str, call: Callable[..., object]) -> Callable[..., Any]:
     """A script as a function of its keys and arguments, in a Lua of its own."""
-    from lupa.lua51 import LuaRuntime  # here: only who simulates needs it
-
     lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
     script = lua.eval(
         b"function(call) redis = {call = call}; return function(keys, argv) KEYS = keys; ARGV = argv; "

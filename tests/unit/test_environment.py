@@ -25,6 +25,13 @@ def test_conda_users_get_what_pyproject_asks_for():
     assert project["requires-python"] == ">=3.11"
 
 
+def test_the_simulated_server_comes_with_the_studies_as_with_the_lab():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (lupa,) = (line for line in extras["lab"] if line.startswith("lupa"))
+
+    assert lupa in extras["studies"]
+
+
 def test_each_dependency_has_its_reason():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     start = lines.index("dependencies = [")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -137,3 +139,20 @@ def test_an_absent_package_is_said_with_the_pip_command(monkeypatch: pytest.Monk
         load_study("models")
     with pytest.raises(ValueError, match="no study is called 'nothing'; there are: models"):
         load_study("nothing")
+
+
+@pytest.mark.parametrize("name", ["timeouts", "ablation"])
+def test_a_package_that_only_the_simulation_needs_is_asked_for_too(name: str) -> None:
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path, target=None):
+        if name == "lupa":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from copilotlab.cli import main
+sys.exit(main(["study", {name!r}, "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"copilotlab: the study {name!r} needs lupa: pip install 'copilotlab[studies]'\n"
