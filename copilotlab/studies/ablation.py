@@ -1,19 +1,20 @@
 """What each choice of the policy is good for: a scenario in which a promise breaks without it, and holds with it.
 
-Every scenario runs on a simulated server with a controlled clock (`SimulatedLab`), so it says the same each time. A
-remedy that others would cover for is shown with those off: column ``base``.
+Every scenario runs on a simulated server with a controlled clock (`SimulatedLab`), and draws no lots: it says the same
+each time, so there is no seed. A remedy that others would cover for is shown with those off: column ``base``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
 from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.policy import Policy
+from copilotlab.studies.cache import PROTOCOL, cached
 
 CHARTS = 40
 LIMIT = 900.0  # seconds after the fault: what has not come right by then counts as lost (a sync would come hourly)
@@ -55,7 +56,8 @@ class Scenario:
 def ablation(fields: Sequence[str] = (), *, progress: bool = True) -> pl.DataFrame:
     """Each field of `Policy`, off and on: two rows a field, off first.
 
-    fields: names of `Policy.remedies`; all, if none is named. ValueError for another name. progress: a bar.
+    fields: names of `Policy.remedies`; all, if none is named. ValueError for another name. progress: a bar. What was
+    played is kept on disk, until the code that decides it changes.
     Columns: field, promise, scenario, base (the policy it is switched in), on, holds, lost (charts), seconds (null:
     never within a quarter of an hour), embeddings, wasted, batches, side_by_side.
     """
@@ -68,7 +70,7 @@ def outcomes(fields: Sequence[str] = (), *, progress: bool = True) -> dict[tuple
 
     plays = [(scenario.field, on) for scenario in _chosen(fields) for on in (False, True)]
     bar = tqdm(plays, desc="ablation", unit="play", disable=None if progress else True)
-    return {(field, on): play(field, on=on) for field, on in bar}
+    return {(field, on): _outcome(_played(field, on=on)) for field, on in bar}
 
 
 def summary(outcomes: Mapping[tuple[str, bool], Outcome]) -> pl.DataFrame:
@@ -100,6 +102,20 @@ def play(field: str, *, on: bool) -> Outcome:
     (scenario,) = _chosen([field])
     policy = replace(scenario.base, **{field: on})  # type: ignore[arg-type]
     return scenario.play(SimulatedLab(3, policy, seconds_per_text=scenario.seconds_per_text, tick=0.5))
+
+
+@cached(version=1, code=(*PROTOCOL, "studies/ablation.py"))
+def _played(field: str, *, on: bool) -> pl.DataFrame:
+    """`play`, as a frame of one row, its story a list in a cell."""
+    outcome = play(field, on=on)
+    figures = {part.name: [getattr(outcome, part.name)] for part in fields(Outcome) if part.name != "story"}
+    frame = pl.DataFrame(figures, schema_overrides={"seconds": pl.Float64})
+    return frame.with_columns(outcome.story.to_struct("story").implode())
+
+
+def _outcome(played: pl.DataFrame) -> Outcome:
+    figures = played.drop("story").row(0, named=True)
+    return Outcome(**figures, story=played["story"].explode().struct.unnest())
 
 
 def _described(base: Policy) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from copilotlab import Policy
-from copilotlab.studies.ablation import SCENARIOS, ablation, play
+from copilotlab.studies import ablation as module
+from copilotlab.studies.ablation import SCENARIOS, ablation, outcomes, play
+from copilotlab.studies.cache import measured_anew
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path / "cache"))
 
 
 def test_every_switch_has_its_scenario():
@@ -37,6 +47,23 @@ def test_the_frame_has_two_rows_a_field():
     ]
     assert frame.filter(field="claim")["embeddings"].to_list() == [3, 1]
     assert frame.filter(field="reconcile")["seconds"].to_list()[0] is None
+
+
+def test_what_was_played_is_read_again_as_it_was(monkeypatch):
+    played = []
+    monkeypatch.setattr(module, "play", lambda field, *, on: played.append((field, on)) or play(field, on=on))
+    first = outcomes(["reconcile"], progress=False)
+    again = outcomes(["claim", "reconcile"], progress=False)
+    with measured_anew():
+        anew = outcomes(["reconcile"], progress=False)
+
+    reconcile, claim = ([(field, on) for on in (False, True)] for field in ("reconcile", "claim"))
+    assert played == [*reconcile, *claim, *reconcile]
+    for key, outcome in first.items():
+        for other in (again[key], anew[key]):
+            assert replace(other, story=outcome.story) == outcome
+            assert other.story.schema == outcome.story.schema
+            assert other.story.equals(outcome.story)
 
 
 def test_an_unknown_field_is_named():
