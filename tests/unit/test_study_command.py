@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -156,3 +157,40 @@ sys.exit(main(["study", {name!r}, "--help"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"copilotlab: the study {name!r} needs lupa: pip install 'copilotlab[studies]'\n"
+
+
+# Real ones, from the words to the file
+
+
+@pytest.fixture
+def unregistered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.undo()
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "measured.parquet"
+
+
+def test_the_ablation_runs_and_is_read_again_unless_it_is_played_anew(
+    unregistered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", "ablation", "--fields", "claim", "--no-progress", "--out", str(unregistered)]
+    assert main(words) == 0
+    assert capsys.readouterr() == ("", f"2 rows in {unregistered}\n")
+    measured = pl.read_parquet(unregistered)
+    assert measured.select("field", "on", "holds").rows() == [("claim", False, False), ("claim", True, True)]
+
+    def play(field: str, *, on: bool) -> None:
+        raise ValueError(f"{field} is played")
+
+    monkeypatch.setattr("copilotlab.studies.ablation.play", play)
+    assert main(words) == 0
+    assert pl.read_parquet(unregistered).equals(measured)
+    assert main([*words, "--anew"]) == 2
+    assert capsys.readouterr().err.endswith("copilotlab: claim is played\n")
+
+
+def test_the_timeouts_run(unregistered: Path) -> None:
+    words = ["study", "timeouts", "--batch-timeouts", "60", "--charts", "5000", "--fates", "none", "--policies"]
+    assert main([*words, "renewal on", "--no-progress", "--out", str(unregistered)]) == 0
+    (row,) = pl.read_parquet(unregistered).iter_rows(named=True)
+    assert (row["policy"], row["timeout"], row["charts"], row["fate"]) == ("renewal on", 60.0, 5000, "none")
+    assert row["second_holders"] == row["lost"] == 0
