@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,8 @@ from copilotlab.charts import ChartRepository
 from copilotlab.lab import catalogue
 
 FrameOrPath = pl.DataFrame | str | Path
+
+_TEXT = (pl.String, pl.Categorical, pl.Enum)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +42,9 @@ class Collection:
 
         split: only the questions that have it in their column ``split``.
 
-        Raises ValueError for one or two of the three, a missing column, a split that no question has, or if no
-        question has a judgement; ChartError for a wrong chart.
+        Raises ValueError for one or two of the three, a file that cannot be read, a column that is missing or of
+        another type, a row without a value in it, a split that no question has, or if no question has a judgement;
+        ChartError for a wrong chart.
         """
         given = (charts, questions, judgements)
         if all(part is None for part in given):
@@ -50,9 +54,9 @@ class Collection:
         asked = _frame(questions, "questions", ("query_id", "text"))
         judged = _frame(judgements, "judgements", ("query_id", "chart_id", "relevance"))
         if split is not None:
-            if "split" not in asked.columns or not (asked["split"] == split).any():
+            if "split" not in asked.columns or split not in asked["split"].cast(pl.String):
                 raise ValueError(f"split={split!r}: no question has it; with split=None all questions count")
-            asked = asked.filter(pl.col("split") == split)
+            asked = asked.filter(pl.col("split").cast(pl.String) == split)
         described = ChartRepository.from_frame(charts).frame().drop("revision")
         judged = (
             judged.select("query_id", "chart_id", "relevance")
@@ -97,19 +101,48 @@ class Collection:
 
 
 def _frame(frame_or_path: FrameOrPath, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
-    frame = frame_or_path if isinstance(frame_or_path, pl.DataFrame) else _read(Path(frame_or_path))
+    if isinstance(frame_or_path, pl.DataFrame):
+        origin, frame = name, frame_or_path
+    else:
+        origin = f"{name} ({frame_or_path})"
+        frame = _read(Path(frame_or_path), origin)
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise ValueError(f"{name} lacks {', '.join(missing)}: expected the columns {', '.join(columns)}")
-    return frame
+        raise ValueError(f"{origin} lacks {', '.join(missing)}: expected the columns {', '.join(columns)}")
+    return frame.with_columns(_checked(frame[column], origin) for column in columns)
 
 
-def _read(path: Path) -> pl.DataFrame:
-    match path.suffix:
-        case ".parquet":
-            return pl.read_parquet(path)
-        case ".csv":
-            return pl.read_csv(path)
-        case ".ndjson":
-            return pl.read_ndjson(path)
-    raise ValueError(f"{path}: expected a name that ends in .parquet, .csv or .ndjson")
+def _read(path: Path, origin: str) -> pl.DataFrame:
+    if path.suffix not in _READERS:
+        raise ValueError(f"{origin}: expected a name that ends in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise ValueError(f"{origin}: there is no such file")
+    try:
+        return _READERS[path.suffix](path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason}") from error
+
+
+_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    ".parquet": pl.read_parquet,
+    ".csv": pl.read_csv,
+    ".ndjson": pl.read_ndjson,
+}
+
+
+def _checked(values: pl.Series, origin: str) -> pl.Series:
+    """A column with a value in each row, as text or as int64: those of two frames are compared with each other."""
+    dtype: type[pl.DataType]
+    if values.name == "text":
+        alike, dtype, many, one = values.dtype in _TEXT, pl.String, "text", "text"
+    else:
+        alike, dtype, many, one = values.dtype.is_integer(), pl.Int64, "whole numbers", "a whole number below 2**63"
+    if not alike and len(values):
+        found = f"{values.dtype}, such as {values.drop_nulls().first()!r}"
+        raise ValueError(f"{origin}, column {values.name}: found {found}; expected {many}")
+    kept = values.cast(dtype, strict=False)
+    if kept.has_nulls():
+        row = kept.is_null().arg_max() or 0
+        raise ValueError(f"{origin}, row {row + 1}: {values.name}={values[row]!r}: expected {one}")
+    return kept

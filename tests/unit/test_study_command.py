@@ -121,6 +121,19 @@ def test_an_error_of_the_study_is_one_line(monkeypatch: pytest.MonkeyPatch, caps
     )
 
 
+def test_a_file_that_is_broken_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    path = tmp_path / "questions.parquet"
+    path.write_text("no parquet")
+    words = ["study", "models", "--charts", str(path), "--questions", str(path), "--judgements", str(path)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"copilotlab: questions ({path}) cannot be read as parquet: ")
+    assert said.count("\n") == 1
+
+
 def test_every_registered_study_loads_and_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     import inspect
 

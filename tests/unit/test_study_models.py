@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,80 @@ def test_what_is_wrong_with_a_collection_is_said(frames: dict[str, pl.DataFrame]
         Collection.read(**frames, split="train")
     with pytest.raises(ValueError, match="no question has a judgement"):
         Collection.read(**{**frames, "judgements": frames["judgements"].tail(1)})
-    with pytest.raises(ValueError, match=r"questions\.txt: expected a name that ends in"):
+    with pytest.raises(ValueError, match=r"questions\.txt\): expected a name that ends in"):
         Collection.read(**{**frames, "questions": tmp_path / "questions.txt"})
     with pytest.raises(ChartError, match="title"):
         Collection.read(**{**frames, "charts": frames["charts"].drop("title")})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "ndjson"])
+@pytest.mark.parametrize("name", ["questions", "judgements"])
+def test_a_file_that_cannot_be_read_is_named(
+    frames: dict[str, pl.DataFrame], tmp_path: Path, name: str, suffix: str
+) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    with pytest.raises(ValueError, match=rf"^{name} \({path}\): there is no such file$"):
+        Collection.read(**{**frames, name: path})
+    path.write_text("PAR1\nquery_id,text\n")
+    with pytest.raises(ValueError, match=rf"^{name} \({path}\) cannot be read as {suffix}: ."):
+        Collection.read(**{**frames, name: path})
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values", "said"),
+    [
+        ("questions", "query_id", ["q1", "q2", "q3"], "found String, such as 'q1'; expected whole numbers"),
+        ("judgements", "query_id", ["q1", None, "q3"], "found String, such as 'q1'; expected whole numbers"),
+        ("judgements", "chart_id", [1.5, 2.0, 3.0], "found Float64, such as 1.5; expected whole numbers"),
+        ("judgements", "relevance", ["full", "part", "no"], "found String, such as 'full'; expected whole numbers"),
+        ("questions", "text", [None, 7, 8], "found Int64, such as 7; expected text"),
+    ],
+)
+def test_a_column_of_another_type_is_named(
+    frames: dict[str, pl.DataFrame], tmp_path: Path, name: str, column: str, values: list[object], said: str
+) -> None:
+    wrong = frames[name].with_columns(pl.Series(column, values))
+    with pytest.raises(ValueError, match=re.escape(f"{name}, column {column}: {said}")):
+        Collection.read(**{**frames, name: wrong})
+    path = tmp_path / "mine.ndjson"
+    wrong.write_ndjson(path)
+    with pytest.raises(ValueError, match=re.escape(f"{name} ({path}), column {column}: {said}")):
+        Collection.read(**{**frames, name: path})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("questions", pl.Series("text", ["revenue", None, "weather"]), "row 2: text=None: expected text"),
+        ("judgements", pl.Series("relevance", [1, 2, None]), "row 3: relevance=None: expected a whole number"),
+        (
+            "questions",
+            pl.Series("query_id", [2**63, 1, 2], pl.UInt64),
+            "row 1: query_id=9223372036854775808: expected a whole number below 2**63",
+        ),
+    ],
+)
+def test_a_value_that_is_missing_or_beyond_is_named(
+    frames: dict[str, pl.DataFrame], name: str, values: pl.Series, said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name}, {said}")):
+        Collection.read(**{**frames, name: frames[name].with_columns(values)})
+
+
+def test_narrow_numbers_and_categories_are_the_same_questions(frames: dict[str, pl.DataFrame]) -> None:
+    questions = frames["questions"].cast({"query_id": pl.UInt16, "text": pl.Categorical, "split": pl.Categorical})
+    judgements = frames["judgements"].cast({"query_id": pl.Int32, "chart_id": pl.UInt8, "relevance": pl.Int8})
+    whole, read = (
+        Collection.read(**parts, split="test")
+        for parts in (frames, {**frames, "questions": questions, "judgements": judgements})
+    )
+    assert read.judgements.equals(whole.judgements)
+    assert read.questions["text"].to_list() == whole.questions["text"].to_list()
+
+
+def test_a_split_may_be_a_number(frames: dict[str, pl.DataFrame]) -> None:
+    numbered = frames["questions"].with_columns(split=pl.Series([1, 2, 2]))
+    assert Collection.read(**{**frames, "questions": numbered}, split="2").questions["query_id"].to_list() == [20]
 
 
 def test_a_sample_keeps_every_answer_and_depends_on_the_seed_alone() -> None:
