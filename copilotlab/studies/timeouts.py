@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from math import ceil
+from math import ceil, isfinite
+from numbers import Real
 from typing import NamedTuple
 
 import polars as pl
 from tqdm.auto import tqdm
 
 from copilotlab.batch import CHUNKS_PER_WINDOW
-from copilotlab.policy import Policy
+from copilotlab.policy import Policy, check_policy
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}
@@ -233,8 +234,10 @@ def advise(
     A lease that is renewed has to outlast a chunk and a pause, three times over; one that is not renewed, a rebuild. It
     lasts less where that would be too stale, but never so short that one pause ends it.
 
-    Raises ValueError for a number that is not above 0, and for a policy without `fenced`: then no timeout is safe.
+    Raises ValueError for what is no number, or not above 0, or infinite, and for a policy without `fenced`: then no
+    timeout is safe. TypeError for what is no policy.
     """
+    check_policy(policy)
     policy = policy or Policy()
     given = {
         "catalogue_size": catalogue_size,
@@ -244,8 +247,10 @@ def advise(
         "timeout": 1.0 if timeout is None else timeout,
     }
     for name, value in given.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value!r}: expected a number above 0")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"{name}={value!r}: expected a number")
+        if not (isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r}: expected a number above 0, and finite")
     if not policy.fenced:
         raise ValueError(f"policy={policy!r}: without fenced a second holder works beside the first at any timeout")
     rebuild = catalogue_size / embedding_rate

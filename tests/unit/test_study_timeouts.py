@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from copilotlab import Policy
@@ -161,9 +163,23 @@ def test_the_advice_holds_in_the_study(moment: float, renew: bool) -> None:
         ({"tolerated_staleness": 0.0}, "tolerated_staleness=0.0"),
         ({"longest_pause": 0.0}, "longest_pause=0.0"),
         ({"timeout": 0.0}, "timeout=0.0"),
+        ({"catalogue_size": math.inf}, "catalogue_size=inf: expected a number above 0, and finite"),
+        ({"embedding_rate": math.inf}, "embedding_rate=inf: expected a number above 0, and finite"),
+        ({"tolerated_staleness": math.inf}, "tolerated_staleness=inf: expected a number above 0, and finite"),
+        ({"longest_pause": math.nan}, "longest_pause=nan: expected a number above 0, and finite"),
+        ({"timeout": math.inf}, "timeout=inf: expected a number above 0, and finite"),
+        ({"catalogue_size": "1000"}, "catalogue_size='1000': expected a number"),
+        ({"embedding_rate": None}, "embedding_rate=None: expected a number"),
+        ({"timeout": True}, "timeout=True: expected a number"),
         ({"policy": Policy.seed()}, "without fenced a second holder works beside the first at any timeout"),
     ],
 )
 def test_advice_asks_for_what_makes_sense(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         advise(**{"catalogue_size": 100, "embedding_rate": 10.0, "tolerated_staleness": 60.0, **wrong})
+
+
+def test_advice_takes_the_numbers_of_arrays_and_no_policy_but_a_policy() -> None:
+    assert advise(np.int64(25_000), np.float32(140.0), np.int32(120)).timeout == 32.0
+    with pytest.raises(TypeError, match="policy='seed': expected a Policy"):
+        advise(100, 10.0, 60.0, policy="seed")  # type: ignore[arg-type]
