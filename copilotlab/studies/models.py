@@ -9,6 +9,7 @@ print(recommend(measured).sentence)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from copilotlab.studies.cluster import cluster
 from copilotlab.studies.collection import Collection, FrameOrPath
 from copilotlab.studies.cost import cost
 from copilotlab.studies.lexical import BM25
-from copilotlab.studies.retrieval import per_question, rankings
+from copilotlab.studies.retrieval import DEPTH, per_question, rankings
 
 MODELS = ("minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "hash", BM25)
 MORE_IS_BETTER = ("nDCG", "recall", "MRR", "shared", "embeddings/s")  # how such measures begin
@@ -92,16 +93,31 @@ def models(
         (Benjamini and Hochberg). Null where it does not apply: bm25 embeds nothing, and is in no cluster.
 
     Raises:
-        ValueError: see `Collection`; k beyond 50; fewer than one embedder. What `load_embedder` raises for a name.
+        ValueError: see `Collection`; a number out of range, as k beyond 50; fewer than one embedder. What
+            `load_embedder` raises for a name. All this before anything is measured.
     """
-    listed = list(dict.fromkeys([reference, *embedders]))
+    if isinstance(embedders, str):
+        raise ValueError(f"embedders={embedders!r}: expected a list of names, such as ['minilm', 'bm25']")
     if not embedders:
         raise ValueError("embedders is empty: expected at least one name, such as 'minilm'")
+    _check_whole("k", k, 1, DEPTH)
+    _check_whole("nodes", nodes, 0, 64)  # as many as a lab has
+    for name, size in (("sample_charts", sample_charts), ("sample_questions", sample_questions)):
+        if size is not None:
+            _check_whole(name, size, 1)
+    _check_whole("cluster_charts", cluster_charts, 1)
+    _check_whole("resamples", resamples, 1)
+    _check_whole("seed", seed, 0)
+    listed = list(dict.fromkeys([reference, *embedders]))
     collection = Collection.read(charts, questions, judgements, split=split)
     collection = collection.sample(charts=sample_charts, questions=sample_questions, seed=seed)
     few = collection.sample(charts=cluster_charts, questions=20, seed=seed)
     found, measured = [], []
     with tqdm(total=3 * len(listed), desc="models", disable=not progress) as bar:
+        for model in listed:
+            bar.set_postfix_str(f"{model}: loading")
+            if model != BM25:
+                load_embedder(model)  # each is kept: one that cannot be had is said before the rest is measured
         for model in listed:
             bar.set_postfix_str(f"{model}: quality")
             found.append(rankings([model], collection, progress=False))
@@ -119,6 +135,12 @@ def models(
     summary = compared(values, reference=reference, resamples=resamples, seed=seed)
     whole = pl.concat([summary, *measured], how="diagonal").select(_SCHEMA.keys()).cast(_SCHEMA)  # type: ignore[arg-type]
     return whole.sort(pl.col("model").cast(pl.Enum(listed)), maintain_order=True)
+
+
+def _check_whole(name: str, value: object, least: int, most: float = inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        wanted = f", {least} or more" if most == inf else f" from {least} to {most}"
+        raise ValueError(f"{name}={value!r}: expected a whole number{wanted}")
 
 
 def compared(values: pl.DataFrame, *, reference: str, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:

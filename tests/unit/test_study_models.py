@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from copilotlab.charts import ChartError
+from copilotlab.embedding import EmbeddingError
 from copilotlab.lab import catalogue
 from copilotlab.studies.cluster import cluster
 from copilotlab.studies.collection import Collection
@@ -367,6 +368,33 @@ def test_the_reference_is_measured_also_when_it_is_not_named(frames: dict[str, p
     assert set(measured["kind"]) == {"quality"}
     with pytest.raises(ValueError, match="embedders is empty"):
         models([], **frames)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"k": 0}, "k=0: expected a whole number from 1 to 50"),
+        ({"k": 51}, "k=51: expected a whole number from 1 to 50"),
+        ({"k": 2.5}, "k=2.5: expected a whole number from 1 to 50"),
+        ({"resamples": 0}, "resamples=0: expected a whole number, 1 or more"),
+        ({"nodes": -1}, "nodes=-1: expected a whole number from 0 to 64"),
+        ({"nodes": True}, "nodes=True: expected a whole number from 0 to 64"),
+        ({"cluster_charts": 0}, "cluster_charts=0: expected a whole number, 1 or more"),
+        ({"sample_charts": 0}, "sample_charts=0: expected a whole number, 1 or more"),
+        ({"sample_questions": -3}, "sample_questions=-3: expected a whole number, 1 or more"),
+        ({"seed": -1}, "seed=-1: expected a whole number, 0 or more"),
+        ({"embedders": "hash"}, "embedders='hash': expected a list of names, such as ['minilm', 'bm25']"),
+        ({"embedders": ["bm25", "hahs"]}, "no model is called 'hahs'; did you mean 'hash'?"),
+        ({"reference": "hahs"}, "no model is called 'hahs'; did you mean 'hash'?"),
+    ],
+)
+def test_what_makes_no_sense_is_named_before_anything_is_measured(
+    frames: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object], said: str
+) -> None:
+    monkeypatch.setattr("copilotlab.studies.models.rankings", None)
+    given = {"embedders": ["hash", "bm25"], "reference": "hash", "progress": False, **frames}
+    with pytest.raises((ValueError, EmbeddingError), match=re.escape(said)):
+        models(**{**given, **wrong})
 
 
 def test_it_works_on_nvbench() -> None:
