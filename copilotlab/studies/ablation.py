@@ -13,6 +13,7 @@ import polars as pl
 
 from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
@@ -39,6 +40,18 @@ class Outcome:
     batches: int
     side_by_side: int
     story: pl.DataFrame
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "All agree": "never" if self.seconds is None else f"after {self.seconds:.1f} s",
+            "Charts held wrongly": self.lost,
+            "Embeddings": f"{self.embeddings:,}, of which {self.wasted:,} in vain",
+            "Rebuilds begun": self.batches,
+            "Nodes in a batch at once": self.side_by_side,
+            "Story": f"{self.story.height:,} events",
+        }
+        heading = f"The promise is {'kept' if self.holds else 'broken'}"
+        return card(heading, facts, colour=GOOD if self.holds else DOUBTFUL)
 
 
 @dataclass(frozen=True, slots=True)

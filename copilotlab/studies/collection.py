@@ -11,6 +11,7 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository
 from copilotlab.lab import catalogue
+from copilotlab.markup import GOOD, card
 
 FrameOrPath = pl.DataFrame | str | Path
 
@@ -98,6 +99,15 @@ class Collection:
             f"Collection({self.charts.height:,} charts, {self.questions.height:,} questions, "
             f"{self.judgements.height:,} judgements)"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "Charts": f"{self.charts.height:,}",
+            "Questions": f"{self.questions.height:,}",
+            "Judgements": f"{self.judgements.height:,}",
+            "The first question": self.questions["text"].first(),
+        }
+        return card("Collection", facts, colour=GOOD)
 
 
 def _frame(frame_or_path: FrameOrPath, name: str, columns: tuple[str, ...]) -> pl.DataFrame:

@@ -40,6 +40,9 @@ class LexicalIndex:
         scores: np.ndarray = self._index.get_scores_from_ids(known)
         return scores.round(DECIMALS)
 
+    def __repr__(self) -> str:
+        return f"LexicalIndex({self._size:,} texts)"
+
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
     least = np.partition(scores, -k)[-k]

@@ -18,6 +18,7 @@ from scipy.stats import bootstrap, false_discovery_control, permutation_test
 from tqdm.auto import tqdm
 
 from copilotlab.embedding import load_embedder
+from copilotlab.markup import GOOD, card
 from copilotlab.studies.cluster import cluster
 from copilotlab.studies.collection import Collection, FrameOrPath
 from copilotlab.studies.cost import cost
@@ -48,6 +49,9 @@ class Recommendation(NamedTuple):
 
     model: str
     sentence: str
+
+    def _repr_html_(self) -> str:
+        return card(self.model, {"Why": self.sentence}, colour=GOOD)
 
 
 def models(

@@ -34,6 +34,7 @@ from copilotlab.lab.fragile import FragileModel, FragileRepository
 from copilotlab.lab.lab import Lab
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.watch import Watch
+from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.node import Node
 from copilotlab.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
@@ -272,6 +273,19 @@ class Experiment:
 
     def __repr__(self) -> str:
         return f"Experiment({self.fault.name!r}, {self._phase}, {len(self._sampled)} samples)"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "Fault": self.fault.what,
+            "Policy": self.policy,
+            "All agree": "not yet" if self.agreed is None else f"{self.agreed:.1f} s after the fault",
+            "Charts with new words": f"{self.edits:,}, {self.embeddings:,} embeddings made",
+            "Went backwards": f"{self.backwards:,} charts",
+            "Searches that raised": f"{self.unanswered:,}",
+            "Seen": f"{len(self._sampled):,} samples",
+        }
+        heading = f"{self.fault.name}: {self._phase}"
+        return card(heading, facts, colour=DOUBTFUL if self.agreed is None else GOOD)
 
 
 class _Book(NamedTuple):

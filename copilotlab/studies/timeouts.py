@@ -19,6 +19,7 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from copilotlab.batch import CHUNKS_PER_WINDOW
+from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.policy import Policy, check_policy
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
@@ -209,6 +210,16 @@ class Advice(NamedTuple):
     wasted: int
     tolerated: bool
     sentence: str
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "An undisturbed rebuild": f"{self.rebuild:,.0f} s",
+            "Recovery": f"{self.recovery:,.0f} s",
+            "Staleness": f"{self.staleness:,.0f} s{'' if self.tolerated else ', more than is tolerated'}",
+            "The lease changes hands": self.handovers,
+            "Embeddings made again": f"{self.wasted:,}",
+        }
+        return card(f"A batch timeout of {self.timeout:,.0f} s", facts, colour=GOOD if self.tolerated else DOUBTFUL)
 
 
 def advise(
