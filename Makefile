@@ -29,7 +29,7 @@ $(VENV)/dev: $(VENV)/core
 	@touch $@
 
 $(VENV)/bench: $(VENV)/dev
-	@echo "installing the peers that the benchmarks compare with ..."
+	@echo "installing what the benchmarks need ..."
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 

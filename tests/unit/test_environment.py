@@ -42,6 +42,20 @@ def test_each_dependency_has_its_reason():
     assert [line for line in dependencies if "#" not in line] == []
 
 
+def test_a_peer_that_is_absent_is_said_by_the_benchmark_with_the_command_that_adds_it():
+    bench = ROOT / "tests" / "benchmarks" / "bench_search.py"
+    code = (
+        "import runpy, sys; sys.modules['hnswlib'] = None;"
+        "sys.argv = ['bench_search.py', '--sizes', '200', '300', '--dim', '8'];"
+        f"runpy.run_path({str(bench)!r}, run_name='__main__')"
+    )
+
+    said = _run(code)
+
+    assert said.count("hnswlib is not installed: left out; pip install hnswlib adds it") == 1
+    assert "300 usearch as it comes: done" in said
+
+
 def test_import_brings_in_neither_torch_nor_jupyter():
     heavy = "torch transformers sentence_transformers wordllama IPython ipywidgets jupyterlab ipykernel altair usearch"
     code = f"import sys, copilotlab; print(sorted(set(sys.modules) & set({heavy.split()!r})))"
