@@ -13,10 +13,12 @@ def test_the_written_design_is_one_call_away():
     seed = Policy.seed()
 
     assert (seed.batch_timeout, seed.sync_interval) == (300.0, 3600.0)
-    assert not (seed.ordered)
-    assert not (seed.rebuild_at_reconnect)
-    assert not (seed.reuse_vectors)
-    assert not (seed.pick_up_deferred)
+    assert [name for name in Policy.remedies() if getattr(seed, name)] == []
+
+
+def test_by_default_every_remedy_is_on():
+    assert len(Policy.remedies()) == 9
+    assert [name for name in Policy.remedies() if not getattr(Policy(), name)] == []
 
 
 def test_each_field_of_the_written_design_can_be_switched_alone():
