@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     from copilotlab.embedding import EmbeddingError
-    from copilotlab.lab.demo import run_demo
     from copilotlab.lab.server import ServerNotFound
 
     if chosen.command == "study":
@@ -46,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not 2 <= chosen.nodes <= 16:
         parser.error(f"--nodes {chosen.nodes}: expected 2 to 16")
     else:
+        from copilotlab.lab.demo import run_demo
+
         command = partial(run_demo, nodes=chosen.nodes, model=chosen.model)
     try:
         return command()

@@ -172,6 +172,16 @@ sys.exit(main(["study", {name!r}, "--help"]))
     assert done.stderr == f"copilotlab: the study {name!r} needs lupa: pip install 'copilotlab[studies]'\n"
 
 
+def test_the_demo_is_imported_only_to_run_it() -> None:
+    code = (
+        "import sys; from copilotlab.cli import main; "
+        "main(['study', 'ablation', '--fields', 'no-such']); print('copilotlab.lab.demo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "fields has 'no-such'" in done.stderr
+    assert done.stdout == "False\n"
+
+
 # Real ones, from the words to the file
 
 
