@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import redis
 
+from copilotlab.embedding.half import HalfPrecision
 from copilotlab.events import UPDATES
 from copilotlab.lab.fragile import Gate
 from copilotlab.lab.proxy import FaultProxy
@@ -134,7 +135,10 @@ def _gate(part: Any, example: str) -> Gate:
 
 
 def _model(lab: Breakable) -> Gate:
-    return _gate(lab.embedder, "Lab(model=FragileModel(load_embedder('minilm')))")
+    model = lab.embedder
+    if isinstance(model, HalfPrecision):  # what a node makes of the model that it was given
+        model = model.inner
+    return _gate(model, "Lab(model=FragileModel(load_embedder('minilm')))")
 
 
 def _repository(lab: Breakable) -> Gate:

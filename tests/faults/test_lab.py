@@ -14,7 +14,7 @@ from copilotlab.carrier import CarrierRefused
 from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.events import DELETIONS, UPDATES
-from copilotlab.lab import NotConverged
+from copilotlab.lab import FAULTS, FragileModel, NotConverged
 
 # A busy machine stalls for a while; that is no outage here.
 QUICK = Policy(probe_interval=0.05, heartbeat_interval=0.1, redis_timeout=1.0)
@@ -409,3 +409,12 @@ def test_a_lab_without_a_living_node_says_so():
         lab.freeze(1)
         with pytest.raises(NotConverged, match=r"within 0\.01 s: no node is alive"):
             lab.wait_converged(0.01)
+
+
+def test_a_fragile_model_can_fail_also_where_its_vectors_are_rounded():
+    model = FragileModel(load_embedder("hash"))
+    with Lab(1, model, policy=replace(QUICK, vectors="float16")) as lab:
+        FAULTS["model fails"].start(lab, 0)
+        assert not model.gate.passes()
+        FAULTS["model fails"].end(lab, 0)
+        assert model.gate.passes()
