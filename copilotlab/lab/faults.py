@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import redis
 
@@ -30,6 +30,7 @@ ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not k
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
+PATIENCE = 5.0  # seconds that a server may take to answer; one that is frozen never does
 
 
 class Breakable(Protocol):
@@ -44,6 +45,8 @@ class Breakable(Protocol):
     def embedder(self) -> Any: ...
     @property
     def charts(self) -> Any: ...
+    @property
+    def closed(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +65,29 @@ class Fault:
 
 
 class _Storm:
-    """Kills every connection of a server, again and again, from a thread."""
+    """Kills every connection of a server, again and again, from a thread, until its end or that of the lab."""
 
     def __init__(self) -> None:
         self._ends: WeakKeyDictionary[LocalRedis, threading.Event] = WeakKeyDictionary()
 
     def start(self, lab: Breakable, _index: int) -> None:
         end = self._ends[lab.redis] = threading.Event()
-        threading.Thread(target=self._rage, args=(lab.redis, end), name="copilotlab-storm", daemon=True).start()
+        threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True).start()
 
-    def _rage(self, server: LocalRedis, end: threading.Event) -> None:
-        with server.client() as client:
-            while not end.wait(STORM_PAUSE):
+    def _rage(self, known: ReferenceType[Breakable], end: threading.Event) -> None:
+        while not end.wait(STORM_PAUSE) and self._strike(known()):
+            pass  # and holds no reference to the lab while it rests
+
+    def _strike(self, lab: Breakable | None) -> bool:
+        """Kill all that is connected now; False when there will never be anything again."""
+        if lab is None or lab.closed:
+            return False
+        try:
+            with lab.redis.client(socket_timeout=PATIENCE) as client:
                 _kill_clients(client)
+        except (redis.ConnectionError, redis.TimeoutError):
+            pass  # the server is away for the moment, and with it every connection
+        return True
 
     def end(self, lab: Breakable, _index: int) -> None:
         if (end := self._ends.pop(lab.redis, None)) is not None:
@@ -88,7 +101,7 @@ def _kill_clients(client: redis.Redis) -> None:
 
 def _command(*words: str) -> Callable[[Breakable, int], object]:
     def run(lab: Breakable, _index: int) -> object:
-        with lab.redis.client() as client:
+        with lab.redis.client(socket_timeout=PATIENCE) as client:
             return client.execute_command(*words)
 
     return run
@@ -96,7 +109,7 @@ def _command(*words: str) -> Callable[[Breakable, int], object]:
 
 def _rotate(lab: Breakable, _index: int) -> None:
     lab.redis.set_password(ROTATED + (lab.redis.password or ""))
-    with lab.redis.client() as client:
+    with lab.redis.client(socket_timeout=PATIENCE) as client:
         _kill_clients(client)
 
 
@@ -107,13 +120,14 @@ def _rotate_back(lab: Breakable, _index: int) -> None:
 def _overflow(lab: Breakable, index: int) -> None:
     """Send, while one node does not read, until the server cuts it off."""
     lab.proxies[index].one_way("to_client")
-    with lab.redis.client() as client:
+    with lab.redis.client(socket_timeout=PATIENCE) as client:
         client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
         before = _subscriptions(client)
         for number in range(MOST_JUNK):
             client.publish(UPDATES, bytes(JUNK_BYTES))
             if number % 64 == 0 and not before <= _subscriptions(client):
                 return
+    _drain(lab, index)
     raise RuntimeError(f"node {index} was not cut off after {MOST_JUNK} messages: is it behind {lab.proxies[index]!r}?")
 
 
@@ -123,7 +137,7 @@ def _subscriptions(client: redis.Redis) -> set[str]:
 
 def _drain(lab: Breakable, index: int) -> None:
     lab.proxies[index].heal()
-    with lab.redis.client() as client:
+    with lab.redis.client(socket_timeout=PATIENCE) as client:
         client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
 
 

@@ -142,6 +142,7 @@ class Processes:
     """
 
     where = "processes"
+    closed = False
 
     def __init__(
         self, size: int, *, charts: list[Chart], queries: list[str], policy: dict, per_process: int = 1
@@ -194,6 +195,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed = True
         for process in self.processes:
             process.close()
         for proxy in self.proxies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -253,6 +254,38 @@ def test_a_closed_lab_leaves_no_thread_and_no_server():
 
     wait_until(lambda: set(threading.enumerate()) <= before)
     assert not lab.redis.running
+
+
+def storms():
+    return [thread for thread in threading.enumerate() if thread.name == "copilotlab-storm"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_storm_outlasts_a_restart_of_the_server_and_ends_with_the_lab():
+    with LocalRedis() as server:
+        with Lab(nodes=1, model="hash", policy=QUICK, redis=server) as lab:
+            FAULTS["client kill storm"].start(lab, 0)
+            server.kill()
+            wait_until(lambda: lab.nodes[0].coordinator.connected is False)
+            assert storms()
+            server.start()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(30)
+                client.connect(server.endpoint)
+                assert client.recv(1) == b""  # the server hangs up, though it was asked nothing
+        wait_until(lambda: not storms())
+        assert server.running
+
+
+def test_what_cuts_nobody_off_leaves_the_server_and_the_line_as_they_were(lab):
+    lab.kill(2)
+    lab.heal(2)
+    with lab.redis.client() as client:
+        before = client.config_get("client-output-buffer-limit")
+        with pytest.raises(RuntimeError, match="node 2 was not cut off"):
+            FAULTS["output buffer cut"].start(lab, 2)
+        assert client.config_get("client-output-buffer-limit") == before
+    assert lab.proxies[2].state == "open"
 
 
 def test_the_timeline_tells_the_story(lab):

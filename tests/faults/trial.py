@@ -109,6 +109,10 @@ class Threads:
         self._server.close()
 
     @property
+    def closed(self) -> bool:
+        return self.lab.closed
+
+    @property
     def able(self) -> list[int]:
         return list(range(len(self.lab.nodes)))
 
