@@ -63,6 +63,22 @@ class Fault:
     start: Callable[[Breakable, int], object]
     end: Callable[[Breakable, int], object]
 
+    @property
+    def passes(self) -> bool:
+        """Whether it is over as soon as it has happened, so that nothing is to be ended."""
+        return self.end is _nothing
+
+    def hindrance(self, lab: Breakable) -> str:
+        """Why it cannot be begun in ``lab``, whose model or repository cannot fail, and how to mend that; else ""."""
+        try:
+            if self.scope == "model":
+                _model(lab)
+            elif self.scope == "repository":
+                _repository(lab)
+        except TypeError as error:
+            return str(error)
+        return ""
+
 
 class _Storm:
     """Kills every connection of a server, again and again, from a thread, until its end or that of the lab."""

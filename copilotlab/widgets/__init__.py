@@ -1,6 +1,6 @@
 """Panels for notebooks and dashboards: watch and break a lab, ask a cluster, compare nodes and models.
 
-    lab.panel()                                        # a live panel with a button for every fault
+    lab.panel()                                        # a live panel in which every fault can be begun and ended
     SearchPanel(lab)                                   # ask one node, see whether all agree
     ComparisonPanel(lab, models=["hash", "wordllama"])  # all nodes and several models, side by side
     LiveAnswer(drawn, {"field": Dropdown(...)})         # your own function of some controls, drawn anew at each change

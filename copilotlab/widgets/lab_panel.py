@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets as widgets
 import polars as pl
 
 from copilotlab.charts import Chart
+from copilotlab.lab.faults import FAULTS, Fault
 from copilotlab.lab.summary import Agreement, short, summary_html
 from copilotlab.markup import text
+from copilotlab.widgets.glance import Glance
 from copilotlab.widgets.node_card import card_html, progress_html
 from copilotlab.widgets.panel import Panel, label, set_options
 
@@ -22,20 +24,30 @@ if TYPE_CHECKING:
 
 EVENTS_SHOWN = 200
 EVERYBODY = "all"
+BEGIN = "fault: begin"
 
 
 class LabPanel(Panel):
     """The live panel of a lab; `Lab.panel` makes it.
 
-    A card for each node (charts, digest, Redis, lease, lag, batch), whether the nodes agree, a button for every fault,
-    a chart to save on any node, and the timeline, newest first. A button that fails says why under "messages". The lab
-    stays yours: closing the panel does not close it.
+    A card for each node (charts, digest, Redis, lease, lag, batch), whether the nodes agree, buttons for the server and
+    for each node, every fault of `FAULTS` by its name, to begin and to end, a chart to save on any node, and the
+    timeline, newest first. A button that fails says why under "messages". The lab stays yours: closing the panel does
+    not close it, and what its buttons did to the server or to a node stays as it is; only a fault that was begun by its
+    name ends with the panel, or with the lab.
     """
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
         self.lab = lab
         self._cards: list[widgets.HTML] = []
+        self._glance = Glance(lab.charts)
+        self._on: _Begun | None = None  # the fault that was begun by its name and not ended
+
+    def close(self) -> None:
+        """As of every panel; and end the fault that is on."""
+        super().close()
+        self._end_what_is_on()
 
     def _over(self) -> str:
         return "This lab is closed: what is shown is how it ended." if self.lab.closed else ""
@@ -52,6 +64,7 @@ class LabPanel(Panel):
             self._verdict,
             self._server_row(),
             self._nodes_row(),
+            self._fault_row(),
             self._grid,
             self._change_row(),
             self._timeline_row(),
@@ -70,20 +83,20 @@ class LabPanel(Panel):
             ("Restart", "restart", lambda: redis.restart(), "refresh"),
         )
         buttons = [
-            self._button(words, f"server: {what}", self._noted(what, call), icon=icon)
+            self._button(words, f"server: {what}", self._noted(what, "server", call), icon=icon)
             for words, what, call, icon in faults
         ]
         return self._row(label("Server"), self._server, *buttons)
 
-    def _noted(self, what: str, call: Callable[[], object]) -> Callable[[], None]:
-        """Do ``call``, and have the timeline say so if the server refuses."""
+    def _noted(self, what: str, detail: str, call: Callable[[], object]) -> Callable[[], None]:
+        """Do ``call``, and have the timeline say so if it fails."""
         event = what.replace(" ", "_")
 
         def noted() -> None:
             try:
                 call()
             except Exception:
-                self.lab.note(f"{event}_failed", "server")
+                self.lab.note(f"{event}_failed", detail)
                 raise
 
         return noted
@@ -94,6 +107,15 @@ class LabPanel(Panel):
         )
         add = self._button("Add a node", "add a node", self._add_node, icon="plus")
         return self._row(label("Nodes"), add, self._delay)
+
+    def _fault_row(self) -> widgets.HBox:
+        self._fault = widgets.Dropdown(options=list(FAULTS), description="named", layout=widgets.Layout(width="18rem"))
+        self._victim = widgets.Dropdown(description="hits", layout=widgets.Layout(width="10rem"))
+        self._begin = self._button("Begin", BEGIN, self._begin_fault, icon="bolt")
+        self._end = self._button("End", "fault: end", self._end_fault, icon="check")
+        self._hint = self._html("cl-hint")
+        self._fault.observe(lambda _: self._changed(), "value")
+        return self._row(label("Fault"), self._fault, self._victim, self._begin, self._end, self._hint)
 
     def _change_row(self) -> widgets.HBox:
         self._writer = widgets.Dropdown(description="On", layout=widgets.Layout(width="11rem"))
@@ -138,6 +160,8 @@ class LabPanel(Panel):
             fault("Delay", "delay its line", lambda: lab.delay(index, self._delay.value)),
             fault("Reset", "reset its connections", lambda: lab.reset(index)),
             fault("Heal", "heal its line", lambda: lab.heal(index)),
+            fault("Freeze", "let it stand still", lambda: lab.freeze(index)),
+            fault("Resume", "let it go on", lambda: lab.resume(index)),
             fault("Kill", "kill the node", lambda: lab.kill(index), tone="danger"),
             name="cl-card-buttons",
         )
@@ -151,11 +175,51 @@ class LabPanel(Panel):
     def _add_node(self) -> str:
         return f"{self.lab.add_node().node_id} was added"
 
-    def _chosen(self) -> Node:
-        index: int | None = self._writer.value
+    def _begin_fault(self) -> str:
+        fault = FAULTS[self._fault.value]
+        begun = _Begun(fault, self._index(self._victim) if fault.scope == "line" else 0, self._victim.label)
+        if self._on is not None:
+            raise RuntimeError(f"{self._on} is on; end it first")
+        self.lab.note("begin_fault", str(begun))
+        self._noted("begin fault", str(begun), lambda: fault.start(self.lab, begun.at))()
+        if not fault.passes:
+            with self._lock:
+                self._on = begun
+                closed = self._closed
+            if closed:
+                self._end_what_is_on()
+        return f"{begun}: begun"
+
+    def _end_fault(self) -> str:
+        begun = self._on
+        if begun is None:
+            raise RuntimeError("no fault is on; begin one first")
+        said = self._undo(begun)
+        self._on = None
+        return said
+
+    def _undo(self, begun: _Begun) -> str:
+        self.lab.note("end_fault", str(begun))
+        self._noted("end fault", str(begun), lambda: begun.fault.end(self.lab, begun.at))()
+        return f"{begun}: ended"
+
+    def _end_what_is_on(self) -> None:
+        """Nobody else knows of it, once the panel or the lab is closed."""
+        begun, self._on = self._on, None
+        if begun is None:
+            return
+        gone = {"line": self.lab.closed, "server": self.lab.redis.state == "closed"}  # and the fault with it
+        if not gone.get(begun.fault.scope, False):
+            self._act("fault: end", lambda: self._undo(begun))
+
+    def _index(self, nodes: widgets.Dropdown) -> int:
+        index: int | None = nodes.value
         if index is None:
             raise ValueError("there is no node yet; start the lab, or add one")
-        return self.lab.nodes[index]
+        return index
+
+    def _chosen(self) -> Node:
+        return self.lab.nodes[self._index(self._writer)]
 
     def _save_chart(self) -> str:
         node = self._chosen()
@@ -180,21 +244,36 @@ class LabPanel(Panel):
         agreement = Agreement.of(statuses)
         if len(nodes) > len(self._cards):
             self._grow(len(nodes))
-        self._verdict.value = verdict_html(statuses, agreement, len(self.lab.charts), self.lab.charts.revision)
+        self._verdict.value = verdict_html(statuses, agreement, self._glance.words())
+        self._show_fault()
         server = self.lab.redis
         self._server.value = (
             f"<span class='cl-server-state cl-{'good' if server.state == 'running' else 'warn'}' role='status'>"
             f"{text(f'{server.kind} {server.version}')} <b>{text(server.state)}</b></span>"
         )
-        for card, status, line in zip(self._cards, statuses, self.lab.proxies, strict=False):
-            card.value = card_html(status, line.state, agreement)
+        living = self.lab.living
+        for card, node, status, line in zip(self._cards, nodes, statuses, self.lab.proxies, strict=False):
+            frozen = node.running and node not in living
+            card.value = card_html(status, line.state, agreement, frozen=frozen)
         self._events.value = events_html(self.lab.timeline(), self._of.value, self._like.value)
+
+    def _show_fault(self) -> None:
+        if self.lab.closed:
+            self._end_what_is_on()
+        begun, chosen = self._on, FAULTS[self._fault.value]
+        hindrance = chosen.hindrance(self.lab)
+        self._hint.value = hint_html(chosen, hindrance) if begun is None else on_html(begun.fault, str(begun))
+        self._victim.disabled = self.lab.closed or chosen.scope != "line"
+        self._begin.disabled = self.lab.closed or begun is not None or bool(hindrance)
+        self._begin.tooltip = hindrance or BEGIN
+        self._end.disabled = self.lab.closed or begun is None
 
     def _grow(self, count: int) -> None:
         names = [node.node_id for node in self.lab.nodes[:count]]
         cards = [self._add_card(index) for index in range(len(self._cards), count)]
         self._grid.children = (*self._grid.children, *cards)
-        set_options(self._writer, [(name, index) for index, name in enumerate(names)])
+        for dropdown in (self._writer, self._victim):
+            set_options(dropdown, [(name, index) for index, name in enumerate(names)])
         set_options(self._of, [EVERYBODY, "lab", *names])
 
     def _repr_html_(self) -> str:
@@ -204,8 +283,34 @@ class LabPanel(Panel):
         return f"LabPanel({self.lab!r}{', closed' if self.closed else ''})"
 
 
-def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement, charts: int, revision: int) -> str:
-    """Whether the nodes agree, in one line: who holds which version, how far behind, and the batch that runs."""
+class _Begun(NamedTuple):
+    """A fault, and the node whose line is meant, if it is one of a line."""
+
+    fault: Fault
+    at: int
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.fault.name}, {self.node if self.fault.scope == 'line' else self.fault.scope}"
+
+
+def hint_html(fault: Fault, hindrance: str) -> str:
+    """What a fault does, and why it cannot be begun, where it cannot."""
+    why = f"; <span class='cl-warn'>but {text(hindrance)}</span>" if hindrance else ""
+    return f"<span role='status'>{text(fault.what)}{why}</span>"
+
+
+def on_html(fault: Fault, name: str) -> str:
+    """Which fault is on, and what it does."""
+    sign = "<span aria-hidden='true'>▲</span>"
+    return f"<span role='status'><b class='cl-warn'>{sign} {text(name)}</b> is on: {text(fault.what)}</span>"
+
+
+def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement, repository: str) -> str:
+    """Whether the nodes agree, in one line: who holds which version, how far behind, and the batch that runs.
+
+    repository: what it holds, in words.
+    """
     groups = "".join(
         f"<span class='cl-group' title='{escape(', '.join(nodes))}'>"
         f"<span class='cl-letter cl-letter-{agreement.letter(digest).lower()}'>{agreement.letter(digest)}</span> "
@@ -223,7 +328,7 @@ def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement,
     return (
         f"<div class='cl-verdict cl-{tone}' role='status'><span class='cl-sign' aria-hidden='true'>{sign}</span> "
         f"<b>{escape(str(agreement)[:1].upper() + str(agreement)[1:])}</b>{groups}{late}"
-        f"<span class='cl-repository'>repository: {charts:,} charts, revision {revision:,}</span></div>"
+        f"<span class='cl-repository'>repository: {escape(repository)}</span></div>"
         f"<div class='cl-batches'>{batches or 'no batch is under way'}</div>"
     )
 

@@ -21,10 +21,12 @@ class Health(NamedTuple):
     word: str
 
 
-def health(status: Mapping[str, object]) -> Health:
-    """The one thing that matters most in a `Node.status`."""
+def health(status: Mapping[str, object], *, frozen: bool = False) -> Health:
+    """The one thing that matters most in a `Node.status`; whether the node is frozen, only its lab can tell."""
     if status["state"] == "stopped":
         return Health("dead", "✕", "stopped")
+    if frozen:
+        return Health("away", "‖", "frozen")
     if status["redis"] != "connected":
         return Health("away", "▲", "Redis away")
     if status["batch"]:
@@ -34,12 +36,13 @@ def health(status: Mapping[str, object]) -> Health:
     return Health("good", "●", str(status["state"]))
 
 
-def card_html(status: Mapping[str, object], line: str, agreement: Agreement) -> str:
+def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, frozen: bool = False) -> str:
     """The card of one node.
 
-    status: its `Node.status`; line: the faults of its line to the server; agreement: of all nodes.
+    status: its `Node.status`; line: the faults of its line to the server; agreement: of all nodes; frozen: whether it
+    stands still.
     """
-    how = health(status)
+    how = health(status, frozen=frozen)
     dead = how.tone == "dead"
     letter = agreement.letter(status["digest"])
     away = f"away {seconds(status['away_for'])}" if status["redis"] != "connected" else "connected"

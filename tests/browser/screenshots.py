@@ -47,7 +47,7 @@ def save(page, name):
 @pytest.mark.parametrize("nodes", [1, 4, 8])
 def test_lab_panel(in_voila, cells, nodes, theme):
     page = in_voila(f"lab-{nodes}", *cells("lab", nodes=nodes), theme=theme)
-    page.get_by_text("rebuild ended").wait_for()
+    page.get_by_text("rebuild ended").first.wait_for()
     save(page, f"lab-{nodes}-nodes-{theme}")
 
 
@@ -68,6 +68,22 @@ def test_lab_panel_in_trouble(in_voila, cells, theme):
     page.get_by_title("server: kill").click()
     page.get_by_text("▲ Redis away").nth(2).wait_for()
     save(page, f"lab-server-killed-{theme}")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_lab_panel_with_a_fault_by_its_name(in_voila, cells, theme):
+    page = in_voila("fault", *cells("lab", nodes=4), theme=theme)
+    page.get_by_label("named").select_option("half-open")
+    page.get_by_label("hits").select_option("node-1")
+    page.get_by_title("fault: begin").click()
+    page.get_by_text("is on").wait_for()
+    page.get_by_title("node-2: let it stand still").click()
+    page.get_by_text("‖ frozen").wait_for()
+    save(page, f"lab-fault-{theme}")
+    page.get_by_title("fault: end").click()
+    page.get_by_label("named").select_option("model fails")
+    page.get_by_text("cannot be made to fail").wait_for()
+    save(page, f"lab-fault-that-cannot-be-{theme}")
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -103,7 +119,7 @@ def test_comparison_panel(in_voila, cells, theme):
 @pytest.mark.parametrize("theme", THEMES)
 def test_in_jupyterlab(in_jupyterlab, cells, theme):
     page = in_jupyterlab("everything", *cells("lab", "search"), "lab", theme=f"JupyterLab {theme.title()}")
-    page.get_by_text("rebuild ended").wait_for()
+    page.get_by_text("rebuild ended").first.wait_for()
     page.get_by_label("Question").fill("planes leaving late")
     page.get_by_label("Question").press("Enter")
     page.get_by_text("all nodes give these").wait_for()

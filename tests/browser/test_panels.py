@@ -85,6 +85,49 @@ def test_faults_are_pressed_and_the_other_nodes_change(show, cells):
     expect(page.locator(".cl-events tbody tr")).to_have_count(1)
 
 
+def test_a_fault_is_begun_and_ended_by_its_name(show, cells):
+    page = show("by-name", *cells("lab"))
+    begin, end = page.get_by_title("fault: begin"), page.get_by_title("fault: end")
+    expect(page.get_by_text("All 3 nodes agree")).to_be_visible()
+    expect(end).to_be_disabled()
+    page.get_by_label("named").select_option("half-open")
+    page.get_by_label("hits").select_option("node-1")
+    expect(page.locator(".cl-hint")).to_have_text("nothing moves between one node and the server, and neither is told")
+    begin.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".cl-hint")).to_contain_text("half-open, node-1 is on")
+    expect(begin).to_be_disabled()
+    expect(card(page, "node-1")).to_contain_text("blackhole")
+    expect(card(page, "node-1")).to_contain_text("Redis away")
+    page.get_by_label("save a chart").fill("Espresso machines by floor")
+    page.get_by_title("save a new chart").click()
+    expect(page.get_by_text("Nodes differ: 2 versions")).to_be_visible()
+    expect(card(page, "node-2")).to_contain_text("403")  # the others got it
+    expect(card(page, "node-1")).to_contain_text("402")
+    end.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("All 3 nodes agree")).to_be_visible()
+    expect(card(page, "node-1")).to_contain_text("403")
+    expect(page.locator(".cl-hint")).not_to_contain_text("is on")
+    expect(end).to_be_disabled()
+
+    page.get_by_label("named").select_option("out of memory")
+    expect(page.get_by_label("hits")).to_be_disabled()
+    begin.click()
+    expect(page.locator(".cl-messages")).to_contain_text("out of memory, server: begun")
+    end.click()
+    expect(page.locator(".cl-messages")).to_contain_text("out of memory, server: ended")
+    page.get_by_label("named").select_option("model hangs")
+    why = page.get_by_role("button", name="Begin")
+    expect(why).to_be_disabled()
+    expect(why).to_have_attribute("title", re.compile("cannot be made to fail: give the lab one that can"))
+
+    card(page, "node-2").get_by_role("button", name="Freeze").click()
+    expect(card(page, "node-2")).to_contain_text("frozen")
+    card(page, "node-2").get_by_role("button", name="Resume").click()
+    expect(card(page, "node-2")).to_contain_text("running")
+
+
 def test_a_chart_titled_with_a_script_and_right_to_left_words_is_shown_as_text(show, cells):
     page = show("texts", *cells("search", "comparison"))
     expect(page.get_by_label("Question")).to_have_count(2)
@@ -113,11 +156,12 @@ def test_it_is_used_by_keyboard_and_keeps_the_focus_while_it_refreshes(show, cel
     assert kill.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
 
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.title || document.activeElement.tagName"))
-    wanted = {f"node-{number}: {what}" for number in range(3) for what in ("kill the node", "heal its line")}
-    assert wanted | {"server: start empty", "add a node", "save a new chart", "INPUT", "SELECT"} <= reached
+    wanted = {f"node-{number}: {what}" for number in range(3) for what in ("kill the node", "let it go on")}
+    wanted |= {"server: start empty", "add a node", "fault: begin", "save a new chart"}
+    assert wanted | {"INPUT", "SELECT"} <= reached
     unnamed = "elements => elements.filter(e => !e.labels.length && !e.ariaLabel && !e.title).length"
     assert page.locator(".copilotlab :is(input, select)").evaluate_all(unnamed) == 0
 
@@ -127,11 +171,17 @@ def test_it_is_readable_in_both_themes(show, cells, theme):
     page = show(f"theme-{theme}", *cells("lab"), theme=theme)
     card(page, "node-1").get_by_role("button", name="Partition").click()
     card(page, "node-2").get_by_role("button", name="Kill").click()
+    card(page, "node-0").get_by_role("button", name="Freeze").click()
+    page.get_by_label("named").select_option("slow line")
+    page.get_by_title("fault: begin").click()
+    expect(page.get_by_text("slow line, node-0 is on")).to_be_visible()
+    expect(page.get_by_text("‖ frozen")).to_be_visible()
     expect(page.get_by_text("✕ stopped")).to_be_visible()
     expect(page.get_by_text("▲ Redis away")).to_be_visible()
     selectors = (".cl-verdict b", ".cl-repository", ".cl-state", ".cl-away .cl-state", ".cl-dead .cl-state", ".cl-name",
                  ".cl-card dt", ".cl-card dd", ".cl-button", ".cl-danger", ".cl-table td", ".cl-table th",
-                 ".cl-events .cl-bad", ".cl-letter", ".cl-messages b", ".cl-label")  # fmt: skip
+                 ".cl-events .cl-bad", ".cl-letter", ".cl-messages b", ".cl-label",
+                 ".cl-hint bdi", ".cl-hint .cl-warn")  # fmt: skip
     ratios = {selector: round(contrast(page, selector), 1) for selector in selectors}
     assert {selector: ratio for selector, ratio in ratios.items() if ratio < 4.5} == {}
     body = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--jp-layout-color1')")

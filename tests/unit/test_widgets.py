@@ -20,7 +20,7 @@ import pytest
 from ipywidgets.widgets import widget as ipywidgets_widget
 
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
-from copilotlab.lab import FragileModel, catalogue
+from copilotlab.lab import FAULTS, FragileModel, FragileRepository, catalogue
 from copilotlab.lab.summary import Agreement
 from copilotlab.markup import card, text
 from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
@@ -308,7 +308,7 @@ def test_the_servers_buttons_do_what_they_say(panel):
     assert not press(panel, "Pause").failed
     assert lab.redis.state == "paused"
     assert "paused" in shown(panel)
-    press(panel, "Resume")
+    press(panel, "Resume", "server")
     assert lab.redis.state == "running"
     press(panel, "Kill", "server")
     assert lab.redis.state == "stopped"
@@ -348,6 +348,133 @@ def test_a_nodes_buttons_do_what_they_say(panel):
     assert "stopped" in panel._cards[1].value
 
 
+def begin(panel, fault, victim=0):
+    _ = panel.widget
+    panel._fault.value, panel._victim.value = fault, victim
+    return press(panel, "Begin")
+
+
+def test_a_fault_is_begun_and_ended_by_its_name(panel):
+    lab = panel.lab
+    message = begin(panel, "half-open", 1)
+    assert (message.failed, message.said) == (False, "half-open, node-1: begun")
+    assert (lab.proxies[0].state, lab.proxies[1].state) == ("open", "blackhole")
+    assert "half-open, node-1</bdi></b> is on" in shown(panel)
+    assert (panel._begin.disabled, panel._end.disabled) == (True, False)
+    lab.nodes[0].update_chart(Chart(chart_id=900, title="Espresso"))
+    wait_until(lambda: "Nodes differ: 2 versions" in shown(panel))
+
+    assert press(panel, "End").said == "half-open, node-1: ended"
+    assert "is on" not in shown(panel)
+    assert (panel._begin.disabled, panel._end.disabled) == (False, True)
+    wait_for_rest(lab)
+    assert "Both nodes agree" in shown(panel)
+    events = lab.timeline().filter(pl.col("node") == "lab").tail(2)
+    assert events.select("event", "detail").rows() == [
+        ("begin_fault", "half-open, node-1"),
+        ("end_fault", "half-open, node-1"),
+    ]
+
+
+def test_every_fault_has_its_name_in_the_panel_and_its_sentence_beside_it(panel):
+    _ = panel.widget
+    assert list(panel._fault.options) == list(FAULTS)
+    assert list(panel._victim.options) == [("node-0", 0), ("node-1", 1)]
+    for name, fault in FAULTS.items():
+        panel._fault.value = name
+        assert text(fault.what) in shown(panel)
+        assert panel._victim.disabled == (fault.scope != "line")  # of the others there is one, for all nodes
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.scope == "server"])
+def test_a_fault_of_the_server_is_begun_and_ended_and_the_nodes_agree_again(panel, name):
+    assert begin(panel, name).said == f"{name}, server: begun"
+    panel.refresh()
+    if FAULTS[name].passes:
+        assert (panel._begin.disabled, panel._end.disabled) == (False, True)  # there is nothing to end
+    else:
+        assert press(panel, "End").said == f"{name}, server: ended"
+    wait_for_rest(panel.lab)
+
+
+def test_a_fault_that_this_lab_cannot_have_says_why(panel):
+    _ = panel.widget
+    panel._fault.value = "repository hangs"
+    assert (panel._begin.disabled, panel._end.disabled) == (True, True)
+    assert "Lab(charts=FragileRepository" in panel._begin.tooltip
+    assert "cannot be made to fail: give the lab one that can" in shown(panel)
+    panel._fault.value = "half-open"
+    assert (panel._begin.disabled, panel._begin.tooltip) == (False, "fault: begin")
+
+
+def test_a_fault_that_cannot_be_begun_or_ended_is_told_and_can_be_tried_again(panel):
+    lab = panel.lab
+    lab.redis.stop()
+    message = begin(panel, "server frozen")
+    assert (message.failed, message.said) == (True, "ServerError: the server is stopped; start() it first")
+    assert "is on" not in shown(panel)
+    lab.redis.start()
+    assert not begin(panel, "server frozen").failed
+    lab.redis.kill()
+    assert press(panel, "End").failed
+    assert "server frozen, server</bdi></b> is on" in shown(panel)
+    lab.redis.start()
+    assert not press(panel, "End").failed
+    events = lab.timeline().filter(pl.col("node") == "lab")["event"].to_list()
+    assert [event for event in events if event.endswith("failed")] == ["begin_fault_failed", "end_fault_failed"]
+    assert press(panel, "End").said == "RuntimeError: no fault is on; begin one first"
+
+
+@pytest.mark.parametrize("name", ["repository hangs", "repository unreachable", "model hangs"])
+def test_a_repository_that_hangs_holds_neither_the_panel_nor_its_end_up(name):
+    charts = FragileRepository()
+    charts.save_many(CATALOGUE)
+    with Lab(2, FragileModel(load_embedder("hash")), charts, POLICY) as lab, LabPanel(lab) as panel:
+        wait_for_rest(lab)
+        assert "39 charts, revision 39" in shown(panel)
+        begin(panel, name)
+        html = shown(panel)
+        assert f"{name}, " in html
+        assert "Both nodes agree" in html
+        assert "cannot be refreshed" not in html
+        if FAULTS[name].scope == "repository":
+            assert "39 charts, revision 39, when it answered" in html
+            assert shown(panel) == html
+        assert not press(panel, "End").failed
+        wait_until(lambda: "39 charts, revision 39<" in shown(panel))
+
+
+@pytest.mark.parametrize("first", ["panel", "lab"])
+@pytest.mark.parametrize("name", ["client kill storm", "half-open", "server killed", "repository hangs"])
+def test_a_fault_that_is_on_ends_with_its_panel_and_leaves_no_thread(name, first):
+    threads_before = set(threading.enumerate())
+    charts = FragileRepository()
+    charts.save_many(CATALOGUE)
+    with Lab(nodes=1, model="hash", charts=charts, policy=POLICY) as lab, LabPanel(lab) as panel:
+        wait_for_rest(lab)
+        panel.widget._view_count = 1
+        begin(panel, name)
+        if first == "lab":
+            lab.close()
+            wait_until(lambda: panel_threads() == [])
+        panel.close()
+        if first == "panel":
+            wait_for_rest(lab)  # all is well again
+            assert lab.proxies[0].state == "open"
+    wait_until(lambda: set(threading.enumerate()) <= threads_before)
+
+
+def test_a_node_is_frozen_and_goes_on(panel):
+    lab = panel.lab
+    assert not press(panel, "Freeze", "node-1").failed
+    assert lab.living == [lab.nodes[0]]
+    assert "<bdi>frozen</bdi>" in (shown(panel) and panel._cards[1].value)
+    assert "frozen" not in panel._cards[0].value
+    press(panel, "Resume", "node-1")
+    assert lab.living == lab.nodes
+    assert "frozen" not in (shown(panel) and panel._cards[1].value)
+
+
 def test_a_node_is_added_and_nothing_that_was_chosen_is_lost(panel):
     _ = panel.widget
     panel._of.value = "lab"
@@ -365,7 +492,7 @@ def test_a_node_is_added_and_nothing_that_was_chosen_is_lost(panel):
 
 
 def test_what_goes_wrong_behind_a_button_is_told_in_the_panel(panel):
-    message = press(panel, "Resume")
+    message = press(panel, "Resume", "server")
     assert not message.failed
     message = press(panel, "Start empty")
     assert message.failed
@@ -384,7 +511,7 @@ def test_an_action_under_way_is_not_begun_again(panel, monkeypatch):
     wait_until(lambda: calls)
     assert press(panel, "Restart").said == "is still under way"
     assert not press(panel, "Pause").failed  # others are not held up
-    press(panel, "Resume")
+    press(panel, "Resume", "server")
     free.set()
     wait_until(lambda: panel.messages[-1].action == "server: restart")
     assert calls == [1]
@@ -398,7 +525,7 @@ def test_whoever_is_told_what_came_of_a_button_may_press_it_again(panel, monkeyp
         tell(action, *said, **how)
 
     monkeypatch.setattr(panel, "_tell", told)
-    assert [press(panel, "Resume").failed, press(panel, "Resume").failed] == [False, False]
+    assert [press(panel, "Resume", "server").failed, press(panel, "Resume", "server").failed] == [False, False]
     assert under_way == [False, False]
 
 
@@ -480,7 +607,7 @@ def test_a_card_shows_lease_lag_epoch_and_what_is_reconciled():
 )
 def test_the_verdict_is_good_only_when_all_agree_and_nobody_is_behind(changes, tone, said):
     statuses = [describe_status(node=EVIL), describe_status(node="node-1", **changes)]
-    html = verdict_html(statuses, Agreement.of(statuses), 1234, 5678)
+    html = verdict_html(statuses, Agreement.of(statuses), "1,234 charts, revision 5,678")
     assert f"cl-verdict cl-{tone}'" in html
     assert said in html
     assert "1,234 charts, revision 5,678" in html
