@@ -8,14 +8,14 @@ from base64 import b64encode
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from inspect import isgenerator
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets as widgets
 from IPython import get_ipython
 from IPython.core.formatters import DisplayFormatter
 from IPython.display import display
 
-from copilotlab.widgets.panel import view
+from copilotlab.widgets.panel import parts, view
 
 WORKING = "<span role='status' style='opacity:.7'>working ...</span>"
 
@@ -36,7 +36,7 @@ class LiveAnswer:
     kernel stays free; where changes come faster than answers, only the last of them is answered. What goes wrong then
     is shown in place of the answer. Show it as the last line of a cell, in JupyterLab or under Voila; where there is no
     widget manager, what was shown first stays, each thing as an output of its own (`ipywidgets.interactive_output`
-    would leave nothing there).
+    would leave nothing there). Close it with `close` or as a context manager.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class LiveAnswer:
     ) -> None:
         self._function = function
         self._controls = dict(controls)
-        self._lock = threading.Lock()  # of the next two
+        self._start = start
+        self._lock = threading.RLock()  # of the next three, and of all that is shown
         self._wanted: dict[str, Any] | None = None  # the last change that nobody has begun to answer
         self._working = False
+        self._closed = False
         *_, first = self._answers(self._values())
         self._places = [widgets.Output(outputs=(output,)) for output in _outputs(first)]
         self._notice = widgets.HTML(layout={"min_height": "1.8em"})  # what is below it stays where it is
@@ -62,11 +64,39 @@ class LiveAnswer:
             for control in self._controls.values():
                 control.observe(self._ask, "value")
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Take it off every page, and close all its widgets: the controls, the box and the button among them.
+
+        An answer that is under way is given up as soon as it yields or returns. Closing twice does nothing.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._wanted = None
+            others = [] if self._start is None else [self._start]
+            for widget in (self._top, *self._places, *self._controls.values(), *others):
+                for part in list(parts(widget)):
+                    part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self._controls.items()}
 
     def _ask(self, _: object) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._wanted = self._values()
             if self._working:
                 return
@@ -91,7 +121,7 @@ class LiveAnswer:
             with closing(self._answers(values)) as answers:
                 for answer in answers:
                     self._show(_outputs(answer))
-                    if self._wanted is not None:
+                    if self._closed or self._wanted is not None:
                         break
         except Exception as error:  # this is the end of a thread: whoever changed the control is told
             logger.debug("no answer to %s", values, exc_info=error)
@@ -107,22 +137,26 @@ class LiveAnswer:
             yield answer
 
     def _show(self, outputs: Sequence[dict[str, Any] | None]) -> None:
-        for place, output in zip(self._places, outputs, strict=True):
-            place.outputs = () if output is None else (output,)
+        with self._lock:
+            if not self._closed:
+                for place, output in zip(self._places, outputs, strict=True):
+                    place.outputs = () if output is None else (output,)
 
     def _bundles(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """What a page gets: the controls, and each thing with its two faces, live and static."""
-        yield {"text/plain": repr(self), **view(self._top)}, {}
+        live = (lambda _: {}) if self._closed else view
+        yield {"text/plain": repr(self), **live(self._top)}, {}
         for place in self._places:
             output = place.outputs[0] if place.outputs else {}
-            yield {"text/plain": "", **output.get("data", {}), **view(place)}, output.get("metadata", {})
+            yield {"text/plain": "", **output.get("data", {}), **live(place)}, output.get("metadata", {})
 
     def _ipython_display_(self) -> None:
         for data, metadata in self._bundles():
             display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
-        return f"LiveAnswer({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+        facts = [*(f"{name}={value!r}" for name, value in self._values().items()), *["closed"] * self._closed]
+        return f"LiveAnswer({', '.join(facts)})"
 
 
 def _outputs(answer: Any) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ class Panel(ABC):
                 refresher.join()
         if widget is not None:
             widget._view_count = None  # a page need not count, and tell a closed comm, that the panel is gone
-            for part in list(_parts(widget)):
+            for part in list(parts(widget)):
                 part.close()
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ class Panel(ABC):
             logger.warning("%s cannot be refreshed: %s", type(self).__name__, said, exc_info=error)
 
     def _disable(self) -> None:
-        for part in _parts(self._widget):
+        for part in parts(self._widget):
             if part.has_trait("disabled"):
                 part.disabled = True
 
@@ -300,11 +300,11 @@ def _style_sheet() -> widgets.HTML:
     return widgets.HTML(f"<style>{sheet}</style>", layout=widgets.Layout(display="none"))
 
 
-def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+def parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
     """The widget, all that is in it, and their layouts and styles: each of them has a comm of its own."""
     yield widget
     for child in getattr(widget, "children", ()):
-        yield from _parts(child)
+        yield from parts(child)
     for name in ("layout", "style"):
         if widget.has_trait(name):
             yield getattr(widget, name)

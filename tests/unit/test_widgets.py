@@ -925,6 +925,52 @@ def test_something_long_is_seen_as_it_goes_and_given_up_for_the_next_question():
     assert ended == [1, 2, 3]
 
 
+def test_a_hundred_answers_that_were_closed_leave_no_thread_no_widget_and_no_comm():
+    widgets_before = len(ipywidgets_widget._instances)
+    comms_before = len(comm.get_comm_manager().comms)
+    threads_before = set(threading.enumerate())
+    for number in range(100):
+        control, start = number_control(), ipywidgets.Button() if number % 2 else None
+        with LiveAnswer(lambda number: (number, Picture(number)), {"number": control}, start=start) as answer:
+            control.value = 2
+            if start is not None:
+                start.click()
+            assert len(seen(answer)) == 2
+        answer.close()
+        assert answer.closed
+
+    wait_until(lambda: set(threading.enumerate()) <= threads_before)
+    assert len(ipywidgets_widget._instances) == widgets_before
+    assert len(comm.get_comm_manager().comms) == comms_before
+
+
+def test_a_closed_answer_answers_no_more_and_its_static_face_remains():
+    more, asked = threading.Event(), []
+
+    def counted(number):
+        asked.append(number)
+        yield f"number {number}, begun"
+        if number > 1:
+            assert more.wait(60)
+            yield f"number {number}, done"
+
+    control = number_control()
+    answer = LiveAnswer(counted, {"number": control})
+    control.value = 2
+    wait_until(lambda: "number 2, begun" in answer._places[0].outputs[0]["data"]["text/plain"])
+    control.value = 3
+    answer.close()
+    more.set()
+    wait_until(lambda: not answer._working)
+    control.value = 4
+
+    assert asked == [1, 2]
+    assert not answer._working
+    (top, _), (place, _) = answer._bundles()
+    assert top == {"text/plain": "LiveAnswer(number=4, closed)"}
+    assert place == {"text/plain": "'number 2, begun'"}
+
+
 # --- static pages -------------------------------------------------------------------------------------------------
 
 
