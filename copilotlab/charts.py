@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import json
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.markup import facts_table, rows_table, text
 from copilotlab.urls import hide_password
 
 if TYPE_CHECKING:
@@ -104,12 +104,7 @@ class Chart:
         return hashlib.blake2b(self.text.encode(), digest_size=HASH_BYTES).digest()
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{field.name}</th>"
-            f"<td style='text-align:left'>{html.escape(_words(getattr(self, field.name)))}</td></tr>"
-            for field in fields(self)
-        )
-        return f"<table>{rows}</table>"
+        return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
 
 
 class Change(NamedTuple):
@@ -292,9 +287,7 @@ class ChartRepository:
         import polars as pl
 
         live = sorted(change for change in self.changes_since(0) if change.chart is not None)
-        columns = {
-            field.name: [_plain(getattr(change.chart, field.name)) for change in live] for field in fields(Chart)
-        }
+        columns = {field.name: [plain(getattr(change.chart, field.name)) for change in live] for field in fields(Chart)}
         words = dict.fromkeys(_LISTS, pl.List(pl.String))
         texts = dict.fromkeys(("title", "description", "chart_type", "source"), pl.String)
         return pl.DataFrame(
@@ -367,11 +360,7 @@ class ChartRepository:
 
     def _repr_html_(self) -> str:
         shown = self.frame().head(10).select("chart_id", "title", "chart_type", "source", "revision")
-        head = "".join(f"<th>{name}</th>" for name in shown.columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in shown.rows()
-        )
-        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<p>{text(repr(self))}</p>{rows_table(shown.columns, shown.rows())}"
 
 
 def _revision(revision: object) -> int:
@@ -623,7 +612,8 @@ def _check_text(name: str, value: object, most: int) -> None:
         )
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """What a chart says, as a frame holds it: a list in place of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 

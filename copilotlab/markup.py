@@ -1,12 +1,14 @@
-"""Text shown in HTML: escaped, and isolated in its own direction of writing. And a card, of which a page is made."""
+"""Text shown in HTML: escaped, and isolated in its own direction of writing. And the tables and cards of a page."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 GOOD, DOUBTFUL = "#2e8540", "#c05600"  # readable on white and on black
-CELL = "style='text-align:left;padding:3px 10px 3px 0'"
+_CELL = "text-align:left;padding:3px 10px 3px 0"
+_HEAD = f"{_CELL};border-bottom:1px solid rgba(128,128,128,.35)"
+_TABLE = "<table style='border:none;margin:4px 0'>"
 
 
 def text(value: object) -> str:
@@ -14,14 +16,29 @@ def text(value: object) -> str:
     return f"<bdi>{html.escape(str(value))}</bdi>"
 
 
+def facts_table(facts: Mapping[str, object], *, caption: str = "") -> str:
+    """A table of a name and a fact a row."""
+    rows = "".join(
+        f"<tr><th style='{_CELL}' scope='row'>{text(name)}</th><td style='{_CELL}'>{text(fact)}</td></tr>"
+        for name, fact in facts.items()
+    )
+    above = f"<caption>{text(caption)}</caption>" if caption else ""
+    return f"{_TABLE}{above}<tbody>{rows}</tbody></table>"
+
+
+def rows_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table with a heading for each column."""
+    head = "".join(f"<th style='{_HEAD}' scope='col'>{text(name)}</th>" for name in columns)
+    cells = ("".join(f"<td style='{_CELL}'>{text(cell)}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"{_TABLE}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def card(heading: str, facts: Mapping[str, object], *, colour: str, more: str = "") -> str:
     """A heading and a table of facts beside a bar of that colour, on any background; ``more`` is HTML below them."""
-    rows = "".join(
-        f"<tr><th {CELL} scope='row'>{text(name)}</th><td {CELL}>{text(fact)}</td></tr>" for name, fact in facts.items()
-    )
     return (
         "<div style='display:flex;gap:12px'>"
         f"<div style='flex:none;width:8px;border-radius:4px;background:{colour}'></div>"
         f"<div><div style='font-size:1.15em;font-weight:600'>{text(heading)}</div>"
-        f"<table style='border:none;margin:4px 0'><tbody>{rows}</tbody></table>{more}</div></div>"
+        f"{facts_table(facts)}{more}</div></div>"
     )

@@ -20,7 +20,7 @@ import redis as redis_py
 
 from copilotlab.batch import Batch, BatchResult, Kind
 from copilotlab.carrier import Carrier
-from copilotlab.charts import Chart, ChartNotFound, ChartRepository, RepositoryError
+from copilotlab.charts import Chart, ChartNotFound, ChartRepository, RepositoryError, plain
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
@@ -319,7 +319,7 @@ class Node:
         known = self._details.of({chart_id: self.store.revision(chart_id) or 0 for chart_id in chart_ids})
         charts = [known.get(chart_id) for chart_id in chart_ids]
         columns = {
-            name: [None if chart is None else _cell(getattr(chart, name)) for chart in charts]
+            name: [None if chart is None else plain(getattr(chart, name)) for chart in charts]
             for name in list(_FOUND)[3:]
         }
         return pl.DataFrame(
@@ -527,7 +527,3 @@ def _question(query: str) -> str:
             f"a query of {len(stripped)} characters: expected 1 to {MAX_QUERY_LENGTH:,}, such as 'revenue by region'"
         )
     return stripped
-
-
-def _cell(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -17,7 +17,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,6 +25,8 @@ from urllib.parse import quote
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from copilotlab.markup import facts_table
 
 logger = logging.getLogger(__name__)
 
@@ -360,8 +361,7 @@ class LocalRedis:
             "state": self.state,
             "process": self.pid or "",
         }
-        rows = (f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
-        return f"<table>{''.join(rows)}</table>"
+        return facts_table(facts)
 
     def _url(self, credentials: str = "") -> str:
         if self.address is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, NamedTuple
 
-from copilotlab.markup import CELL, DOUBTFUL, GOOD, card, text
+from copilotlab.markup import DOUBTFUL, GOOD, card, rows_table
 
 if TYPE_CHECKING:
     from copilotlab.lab.lab import Lab
@@ -55,10 +55,6 @@ def short(digest: object) -> str:
     return str(digest)[:SHOWN_DIGEST]
 
 
-_LINE = "border-bottom:1px solid rgba(128,128,128,.35)"
-_HEAD = f"style='text-align:left;padding:3px 10px 3px 0;{_LINE}' scope='col'"
-
-
 def summary_html(lab: Lab) -> str:
     """The lab as static HTML: verdict, server, catalogue, policy, and a table of the nodes; it runs no script."""
     statuses = [node.status() for node in lab.nodes]
@@ -70,15 +66,11 @@ def summary_html(lab: Lab) -> str:
         "Policy": repr(lab.policy),
     }
     columns = ("Node", "State", "Charts", "Digest", "Redis", "Line", "Lease", "Lag", "Batch")
-    head = "".join(f"<th {_HEAD}>{name}</th>" for name in columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td {CELL}>{text(cell)}</td>' for cell in _row(lab, index, status, agreement))}</tr>"
-        for index, status in enumerate(statuses)
-    )
+    rows = [_row(lab, index, status, agreement) for index, status in enumerate(statuses)]
     closed = " (closed)" if lab.closed else ""
     table = (
         f"<details{' open' if len(statuses) <= 8 else ''}><summary>{len(statuses)} nodes</summary>"
-        f"<table style='border:none;margin:4px 0'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
+        f"{rows_table(columns, rows)}</details>"
     )
     return card(f"Lab{closed}: {agreement}", facts, colour=GOOD if agreement.agree else DOUBTFUL, more=table)
 

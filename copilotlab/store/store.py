@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import html
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.markup import facts_table
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.records import (
     Bytes,
@@ -412,8 +412,7 @@ class VectorStore:
 
     def _repr_html_(self) -> str:
         status = self.status() | {"nbytes": _size(self.nbytes)}
-        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in status.items())
-        return f"<table><caption>VectorStore</caption>{cells}</table>"
+        return facts_table(status, caption="VectorStore")
 
     def _queries(self, vectors: npt.ArrayLike, what: str, shape: tuple[int | None, ...]) -> Floats:
         queries = as_floats(vectors, what)

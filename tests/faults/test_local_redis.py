@@ -605,7 +605,7 @@ def test_it_shows_what_and_where_it_is(server: LocalRedis) -> None:
     assert repr(server) == f"<LocalRedis {server.kind} {server.version} {server.url} running, pid {server.pid}>"
     table = server._repr_html_()
     for fact in (server.version, server.url, "running", str(server.pid)):
-        assert f"<td>{fact}" in table or f"{fact}</td>" in table
+        assert f"<bdi>{fact}" in table or f"{fact}</bdi></td>" in table
     server.close()
     assert repr(server).endswith("closed>")
 

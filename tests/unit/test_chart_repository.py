@@ -365,5 +365,7 @@ def test_a_password_is_never_shown(tmp_path):
 def test_markup_in_a_title_is_shown_as_text():
     repository = ChartRepository()
     repository.save(chart(7, "<script>alert(1)</script>"))
+    repository.save(chart(8, "הכנסות לפי אזור"))
 
     assert "<script>" not in repository._repr_html_()
+    assert "<bdi>הכנסות לפי אזור</bdi>" in repository._repr_html_()

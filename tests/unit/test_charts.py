@@ -69,3 +69,10 @@ def test_markup_in_a_chart_is_shown_as_text():
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     assert "<b>" not in shown
+
+
+def test_words_from_right_to_left_do_not_turn_their_neighbours():
+    shown = Chart(chart_id=7, title="הכנסות לפי אזור", source="Sales")._repr_html_()
+
+    assert "<bdi>הכנסות לפי אזור</bdi>" in shown
+    assert "<bdi>Sales</bdi>" in shown

@@ -786,8 +786,9 @@ def test_a_store_says_how_it_is():
     assert status["digest"] == store.digest
     assert status["nbytes"] == store.nbytes > 3 * 4 * DIM
     html = store._repr_html_()
-    assert html.startswith("<table>")
-    assert store.digest in html
+    assert html.startswith("<table")
+    assert "VectorStore</bdi></caption>" in html
+    assert f"<bdi>{store.digest}</bdi></td>" in html
     assert "chart_id=1" in repr(record(1))
     assert repr(store.manifest()) == f"Manifest(3 charts, digest={store.digest})"
 
