@@ -45,6 +45,9 @@ class Gate:
         self._open.wait()
         return not self._failing
 
+    def __repr__(self) -> str:
+        return f"Gate({'hanging' if not self._open.is_set() else 'failing' if self._failing else 'open'})"
+
 
 class FragileModel(Embedder):
     """Another model's vectors, at a pace of one's choice, with failures on request.

@@ -116,6 +116,9 @@ class ReservedPort:
         """Give the port back."""
         self._socket.close()
 
+    def __repr__(self) -> str:
+        return "<ReservedPort {}:{}>".format(*self.address)
+
 
 class LocalRedis:
     """A server for one owner: the process that made this object.

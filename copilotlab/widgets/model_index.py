@@ -113,6 +113,9 @@ class ModelIndex:
             self._revision = chunk[-1].revision
         self._progress("")
 
+    def __repr__(self) -> str:
+        return f"ModelIndex({self.name!r}, revision {self._revision})"
+
 
 def shared(one: Iterable[Found], other: Iterable[Found]) -> int:
     """How many charts two answers have in common."""

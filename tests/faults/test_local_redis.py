@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from copilotlab.lab.server import LocalRedis, ServerError, ServerNotFound, find_server
+from copilotlab.lab.server import LocalRedis, ReservedPort, ServerError, ServerNotFound, find_server
 
 
 def eventually(condition: Callable[[], bool], limit: float = 20.0) -> bool:
@@ -599,6 +599,12 @@ def test_an_interrupt_of_the_owner_does_not_reach_it(owner_of: Callable[..., Own
 
 
 # How it shows itself.
+
+
+def test_a_reserved_port_says_which() -> None:
+    port = ReservedPort()
+    assert repr(port) == f"<ReservedPort 127.0.0.1:{port.address[1]}>"
+    port.close()
 
 
 def test_it_shows_what_and_where_it_is(server: LocalRedis) -> None:

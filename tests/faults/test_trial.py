@@ -98,6 +98,17 @@ def test_a_fragile_model_answers_what_comes_alone_and_nothing_else():
     assert model.made == {"a query": 1, "two": 2, "texts": 2}
 
 
+def test_a_gate_says_how_it_is():
+    gate = FragileRepository().gate
+    assert repr(gate) == "Gate(open)"
+    gate.fail()
+    assert repr(gate) == "Gate(failing)"
+    gate.hang()
+    assert repr(gate) == "Gate(hanging)"
+    gate.mend()
+    assert repr(gate) == "Gate(open)"
+
+
 def test_a_fragile_repository_is_one_like_any_other_until_then():
     charts = FragileRepository()
     assert charts.revision == 0

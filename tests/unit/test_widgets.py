@@ -764,6 +764,7 @@ def test_a_model_index_follows_saves_and_deletions():
     charts = repository()
     said = []
     index = ModelIndex(charts, "hash", said.append)
+    assert repr(index) == "ModelIndex('hash', revision 0)"
     assert index.search("orders of product 7", 1)[0].chart_id == 7
     assert said[0] == "loading hash ..."
     assert said[-1] == ""
@@ -772,6 +773,7 @@ def test_a_model_index_follows_saves_and_deletions():
     found = index.search("espresso", 50)
     assert found[0][:1] + found[0][2:] == (99, "Espresso", "kpi", "Kitchen", (), ())
     assert 7 not in {chart.chart_id for chart in found}
+    assert repr(index) == f"ModelIndex('hash', revision {charts.revision})"
 
 
 def test_a_model_index_follows_a_repository_that_is_restored_from_a_backup(tmp_path):
