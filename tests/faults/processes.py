@@ -291,9 +291,9 @@ class Processes:
                 kept[name] = [search for search in timed if not process.was_frozen(search)]
         return kept
 
-    def sleeps(self) -> int:
+    def silences(self) -> list[float]:
         """None that tells of the machine: processes are frozen on purpose."""
-        return 0
+        return []
 
     def complaints(self) -> list[str]:
         """What searches raised, and what went backwards."""

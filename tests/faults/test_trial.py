@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trial import POLICY, QUERIES, Threads, Trial, wait_until
+from trial import GRACE, POLICY, QUERIES, Threads, Trial, wait_until
 
 from copilotlab import ChartRepository, Lab, Node, Policy, load_embedder
 from copilotlab.lab import FAULTS, FragileModel, FragileRepository, Watch
@@ -35,12 +35,14 @@ def test_it_knows_a_machine_that_was_too_busy():
     with Threads(2) as cluster:
         trial = Trial(cluster, "nothing", "")
         trial.hold()
-        trial._healed, trial._slept = trial._held + 0.9, cluster.sleeps()
+        trial._healed, trial._silences = trial._held + 0.9, len(cluster.silences())
         assert not trial.stalled
-        cluster.lab.nodes[1].counters.count("sleeps")
+        cluster.lab.nodes[1].journal.note("slept", "for 0.9 s")
+        assert not trial.stalled
+        cluster.lab.nodes[1].journal.note("slept", f"for {GRACE} s")
         assert trial.stalled
         trial.hold()
-        trial._healed, trial._slept = trial._held + POLICY["batch_timeout"], cluster.sleeps()
+        trial._healed, trial._silences = trial._held + POLICY["batch_timeout"], len(cluster.silences())
         assert trial.stalled
         trial.hold(until=lambda: True)
         trial._healed = trial._held + POLICY["batch_timeout"]

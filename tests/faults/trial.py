@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
+import polars as pl
+
 from copilotlab import Chart, Lab, LocalRedis, Policy, load_embedder
 from copilotlab.charts import RepositoryError
 from copilotlab.lab.fragile import FragileModel, FragileRepository
@@ -36,6 +38,7 @@ POLICY = {
     "adopt_after": 4.0,
     "chunk_size": 8,
 }
+GRACE = Policy(**POLICY).rejoin_grace
 
 
 class Row(NamedTuple):
@@ -162,9 +165,10 @@ class Threads:
             for watch in self._watches
         }
 
-    def sleeps(self) -> int:
-        """How often a node found that it had not run for a while; nothing here freezes one."""
-        return sum(node.counters["sleeps"] for node in self.lab.nodes)
+    def silences(self) -> list[float]:
+        """For how many seconds a node found that it had not listened, each time; nothing here freezes one."""
+        said = self.lab.timeline().filter(pl.col("event") == "slept")["detail"]
+        return [float(detail.split()[1]) for detail in said]  # "for 1.2 s"
 
     def complaints(self) -> list[str]:
         return [complaint for watch in self._watches for complaint in watch.errors + watch.backwards]
@@ -209,7 +213,7 @@ class Trial:
             cluster.update(cluster.able[0], doomed)
         wait_until(lambda: cluster.settled() and not cluster.differences(), f"agreement before {fault}")
         self._made = cluster.made()
-        self._slept = cluster.sleeps()
+        self._silences = len(cluster.silences())
         self._bytes = cluster.bytes_moved()
         self._began = time.monotonic()
 
@@ -249,9 +253,10 @@ class Trial:
     @property
     def stalled(self) -> bool:
         """Whether the machine was too busy for a brief fault to stay one: it lasted about as long as a lease, or a node
-        found that it had not run for three heartbeats."""
+        was silent afterwards, handing over what it had made, for about as long as the others wait for it."""
         lasted = self._healed - self._held
-        return self._brief and (lasted > POLICY["batch_timeout"] - 1.0 or self.cluster.sleeps() > self._slept)
+        silent = max(self.cluster.silences()[self._silences :], default=0.0)
+        return self._brief and (lasted > POLICY["batch_timeout"] - 1.0 or silent > GRACE - 0.4)
 
     def _unanswered(self, end: float) -> set[str]:
         """The nodes that answered no search from the beginning of the fault to this end, of those that ran."""
