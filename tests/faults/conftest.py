@@ -60,7 +60,8 @@ def _document(rows, notes) -> str:
         f"{times} runs of each, on {machine}. *Agreed after*: from the last edit, which follows at once on the "
         "end of the fault; median. "
         "*Embeddings*: expected, and made; a range where a chunk may be made twice, since its maker died or was away "
-        "for longer than its lease, or the server forgot who is at work. "
+        "for longer than its lease, or the server forgot who is at work. To double: all may be, where the machine was "
+        "so slow that a node was silent for as long as others wait for it. "
         "*Search*: milliseconds of one answer, the median and the slowest of all runs. "
         "*Moved*: between all nodes and the server, heartbeats included. *Where*: nodes as threads of one process, or "
         "in a process each.",
