@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from copilotlab.store import Manifest, Record
+from copilotlab.store.records import HASH_BYTES, LARGEST
 
 UPDATES = "chart-vector-updates"
 BATCHES = "chart-vector-batches"
@@ -31,12 +32,11 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
 MANIFEST_ROWS = 65_536  # in one page
-LARGEST = 2**63 - 1
 LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a float16 of normal size has not
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-Hash = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Hash = Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 BulkId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
@@ -379,9 +379,9 @@ def _numbers(packed: bytes) -> npt.NDArray[np.int64]:
 
 
 def _hashes(packed: bytes) -> npt.NDArray[np.uint8]:
-    if len(packed) % 16:
-        raise EventRejected("malformed", f"hashes in {len(packed)} bytes, expected a multiple of 16")
-    return np.frombuffer(packed, dtype=np.uint8).reshape(-1, 16)
+    if len(packed) % HASH_BYTES:
+        raise EventRejected("malformed", f"hashes in {len(packed)} bytes, expected a multiple of {HASH_BYTES}")
+    return np.frombuffer(packed, dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], payload: bytes, most: int) -> T:
