@@ -28,11 +28,6 @@ $(VENV)/dev: $(VENV)/core
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-$(VENV)/bench: $(VENV)/dev
-	@echo "installing what the benchmarks need ..."
-	@$(PIP) --editable '.[bench]'
-	@touch $@
-
 demo: $(VENV)/core   ## four nodes, one real server, a catalogue; the server dies and comes back empty
 	@$(BIN)/copilotlab demo
 
@@ -74,7 +69,7 @@ notebooks: $(VENV)/dev   ## the notebooks, as regression tests
 	@$(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
 		--nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
 
-bench: $(VENV)/bench   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
+bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py
 	@$(BIN)/python tests/benchmarks/bench_publish.py
 	@$(BIN)/python tests/benchmarks/bench_recovery.py
