@@ -1,110 +1,47 @@
-"""What there is to find: charts, and the repository that is their system of record."""
+"""The repository: the charts' system of record."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab.markup import facts_table, rows_table, text
+from copilotlab.charts.chart import (
+    HASH_BYTES,
+    LISTS,
+    MAX_CHART_ID,
+    Chart,
+    ChartNotFound,
+    check_chart,
+    check_chart_id,
+    plain,
+    short,
+)
+from copilotlab.charts.readers import charts_of
+from copilotlab.markup import rows_table, text
 from copilotlab.urls import hide_password
 
 if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
 
-MAX_CHART_ID = MAX_REVISION = 2**63 - 1
-MAX_TITLE = 500
-MAX_DESCRIPTION = 10_000
-MAX_WORD = 200
-MAX_WORDS = 64
-HASH_BYTES = 16
+MAX_REVISION = 2**63 - 1
 SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
 
-_LISTS = ("dimensions", "measures", "tags")
-_EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
-
-
-class ChartError(ValueError):
-    """A chart, frame or file that is not what it should be; the message says what is wrong and what is right."""
-
-
-class ChartNotFound(ChartError, KeyError):
-    """There is no chart of that id."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show its quotes
 
 
 class RepositoryError(RuntimeError):
     """The database cannot be reached, or cannot do what was asked."""
-
-
-@dataclass(frozen=True, kw_only=True)  # no slots: what is computed of a chart is kept in it
-class Chart:
-    """A chart, as far as words describe it. Lists are accepted for the tuples.
-
-    chart_id: 0 to 2**63 - 1. title: 1 to 500 characters. description: at most 10,000. chart_type, source, and each of
-    dimensions, measures and tags (at most 64 of each, none blank): at most 200 characters. Raises ChartError.
-    """
-
-    chart_id: int
-    title: str
-    description: str = ""
-    chart_type: str = ""
-    dimensions: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
-    source: str = ""
-    tags: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_chart_id(self.chart_id)
-        if not 0 <= self.chart_id <= MAX_CHART_ID:
-            raise ChartError(f"chart_id={_short(self.chart_id)}: {_EXPECTED_ID}")
-        _check_text("title", self.title, MAX_TITLE)
-        if not self.title.strip():
-            raise ChartError(f"title={self.title!r}: expected 1 to {MAX_TITLE} characters")
-        _check_text("description", self.description, MAX_DESCRIPTION)
-        _check_text("chart_type", self.chart_type, MAX_WORD)
-        _check_text("source", self.source, MAX_WORD)
-        for name in _LISTS:
-            words = getattr(self, name)
-            if not isinstance(words, list | tuple):
-                raise ChartError(f"{name}={_short(words)}: expected a list of strings")
-            if len(words) > MAX_WORDS:
-                raise ChartError(f"{name} has {len(words)} entries: expected at most {MAX_WORDS}")
-            for word in words:
-                _check_text(f"an entry of {name}", word, MAX_WORD)
-                if not word.strip():
-                    raise ChartError(f"an entry of {name} is blank, {word!r}: leave it out")
-            object.__setattr__(self, name, tuple(words))
-
-    @cached_property
-    def text(self) -> str:
-        """The words that are embedded: everything that the chart says of itself."""
-        parts = [self.title, self.description, self.chart_type, *(", ".join(getattr(self, name)) for name in _LISTS)]
-        return ". ".join(part.strip().rstrip(".") for part in [*parts, self.source] if part.strip())
-
-    @cached_property
-    def content_hash(self) -> bytes:
-        """16 bytes that change whenever `text` does (BLAKE2b)."""
-        return hashlib.blake2b(self.text.encode(), digest_size=HASH_BYTES).digest()
-
-    def _repr_html_(self) -> str:
-        return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
 
 
 class Change(NamedTuple):
@@ -158,7 +95,7 @@ class ChartRepository:
     @classmethod
     def from_frame(cls, frame_or_path: pl.DataFrame | str | Path, url: str = "sqlite://") -> Self:
         """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`."""
-        charts = _charts_of(frame_or_path)  # before the database is touched
+        charts = charts_of(frame_or_path)  # before the database is touched
         repository = cls(url)
         repository.save_many(charts)
         return repository
@@ -170,13 +107,13 @@ class ChartRepository:
         written as JSON or with semicolons. Raises ChartError that names the file, the row (from 1, without the header)
         and the column.
         """
-        return self.save_many(_charts_of(frame_or_path))
+        return self.save_many(charts_of(frame_or_path))
 
     # --- writing ----------------------------------------------------------------------------------------------
 
     def save(self, chart: Chart) -> int:
         """Save ``chart``; its revision. A save that changes nothing is no change, and keeps the revision."""
-        _check_chart(chart)
+        check_chart(chart)
         with self._transaction(writes=True) as connection:
             return self._save(connection, [chart])[chart.chart_id]
 
@@ -187,7 +124,7 @@ class ChartRepository:
         """
         latest: dict[int, Chart] = {}
         for chart in charts:
-            _check_chart(chart)
+            check_chart(chart)
             latest.pop(chart.chart_id, None)
             latest[chart.chart_id] = chart
         listed = list(latest.values())
@@ -203,7 +140,7 @@ class ChartRepository:
 
     def delete(self, chart_id: int) -> int:
         """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
-        _check_chart_id(chart_id)
+        check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             revision = self._current(connection, lock=True) + 1
             if self._changes(connection, [chart_id]).get(chart_id, _NONE).chart is None:
@@ -256,7 +193,7 @@ class ChartRepository:
         """
         wanted = list(chart_ids)
         for chart_id in wanted:
-            _check_chart_id(chart_id)
+            check_chart_id(chart_id)
         changes: dict[int, Change] = {}
         with self._transaction() as connection:
             for start in range(0, len(wanted), _ROWS_PER_STATEMENT):
@@ -288,7 +225,7 @@ class ChartRepository:
 
         live = sorted(change for change in self.changes_since(0) if change.chart is not None)
         columns = {field.name: [plain(getattr(change.chart, field.name)) for change in live] for field in fields(Chart)}
-        words = dict.fromkeys(_LISTS, pl.List(pl.String))
+        words = dict.fromkeys(LISTS, pl.List(pl.String))
         texts = dict.fromkeys(("title", "description", "chart_type", "source"), pl.String)
         return pl.DataFrame(
             {**columns, "revision": [change.revision for change in live]},
@@ -365,7 +302,7 @@ class ChartRepository:
 
 def _revision(revision: object) -> int:
     if isinstance(revision, bool) or not isinstance(revision, int) or revision > MAX_REVISION:
-        raise ValueError(f"revision={_short(revision)}: expected a whole number, at most 2**63 - 1")
+        raise ValueError(f"revision={short(revision)}: expected a whole number, at most 2**63 - 1")
     return revision
 
 
@@ -402,7 +339,7 @@ def _engine(url: str) -> tuple[sa.Engine, str, bool]:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: sqlite://:memory: has no number for a port
-        shown = _short(hide_password(url).rpartition("@")[2] if isinstance(url, str) else url)
+        shown = short(hide_password(url).rpartition("@")[2] if isinstance(url, str) else url)
         raise ValueError(f"url={shown}: expected an SQLAlchemy URL, such as sqlite:///charts.db") from error
     shown = hide_password(parsed.render_as_string(hide_password=True))
     options: dict[str, Any] = {}
@@ -458,7 +395,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
     shown = chart or Chart(chart_id=chart_id, title="deleted")
-    words = {name: json.dumps(getattr(shown, name) if chart else (), ensure_ascii=False) for name in _LISTS}
+    words = {name: json.dumps(getattr(shown, name) if chart else (), ensure_ascii=False) for name in LISTS}
     texts = {name: getattr(shown, name) if chart else "" for name in ("title", "description", "chart_type", "source")}
     content_hash = b"" if chart is None else chart.content_hash
     key = {"chart_id": chart_id, "revision": revision, "deleted": chart is None, "content_hash": content_hash}
@@ -469,161 +406,8 @@ def _change(row: Any) -> Change:
     if row.deleted:
         return Change(row.chart_id, row.revision, None)
     values = row._asdict()
-    for name in _LISTS:
+    for name in LISTS:
         values[name] = json.loads(values[name])
     revision = values.pop("revision")
     del values["deleted"], values["content_hash"]
     return Change(row.chart_id, revision, Chart(**values))
-
-
-# --- frames and files ---------------------------------------------------------------------------------------------
-
-
-def _charts_of(frame_or_path: pl.DataFrame | str | Path) -> list[Chart]:
-    import polars as pl
-
-    if isinstance(frame_or_path, pl.DataFrame):
-        return list(_checked(*_frame_rows(frame_or_path), "the frame"))
-    if not isinstance(frame_or_path, str | Path):
-        raise ChartError(f"{_short(frame_or_path)}: expected a polars frame, or the path of a file")
-    path = Path(frame_or_path)
-    if path.suffix.lower() not in _READERS:
-        raise ChartError(f"{path}: expected a file that ends in .parquet, .csv or .ndjson")
-    if not path.is_file():
-        raise ChartError(f"{path}: there is no such file")
-    try:
-        columns, rows = _READERS[path.suffix.lower()](path)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ChartError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
-    return list(_checked(columns, rows, str(path)))
-
-
-# A reader gives the columns that there are, and the rows. Those of text are read here, since polars gives a column of
-# mixed values one type, a number among titles becomes text, and its errors name no row.
-_Table = tuple[list[str], Iterable[dict[str, Any]]]
-
-
-def _frame_rows(frame: pl.DataFrame) -> _Table:
-    known = [field.name for field in fields(Chart) if field.name in frame.columns]
-    return frame.columns, frame.select(known).iter_rows(named=True)
-
-
-def _parquet_rows(path: Path) -> _Table:
-    import polars as pl
-
-    return _frame_rows(pl.read_parquet(path))
-
-
-def _csv_rows(path: Path) -> _Table:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        try:
-            columns = next(lines, [])
-            if len(set(columns)) < len(columns):
-                twice = next(name for name in columns if columns.count(name) > 1)
-                raise ValueError(f"the header has the column {twice!r} more than once, expected each once")
-            for cells in filter(None, lines):
-                if len(cells) > len(columns):
-                    raise ValueError(f"row {len(rows) + 1} has {len(cells)} fields, the header has {len(columns)}")
-                rows.append(dict(zip(columns, cells, strict=False)))
-        except csv.Error as error:
-            raise ValueError(f"row {len(rows) + 1}: {error}") from error
-    return columns, rows
-
-
-def _ndjson_rows(path: Path) -> _Table:
-    columns: dict[str, None] = {}
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for line in filter(str.strip, file):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"row {len(rows) + 1}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f'row {len(rows) + 1}: {_short(row)}: expected an object, as in {{"chart_id": 7}}')
-            columns.update(dict.fromkeys(row))
-            rows.append(row)
-    return list(columns), rows
-
-
-_READERS: dict[str, Callable[[Path], _Table]] = {
-    ".parquet": _parquet_rows,
-    ".csv": _csv_rows,
-    ".ndjson": _ndjson_rows,
-}
-
-
-def _checked(columns: list[str], rows: Iterable[dict[str, Any]], origin: str) -> Iterator[Chart]:
-    for required in ("chart_id", "title"):
-        if required not in columns:
-            raise ChartError(f"{origin} has no column {required!r}; its columns are {columns}")
-    names = [field.name for field in fields(Chart) if field.name in columns]
-    seen: dict[int, int] = {}
-    for number, row in enumerate(rows, start=1):
-        values = {name: row.get(name) for name in names}
-        given = {name: value for name, value in values.items() if value is not None or name in ("chart_id", "title")}
-        try:
-            chart = Chart(**{name: _parsed(name, value) for name, value in given.items()})
-        except ChartError as error:
-            raise ChartError(f"{origin}, row {number}: {error}") from error
-        if chart.chart_id in seen:
-            raise ChartError(
-                f"{origin}, row {number}: chart_id={chart.chart_id} stands in row {seen[chart.chart_id]} already; "
-                "expected each id once"
-            )
-        seen[chart.chart_id] = number
-        yield chart
-
-
-def _parsed(name: str, value: object) -> Any:
-    if name == "chart_id" and isinstance(value, str) and value.strip().isdecimal() and len(value) < 100:
-        return int(value)
-    if name in _LISTS and isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                return json.loads(value)
-            except ValueError as error:
-                raise ChartError(f"{name}={_short(value)}: expected JSON, or words with semicolons between") from error
-        return [word.strip() for word in value.split(";") if word.strip()]
-    return value
-
-
-def _check_chart(chart: object) -> None:
-    if not isinstance(chart, Chart):
-        raise ChartError(f"{_short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
-
-
-def _check_chart_id(chart_id: object) -> None:
-    if isinstance(chart_id, bool) or not isinstance(chart_id, int):
-        raise ChartError(f"chart_id={_short(chart_id)}: {_EXPECTED_ID}")
-
-
-def _check_text(name: str, value: object, most: int) -> None:
-    if not isinstance(value, str):
-        raise ChartError(f"{name}={_short(value)}: expected a string")
-    if len(value) > most:
-        raise ChartError(f"{name} has {len(value):,} characters: expected at most {most:,}")
-    if not value.isprintable() and any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in value):
-        raise ChartError(
-            f"{name}={_short(value)}: has a null character or half a surrogate pair, which no database keeps"
-        )
-
-
-def plain(value: object) -> object:
-    """What a chart says, as a frame holds it: a list in place of a tuple."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _words(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _short(value: object) -> str:
-    try:
-        shown = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        shown = f"<{type(value).__name__} too long to show>"
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -1,0 +1,6 @@
+"""What there is to find: charts, and the repository that is their system of record."""
+
+from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, plain
+from copilotlab.charts.repository import Change, ChartRepository, Heads, RepositoryError
+
+__all__ = ["Change", "Chart", "ChartError", "ChartNotFound", "ChartRepository", "Heads", "RepositoryError", "plain"]

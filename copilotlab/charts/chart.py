@@ -1,0 +1,122 @@
+"""A chart, as far as words describe it, and the checks at the door."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from copilotlab.markup import facts_table
+
+MAX_CHART_ID = 2**63 - 1
+MAX_TITLE = 500
+MAX_DESCRIPTION = 10_000
+MAX_WORD = 200
+MAX_WORDS = 64
+HASH_BYTES = 16
+
+LISTS = ("dimensions", "measures", "tags")
+_EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
+
+
+class ChartError(ValueError):
+    """A chart, frame or file that is not what it should be; the message says what is wrong and what is right."""
+
+
+class ChartNotFound(ChartError, KeyError):
+    """There is no chart of that id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show its quotes
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: what is computed of a chart is kept in it
+class Chart:
+    """A chart, as far as words describe it. Lists are accepted for the tuples.
+
+    chart_id: 0 to 2**63 - 1. title: 1 to 500 characters. description: at most 10,000. chart_type, source, and each of
+    dimensions, measures and tags (at most 64 of each, none blank): at most 200 characters. Raises ChartError.
+    """
+
+    chart_id: int
+    title: str
+    description: str = ""
+    chart_type: str = ""
+    dimensions: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+    source: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_chart_id(self.chart_id)
+        if not 0 <= self.chart_id <= MAX_CHART_ID:
+            raise ChartError(f"chart_id={short(self.chart_id)}: {_EXPECTED_ID}")
+        _check_text("title", self.title, MAX_TITLE)
+        if not self.title.strip():
+            raise ChartError(f"title={self.title!r}: expected 1 to {MAX_TITLE} characters")
+        _check_text("description", self.description, MAX_DESCRIPTION)
+        _check_text("chart_type", self.chart_type, MAX_WORD)
+        _check_text("source", self.source, MAX_WORD)
+        for name in LISTS:
+            words = getattr(self, name)
+            if not isinstance(words, list | tuple):
+                raise ChartError(f"{name}={short(words)}: expected a list of strings")
+            if len(words) > MAX_WORDS:
+                raise ChartError(f"{name} has {len(words)} entries: expected at most {MAX_WORDS}")
+            for word in words:
+                _check_text(f"an entry of {name}", word, MAX_WORD)
+                if not word.strip():
+                    raise ChartError(f"an entry of {name} is blank, {word!r}: leave it out")
+            object.__setattr__(self, name, tuple(words))
+
+    @cached_property
+    def text(self) -> str:
+        """The words that are embedded: everything that the chart says of itself."""
+        parts = [self.title, self.description, self.chart_type, *(", ".join(getattr(self, name)) for name in LISTS)]
+        return ". ".join(part.strip().rstrip(".") for part in [*parts, self.source] if part.strip())
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        """16 bytes that change whenever `text` does (BLAKE2b)."""
+        return hashlib.blake2b(self.text.encode(), digest_size=HASH_BYTES).digest()
+
+    def _repr_html_(self) -> str:
+        return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
+
+
+def check_chart(chart: object) -> None:
+    if not isinstance(chart, Chart):
+        raise ChartError(f"{short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
+
+
+def check_chart_id(chart_id: object) -> None:
+    if isinstance(chart_id, bool) or not isinstance(chart_id, int):
+        raise ChartError(f"chart_id={short(chart_id)}: {_EXPECTED_ID}")
+
+
+def _check_text(name: str, value: object, most: int) -> None:
+    if not isinstance(value, str):
+        raise ChartError(f"{name}={short(value)}: expected a string")
+    if len(value) > most:
+        raise ChartError(f"{name} has {len(value):,} characters: expected at most {most:,}")
+    if not value.isprintable() and any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in value):
+        raise ChartError(
+            f"{name}={short(value)}: has a null character or half a surrogate pair, which no database keeps"
+        )
+
+
+def plain(value: object) -> object:
+    """What a chart says, as a frame holds it: a list in place of a tuple."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _words(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def short(value: object) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        shown = f"<{type(value).__name__} too long to show>"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
