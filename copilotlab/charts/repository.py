@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 import sqlite3
 import threading
 import time
@@ -27,6 +29,7 @@ from copilotlab.charts.chart import (
     short,
 )
 from copilotlab.charts.readers import charts_of
+from copilotlab.digest import as_text, digest_of
 from copilotlab.markup import rows_table, text
 from copilotlab.urls import hide_password
 
@@ -37,7 +40,12 @@ if TYPE_CHECKING:
 MAX_REVISION = 2**63 - 1
 SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
 
+TOMBSTONES_KEPT = 100_000  # revisions for which a deletion is remembered; whoever was away for longer compares all
+
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
+_PURGE_EVERY = 1_000  # revisions
+
+_log = logging.getLogger("copilotlab.charts")
 
 
 class RepositoryError(RuntimeError):
@@ -75,6 +83,32 @@ class Heads(NamedTuple):
         )
 
 
+class Identity(NamedTuple):
+    """Which catalogue a repository holds.
+
+    incarnation: 32 hex digits, drawn when the catalogue was made; a catalogue that was emptied and begun anew has
+    another. key: 32 bytes that only who can read the database knows: what nodes say to each other is signed with it.
+    """
+
+    incarnation: str
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"Identity({self.incarnation[:8]!r})"
+
+
+class Look(NamedTuple):
+    """A repository at one moment.
+
+    digest: of the live charts (`copilotlab.digest`), kept in the transaction of each change; heads: what was asked for.
+    """
+
+    identity: Identity
+    revision: int
+    digest: int
+    heads: Heads
+
+
 class ChartRepository:
     """The system of record: every save and every delete gets the catalogue's next revision, in one transaction.
 
@@ -85,12 +119,15 @@ class ChartRepository:
     Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL.
     """
 
+    identity: Identity
+    """Which catalogue this is, as of the last `look`."""
+
     def __init__(self, url: str = "sqlite://") -> None:
         self._engine, self._shown_url, self._in_memory = _engine(url)
         self._lock = threading.RLock()  # in memory all threads share one connection
         self._charts, self._counter = _tables()
         with self._transaction(writes=True) as connection:
-            self._create(connection)
+            self.identity = self._create(connection)
 
     @classmethod
     def from_frame(cls, frame_or_path: pl.DataFrame | str | Path, url: str = "sqlite://") -> Self:
@@ -142,15 +179,16 @@ class ChartRepository:
         """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
         check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
-            revision = self._current(connection, lock=True) + 1
+            state = self._state(connection, lock=True)
+            revision = state.revision + 1
             if self._changes(connection, [chart_id]).get(chart_id, _NONE).chart is None:
                 raise ChartNotFound(f"chart {chart_id!r} is not in {self._shown_url}, so it cannot be deleted")
-            self._write(connection, [_row(chart_id, revision, None)])
-            self._advance(connection, revision)
+            self._write(connection, state, [_row(chart_id, revision, None)])
             return revision
 
     def _save(self, connection: sa.Connection, charts: Sequence[Chart]) -> dict[int, int]:
-        revision = self._current(connection, lock=True)
+        state = self._state(connection, lock=True)
+        revision = state.revision
         held = self._changes(connection, [chart.chart_id for chart in charts])
         revisions, rows = {}, []
         for chart in charts:
@@ -162,17 +200,30 @@ class ChartRepository:
             revisions[chart.chart_id] = revision
             rows.append(_row(chart.chart_id, revision, chart))
         if rows:
-            self._write(connection, rows)
-            self._advance(connection, revision)
+            self._write(connection, state, rows)
         return revisions
 
-    def _write(self, connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    def _write(self, connection: sa.Connection, state: _State, rows: list[dict[str, Any]]) -> None:
+        """Put these rows in place of those of the same charts, and move the counter and the digest on."""
         chart_ids = [row["chart_id"] for row in rows]
-        connection.execute(self._charts.delete().where(self._charts.c.chart_id.in_(chart_ids)))
+        these = self._charts.c.chart_id.in_(chart_ids)
+        before = self._digest(connection, these)
+        connection.execute(self._charts.delete().where(these))
         connection.execute(self._charts.insert(), rows)
+        live = [row for row in rows if not row["deleted"]]
+        after = digest_of((row["chart_id"], row["revision"], row["content_hash"]) for row in live)
+        revision, digest = rows[-1]["revision"], as_text(state.digest - before + after)
+        connection.execute(self._counter.update().values(revision=revision, digest=digest))
+        if revision // _PURGE_EVERY > state.revision // _PURGE_EVERY:
+            old = self._charts.c.deleted.is_(True) & (self._charts.c.revision <= revision - TOMBSTONES_KEPT)
+            connection.execute(self._charts.delete().where(old))
 
-    def _advance(self, connection: sa.Connection, revision: int) -> None:
-        connection.execute(self._counter.update().values(revision=revision))
+    def _digest(self, connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> int:
+        """The digest of the live charts among the ``chosen`` rows."""
+        table = self._charts
+        columns = (table.c.chart_id, table.c.revision, table.c.content_hash)
+        query = table.select().with_only_columns(*columns).where(chosen & table.c.deleted.is_(False))
+        return digest_of((row.chart_id, row.revision, row.content_hash) for row in connection.execute(query))
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -181,6 +232,19 @@ class ChartRepository:
         """The catalogue's revision; 0 when nothing was ever saved."""
         with self._transaction() as connection:
             return self._current(connection)
+
+    def look(self, since: int | None = None) -> Look:
+        """The catalogue at this moment: which it is, its revision and digest, and the heads of what changed.
+
+        since: a revision: what changed after it, tombstones too. 0: all live charts. None, the default: no heads.
+        """
+        with self._transaction(snapshot=True) as connection:
+            state = self._state(connection)
+            heads = Heads.of([])
+            if since is not None and (since == 0 or state.revision > since):
+                heads = self._heads(connection, _revision(since), tombstones=since > 0)
+        self.identity = state.identity
+        return Look(state.identity, state.revision, state.digest, heads)
 
     def get(self, chart_id: int) -> Chart | None:
         """The chart, or None. Raises ChartError for what is no whole number."""
@@ -212,12 +276,16 @@ class ChartRepository:
 
     def heads_since(self, revision: int = 0) -> Heads:
         """`changes_since` without the words, some ten times as fast: enough to see what differs."""
-        table = self._charts
         with self._transaction() as connection:
-            columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
-            query = table.select().with_only_columns(*columns)
-            query = query.where(table.c.revision > _revision(revision)).order_by(table.c.revision)
-            return Heads.of([tuple(row) for row in connection.execute(query)])
+            return self._heads(connection, _revision(revision), tombstones=True)
+
+    def _heads(self, connection: sa.Connection, since: int, *, tombstones: bool) -> Heads:
+        table = self._charts
+        columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
+        query = table.select().with_only_columns(*columns).order_by(table.c.revision)
+        chosen = table.c.revision > since
+        rows = connection.execute(query.where(chosen if tombstones else chosen & table.c.deleted.is_(False)))
+        return Heads.of([tuple(row) for row in rows])
 
     def frame(self) -> pl.DataFrame:
         """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
@@ -245,10 +313,19 @@ class ChartRepository:
     def __iter__(self) -> Iterator[Chart]:
         return iter([change.chart for change in self.changes_since(0) if change.chart is not None])
 
-    def _current(self, connection: sa.Connection, *, lock: bool = False) -> int:
+    def _current(self, connection: sa.Connection) -> int:
+        return self._state(connection).revision
+
+    def _state(self, connection: sa.Connection, *, lock: bool = False) -> _State:
         # The counter's row is locked before anything is compared: so revisions are in the order of commits.
-        query = self._counter.select().with_only_columns(self._counter.c.revision)
-        return int(connection.execute(query.with_for_update() if lock else query).scalar_one())
+        query = self._counter.select()
+        row = connection.execute(query.with_for_update() if lock else query).first()
+        if row is None:
+            raise RepositoryError(
+                f"the repository at {self._shown_url} has lost its counter, the row of {self._counter.name}: "
+                "open it anew, with ChartRepository(url), and it begins another"
+            )
+        return _State(row.revision, int(row.digest, 16), Identity(row.incarnation, bytes.fromhex(row.secret)))
 
     def _changes(self, connection: sa.Connection, chart_ids: Sequence[int]) -> dict[int, Change]:
         known = [i for i in chart_ids if 0 <= i <= MAX_CHART_ID]
@@ -268,13 +345,18 @@ class ChartRepository:
         self.close()
 
     @contextmanager
-    def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
+    def _transaction(self, *, writes: bool = False, snapshot: bool = False) -> Iterator[sa.Connection]:
+        """A connection in a transaction. snapshot: what it reads, by however many statements, is of one moment."""
         import sqlalchemy as sa
+
+        options: dict[str, Any] = {"copilotlab_writes": writes}
+        if snapshot and self._engine.dialect.name == "postgresql":  # elsewhere every transaction reads one moment
+            options["isolation_level"] = "REPEATABLE READ"
 
         if self._in_memory:
             self._lock.acquire()
         try:
-            with self._engine.connect().execution_options(copilotlab_writes=writes) as connection, connection.begin():
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -283,14 +365,37 @@ class ChartRepository:
             if self._in_memory:
                 self._lock.release()
 
-    def _create(self, connection: sa.Connection) -> None:
+    def _create(self, connection: sa.Connection) -> Identity:
+        """Make what is missing of the tables; which catalogue they hold."""
         import sqlalchemy as sa
 
         if connection.dialect.name == "postgresql":  # two processes may come at once
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7301944)"))
         self._charts.metadata.create_all(connection)
-        if connection.execute(self._counter.select()).first() is None:
-            connection.execute(self._counter.insert().values(only=1, revision=0))
+        self._add_columns(connection)
+        counter = self._counter
+        if connection.execute(counter.select()).first() is None:
+            highest = connection.execute(sa.select(sa.func.max(self._charts.c.revision))).scalar_one() or 0
+            connection.execute(counter.insert().values(only=1, revision=highest, incarnation="", secret="", digest="0"))
+        if not connection.execute(sa.select(counter.c.incarnation)).scalar_one():
+            digest = as_text(self._digest(connection, sa.true()))
+            begun = {"incarnation": secrets.token_hex(16), "secret": secrets.token_hex(32), "digest": digest}
+            connection.execute(counter.update().values(**begun))
+        return self._state(connection).identity
+
+    def _add_columns(self, connection: sa.Connection) -> None:
+        """Give a counter that an earlier version made the columns that it lacks."""
+        import sqlalchemy as sa
+
+        held = {column["name"] for column in sa.inspect(connection).get_columns(self._counter.name)}
+        missing = [column for column in self._counter.columns if column.name not in held]
+        for column in missing:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(
+                sa.text(f"ALTER TABLE {self._counter.name} ADD COLUMN {column.name} {kind} NOT NULL DEFAULT ''")
+            )
+        if missing:
+            _log.info("the repository at %s has its identity now: it was made by an older version", self._shown_url)
 
     def __repr__(self) -> str:
         return f"ChartRepository({self._shown_url!r}, {len(self):,} charts, revision {self.revision})"
@@ -304,6 +409,14 @@ def _revision(revision: object) -> int:
     if isinstance(revision, bool) or not isinstance(revision, int) or revision > MAX_REVISION:
         raise ValueError(f"revision={short(revision)}: expected a whole number, at most 2**63 - 1")
     return revision
+
+
+class _State(NamedTuple):
+    """The counter's row."""
+
+    revision: int
+    digest: int
+    identity: Identity
 
 
 _NONE = Change(-1, -1, None)
@@ -327,6 +440,9 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         metadata,
         sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
+        sa.Column("incarnation", sa.Text, nullable=False),
+        sa.Column("secret", sa.Text, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
     )
     return charts, counter
 
