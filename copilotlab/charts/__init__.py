@@ -1,6 +1,17 @@
 """What there is to find: charts, and the repository that is their system of record."""
 
 from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, plain
-from copilotlab.charts.repository import Change, ChartRepository, Heads, RepositoryError
+from copilotlab.charts.repository import Change, ChartRepository, Heads, Reading, RepositoryError, Unreadable
 
-__all__ = ["Change", "Chart", "ChartError", "ChartNotFound", "ChartRepository", "Heads", "RepositoryError", "plain"]
+__all__ = [
+    "Change",
+    "Chart",
+    "ChartError",
+    "ChartNotFound",
+    "ChartRepository",
+    "Heads",
+    "Reading",
+    "RepositoryError",
+    "Unreadable",
+    "plain",
+]
