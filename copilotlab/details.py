@@ -60,10 +60,10 @@ class Details:
         known = {chart_id: chart for chart_id, (_, chart) in held.items()}
         unread = [i for i, revision in wanted.items() if i not in held or held[i][0] < revision]
         if unread:
-            for chart_id, revision, chart in self._read(unread):
-                if chart is not None:
-                    known[chart_id] = chart
-                    self.note(chart, revision)
+            for change in self._read(unread):
+                if change.chart is not None:
+                    known[change.chart_id] = change.chart
+                    self.note(change.chart, change.revision)
         return known
 
     def _read(self, chart_ids: Sequence[int]) -> list[Change]:

@@ -1,7 +1,16 @@
 """What there is to find: charts, and the repository that is their system of record."""
 
 from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, plain
-from copilotlab.charts.repository import Change, ChartRepository, Heads, Identity, Look, RepositoryError
+from copilotlab.charts.repository import (
+    Change,
+    ChartRepository,
+    Heads,
+    Identity,
+    Look,
+    Reading,
+    RepositoryError,
+    Unreadable,
+)
 
 __all__ = [
     "Change",
@@ -12,6 +21,8 @@ __all__ = [
     "Heads",
     "Identity",
     "Look",
+    "Reading",
     "RepositoryError",
+    "Unreadable",
     "plain",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -72,16 +73,38 @@ class Chart:
     @cached_property
     def text(self) -> str:
         """The words that are embedded: everything that the chart says of itself."""
-        parts = [self.title, self.description, self.chart_type, *(", ".join(getattr(self, name)) for name in LISTS)]
-        return ". ".join(part.strip().rstrip(".") for part in [*parts, self.source] if part.strip())
+        return text_of(**{name: getattr(self, name) for name in _WORDS})
 
     @cached_property
     def content_hash(self) -> bytes:
         """16 bytes that change whenever `text` does (BLAKE2b)."""
-        return hashlib.blake2b(self.text.encode(), digest_size=HASH_BYTES).digest()
+        return hash_of(self.text)
 
     def _repr_html_(self) -> str:
         return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
+
+
+_WORDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
+
+
+def text_of(
+    *,
+    title: str,
+    description: str,
+    chart_type: str,
+    dimensions: Sequence[str],
+    measures: Sequence[str],
+    source: str,
+    tags: Sequence[str],
+) -> str:
+    """The text of a chart that has these words."""
+    parts = (title, description, chart_type, ", ".join(dimensions), ", ".join(measures), ", ".join(tags), source)
+    return ". ".join(part.strip().rstrip(".") for part in parts if part.strip())
+
+
+def hash_of(text: str) -> bytes:
+    """The content hash of a chart that has this text."""
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 
 def check_chart(chart: object) -> None:

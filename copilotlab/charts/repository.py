@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -22,11 +23,14 @@ from copilotlab.charts.chart import (
     LISTS,
     MAX_CHART_ID,
     Chart,
+    ChartError,
     ChartNotFound,
     check_chart,
     check_chart_id,
+    hash_of,
     plain,
     short,
+    text_of,
 )
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
@@ -43,9 +47,11 @@ SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
 TOMBSTONES_KEPT = 100_000  # revisions for which a deletion is remembered; whoever was away for longer compares all
 
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
+_ROWS_PER_PAGE = 5_000
 _PURGE_EVERY = 1_000  # revisions
+_MOST_TOLD = 100  # rows that cannot be read and are named in the log
 
-_log = logging.getLogger("copilotlab.charts")
+logger = logging.getLogger("copilotlab.charts")
 
 
 class RepositoryError(RuntimeError):
@@ -53,11 +59,37 @@ class RepositoryError(RuntimeError):
 
 
 class Change(NamedTuple):
-    """A chart at its latest revision; ``chart`` is None where that revision deleted it."""
+    """A chart at its latest revision; ``chart`` is None where that revision deleted it.
+
+    content_hash: 16 bytes, as the row has it, b"" for a deletion. It fits the words unless they were edited by hand,
+    see `ChartRepository.restamp`; zeros where the row has no such hash.
+    """
 
     chart_id: int
     revision: int
     chart: Chart | None
+    content_hash: bytes = b""
+
+
+class Unreadable(NamedTuple):
+    """A row that no chart can be made of, since somebody edited it by hand; saving the chart again mends it.
+
+    revision: of the row, 0 where that is damaged. column: the first one that is damaged. reason: the value and what
+    was expected. content_hash: as the row has it, zeros where that is damaged too.
+    """
+
+    chart_id: int
+    revision: int
+    column: str
+    reason: str
+    content_hash: bytes = bytes(HASH_BYTES)
+
+
+class Reading(NamedTuple):
+    """What was read of some charts, by chart_id."""
+
+    changes: dict[int, Change]
+    unreadable: dict[int, Unreadable]
 
 
 class Heads(NamedTuple):
@@ -73,8 +105,8 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, bytes, bool]]) -> Heads:
-        """From rows of chart_id, revision, content_hash (b"" where deleted) and deleted."""
-        hashes = b"".join(row[2] or bytes(HASH_BYTES) for row in rows)
+        """From rows of chart_id, revision, content_hash and deleted. What is no hash of 16 bytes counts as zeros."""
+        hashes = b"".join(_hash(row[2]) for row in rows)
         return cls(
             np.array([row[0] for row in rows], dtype=np.int64),
             np.array([row[1] for row in rows], dtype=np.int64),
@@ -115,6 +147,9 @@ class ChartRepository:
     url: any SQLAlchemy URL, such as sqlite:///charts.db or postgresql+psycopg://user:password@host/charts; "sqlite://",
     the default, is in memory. Tables are made where they are missing.
 
+    A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
+    it, and the log (copilotlab.charts) does so once.
+
     Safe for threads, and, except in memory, for processes. A deletion leaves a tombstone: the id and its revision.
     Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL.
     """
@@ -126,6 +161,7 @@ class ChartRepository:
         self._engine, self._shown_url, self._in_memory = _engine(url)
         self._lock = threading.RLock()  # in memory all threads share one connection
         self._charts, self._counter = _tables()
+        self._told: dict[int, Unreadable] = {}
         with self._transaction(writes=True) as connection:
             self.identity = self._create(connection)
 
@@ -181,19 +217,55 @@ class ChartRepository:
         with self._transaction(writes=True) as connection:
             state = self._state(connection, lock=True)
             revision = state.revision + 1
-            if self._changes(connection, [chart_id]).get(chart_id, _NONE).chart is None:
+            held = self._read(connection, [chart_id])
+            if chart_id not in held.unreadable and held.changes.get(chart_id, _NONE).chart is None:
                 raise ChartNotFound(f"chart {chart_id!r} is not in {self._shown_url}, so it cannot be deleted")
             self._write(connection, state, [_row(chart_id, revision, None)])
             return revision
 
+    def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
+        """Give a new revision, as a save would, to each chart whose words were edited by hand; their ids, in order.
+
+        Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
+        chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
+        Rows that cannot be read stay as they are. Raises ChartError for what is no whole number.
+        """
+        edited = self._edited(None if chart_ids is None else _checked_ids(chart_ids))
+        stamped: list[int] = []
+        if not edited:
+            return stamped
+        with self._transaction(writes=True) as connection:
+            self._state(connection, lock=True)  # before the words are read again: nobody changes them meanwhile
+            for part in _parts(edited):
+                changes = self._read(connection, part).changes
+                charts = [chart for i in part if i in changes and (chart := _edited(changes[i])) is not None]
+                self._save(connection, charts)
+                stamped += [chart.chart_id for chart in charts]
+        logger.warning(
+            "%s charts in %s were edited by hand, and have a revision of their own now",
+            f"{len(stamped):,}",
+            self._shown_url,
+        )
+        return stamped
+
+    def _edited(self, chart_ids: Sequence[int] | None) -> list[int]:
+        with self._transaction() as connection:
+            if chart_ids is None:
+                pages = self._rows(connection, self._charts.c.chart_id, -1)
+                doubtful = (row for page in pages for row in page if not _fits(row))
+                return [change.chart_id for change in self._sound(doubtful) if _edited(change)]
+            parts = _parts(list(dict.fromkeys(chart_ids)))
+            changes = [change for part in parts for change in self._read(connection, part).changes.values()]
+            return sorted(change.chart_id for change in changes if _edited(change))
+
     def _save(self, connection: sa.Connection, charts: Sequence[Chart]) -> dict[int, int]:
         state = self._state(connection, lock=True)
         revision = state.revision
-        held = self._changes(connection, [chart.chart_id for chart in charts])
+        held = self._read(connection, [chart.chart_id for chart in charts]).changes
         revisions, rows = {}, []
         for chart in charts:
             change = held.get(chart.chart_id, _NONE)
-            if change.chart == chart:
+            if change.chart == chart and change.content_hash == chart.content_hash:
                 revisions[chart.chart_id] = change.revision
                 continue
             revision += 1
@@ -221,9 +293,10 @@ class ChartRepository:
     def _digest(self, connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> int:
         """The digest of the live charts among the ``chosen`` rows."""
         table = self._charts
-        columns = (table.c.chart_id, table.c.revision, table.c.content_hash)
-        query = table.select().with_only_columns(*columns).where(chosen & table.c.deleted.is_(False))
-        return digest_of((row.chart_id, row.revision, row.content_hash) for row in connection.execute(query))
+        query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted).where(chosen)
+        rows = connection.execute(query)
+        live = (row for row in rows if _has_key(row) and not row.deleted)
+        return digest_of((row.chart_id, row.revision, _hash(row.content_hash)) for row in live)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -242,50 +315,58 @@ class ChartRepository:
             state = self._state(connection)
             heads = Heads.of([])
             if since is not None and (since == 0 or state.revision > since):
-                heads = self._heads(connection, _revision(since), tombstones=since > 0)
+                heads = self._heads(connection, _revision(since), live=since == 0)
         self.identity = state.identity
         return Look(state.identity, state.revision, state.digest, heads)
 
     def get(self, chart_id: int) -> Chart | None:
-        """The chart, or None. Raises ChartError for what is no whole number."""
-        return self.get_many([chart_id]).get(chart_id, _NONE).chart
+        """The chart, or None. Raises ChartError for what is no whole number, and for a row that cannot be read."""
+        reading = self.read_many([chart_id])
+        if (row := reading.unreadable.get(chart_id)) is not None:
+            raise ChartError(
+                f"chart {chart_id} in {self._shown_url} cannot be read: the column {row.column!r} is damaged "
+                f"({row.reason}). Save the chart again, or delete it"
+            )
+        return reading.changes.get(chart_id, _NONE).chart
 
     def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
-        """What is known of each: its latest change, tombstones too; ids that were never saved are left out.
+        """What is known of each: its latest change, tombstones too.
 
-        Raises ChartError for what is no whole number.
+        Ids that were never saved, and rows that cannot be read, are left out; see `read_many`. Raises ChartError for
+        what is no whole number.
         """
-        wanted = list(chart_ids)
-        for chart_id in wanted:
-            check_chart_id(chart_id)
-        changes: dict[int, Change] = {}
+        return self.read_many(chart_ids).changes
+
+    def read_many(self, chart_ids: Iterable[int]) -> Reading:
+        """As `get_many`, and which of the rows cannot be read, and why."""
+        reading = Reading({}, {})
         with self._transaction() as connection:
-            for start in range(0, len(wanted), _ROWS_PER_STATEMENT):
-                changes.update(self._changes(connection, wanted[start : start + _ROWS_PER_STATEMENT]))
-        return changes
+            for part in _parts(_checked_ids(chart_ids)):
+                changes, unreadable = self._read(connection, part)
+                reading.changes.update(changes)
+                reading.unreadable.update(unreadable)
+        return reading
 
     def changes_since(self, revision: int = 0) -> list[Change]:
         """Each chart that changed after ``revision``, once, at its latest revision, tombstones too, oldest first.
 
-        Raises ValueError for what is no revision.
+        Rows that cannot be read are left out. Raises ValueError for what is no revision.
         """
-        table, revision = self._charts, _revision(revision)
+        revision = _revision(revision)
         with self._transaction() as connection:
-            query = table.select().where(table.c.revision > revision).order_by(table.c.revision)
-            return [_change(row) for row in connection.execute(query)]
+            pages = list(self._rows(connection, self._charts.c.revision, revision))
+        return [change for page in pages for change in self._sound(page)]
 
     def heads_since(self, revision: int = 0) -> Heads:
         """`changes_since` without the words, some ten times as fast: enough to see what differs."""
         with self._transaction() as connection:
-            return self._heads(connection, _revision(revision), tombstones=True)
+            return self._heads(connection, _revision(revision))
 
-    def _heads(self, connection: sa.Connection, since: int, *, tombstones: bool) -> Heads:
+    def _heads(self, connection: sa.Connection, since: int, *, live: bool = False) -> Heads:
         table = self._charts
         columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
-        query = table.select().with_only_columns(*columns).order_by(table.c.revision)
-        chosen = table.c.revision > since
-        rows = connection.execute(query.where(chosen if tombstones else chosen & table.c.deleted.is_(False)))
-        return Heads.of([tuple(row) for row in rows])
+        pages = self._rows(connection, table.c.revision, since, columns=columns, live=live)
+        return Heads.of([row for page in pages for row in page if _has_key(row)])
 
     def frame(self) -> pl.DataFrame:
         """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
@@ -308,7 +389,9 @@ class ChartRepository:
             return int(connection.execute(live).scalar_one())
 
     def __contains__(self, chart_id: object) -> bool:
-        return isinstance(chart_id, int) and not isinstance(chart_id, bool) and self.get(chart_id) is not None
+        if not isinstance(chart_id, int) or isinstance(chart_id, bool):
+            return False
+        return self.get_many([chart_id]).get(chart_id, _NONE).chart is not None
 
     def __iter__(self) -> Iterator[Chart]:
         return iter([change.chart for change in self.changes_since(0) if change.chart is not None])
@@ -325,12 +408,70 @@ class ChartRepository:
                 f"the repository at {self._shown_url} has lost its counter, the row of {self._counter.name}: "
                 "open it anew, with ChartRepository(url), and it begins another"
             )
-        return _State(row.revision, int(row.digest, 16), Identity(row.incarnation, bytes.fromhex(row.secret)))
+        try:
+            return _State(row.revision, int(row.digest, 16), Identity(row.incarnation, bytes.fromhex(row.secret)))
+        except (ValueError, TypeError) as error:
+            raise RepositoryError(
+                f"the counter of the repository at {self._shown_url}, {self._counter.name}, was edited: {error}. "
+                "Delete its row and open the repository anew: it begins another"
+            ) from error
 
-    def _changes(self, connection: sa.Connection, chart_ids: Sequence[int]) -> dict[int, Change]:
+    def _read(self, connection: sa.Connection, chart_ids: Sequence[int]) -> Reading:
         known = [i for i in chart_ids if 0 <= i <= MAX_CHART_ID]
-        rows = connection.execute(self._charts.select().where(self._charts.c.chart_id.in_(known)))
-        return {row.chart_id: _change(row) for row in rows}
+        query = _as_stored(*self._charts.c).where(self._charts.c.chart_id.in_(known))
+        reading = Reading({}, {})
+        for row in map(_reading, connection.execute(query)):
+            if isinstance(row, Unreadable):
+                self._tell(row)
+                reading.unreadable[row.chart_id] = row
+            else:
+                self._told.pop(row.chart_id, None)  # damaged again, it is named again
+                reading.changes[row.chart_id] = row
+        return reading
+
+    def _rows(
+        self,
+        connection: sa.Connection,
+        by: sa.Column[int],
+        after: int,
+        *,
+        columns: Sequence[sa.Column[Any]] = (),
+        live: bool = False,
+    ) -> Iterator[Sequence[Any]]:
+        """The rows whose column ``by`` is beyond ``after``, in its order, as they are stored, page by page.
+
+        Each page is a statement of its own, so that none takes long however large the catalogue is. live: without
+        tombstones.
+        """
+        query = _as_stored(*(columns or self._charts.c)).order_by(by).limit(_ROWS_PER_PAGE)
+        if live:
+            query = query.where(self._charts.c.deleted.is_(False))
+        while rows := connection.execute(query.where(by > after)).all():
+            yield rows
+            after = rows[-1]._mapping[by.name]
+
+    def _sound(self, rows: Iterable[Any]) -> Iterator[Change]:
+        """The changes among the rows; the log names the others."""
+        for row in map(_reading, rows):
+            if isinstance(row, Unreadable):
+                self._tell(row)
+            else:
+                yield row
+
+    def _tell(self, row: Unreadable) -> None:
+        """Name a row that cannot be read in the log, once, and only so many of them."""
+        if self._told.get(row.chart_id) == row or len(self._told) >= _MOST_TOLD:
+            return
+        self._told[row.chart_id] = row
+        logger.warning(
+            "chart %s in %s cannot be read and is left out: the column %r is damaged (%s). Save the chart "
+            "again, or delete it%s",
+            row.chart_id,
+            self._shown_url,
+            row.column,
+            row.reason,
+            "" if len(self._told) < _MOST_TOLD else f". These are {_MOST_TOLD} such rows: others are not named here",
+        )
 
     # --- the database -----------------------------------------------------------------------------------------
 
@@ -395,7 +536,7 @@ class ChartRepository:
                 sa.text(f"ALTER TABLE {self._counter.name} ADD COLUMN {column.name} {kind} NOT NULL DEFAULT ''")
             )
         if missing:
-            _log.info("the repository at %s has its identity now: it was made by an older version", self._shown_url)
+            logger.info("the repository at %s has its identity now: it was made by an older version", self._shown_url)
 
     def __repr__(self) -> str:
         return f"ChartRepository({self._shown_url!r}, {len(self):,} charts, revision {self.revision})"
@@ -420,6 +561,7 @@ class _State(NamedTuple):
 
 
 _NONE = Change(-1, -1, None)
+_WORDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
 
 
 def _tables() -> tuple[sa.Table, sa.Table]:
@@ -433,7 +575,7 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         sa.Column("revision", sa.BigInteger, nullable=False, unique=True),
         sa.Column("deleted", sa.Boolean, nullable=False),
         sa.Column("content_hash", sa.LargeBinary(HASH_BYTES), nullable=False),
-        *(sa.Column(field.name, sa.Text, nullable=False) for field in fields(Chart) if field.name != "chart_id"),
+        *(sa.Column(name, sa.Text, nullable=False) for name in _WORDS),
     )
     counter = sa.Table(
         "copilotlab_revision",
@@ -474,6 +616,8 @@ def _engine(url: str) -> tuple[sa.Engine, str, bool]:
             f"{shown} needs the driver {error.name!r}: pip install {error.name}, or name one that is installed, as in "
             "postgresql+psycopg://..."
         ) from error
+    if engine.dialect.name == "postgresql":
+        sa.event.listen(engine, "begin", _begin_postgresql)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
@@ -482,6 +626,7 @@ def _engine(url: str) -> tuple[sa.Engine, str, bool]:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver would begin transactions of its own, and too late
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # else one bad text fails all
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous=NORMAL")
 
@@ -503,6 +648,12 @@ def _write_ahead(connection: Any) -> None:
             time.sleep(0.01)
 
 
+def _begin_postgresql(connection: sa.Connection) -> None:
+    # What is read in several statements is of one moment, as it is with SQLite anyway.
+    if connection.get_execution_options().get("copilotlab_writes") is False:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock before it reads: two that both read first could not both go on.
     writes = connection.get_execution_options().get("copilotlab_writes")
@@ -518,12 +669,89 @@ def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
     return {**key, **texts, **words}
 
 
-def _change(row: Any) -> Change:
-    if row.deleted:
-        return Change(row.chart_id, row.revision, None)
-    values = row._asdict()
-    for name in LISTS:
-        values[name] = json.loads(values[name])
-    revision = values.pop("revision")
-    del values["deleted"], values["content_hash"]
-    return Change(row.chart_id, revision, Chart(**values))
+# What is read may have been edited by hand, and SQLite keeps anything in any column.
+
+
+def _as_stored(*columns: sa.Column[Any]) -> sa.Select[Any]:
+    """A query for the columns as the driver gives them: a value of another type would fail SQLAlchemy for all rows."""
+    import sqlalchemy as sa
+
+    stored = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in columns]
+    return sa.select().add_columns(*stored)
+
+
+def _reading(row: Any) -> Change | Unreadable:
+    chart_id, revision, deleted = row.chart_id, row.revision, row.deleted
+    for column, least in (("chart_id", 0), ("revision", 1)):
+        if not _is_whole(value := getattr(row, column), least):
+            shown = chart_id if isinstance(chart_id, int) else -1
+            reason = f"{short(value)}: expected a whole number from {least} to 2**63 - 1"
+            return Unreadable(shown, 0 if column == "revision" else revision, column, reason)
+    stored = _hash(row.content_hash)
+    if deleted not in (False, True):
+        return Unreadable(chart_id, revision, "deleted", f"{short(deleted)}: expected true or false", stored)
+    if deleted:
+        return Change(chart_id, revision, None)
+    try:
+        chart = Chart(chart_id=chart_id, **{name: _word(name, getattr(row, name)) for name in _WORDS})
+    except ChartError:
+        return Unreadable(chart_id, revision, *next(_damages(row)), stored)
+    return Change(chart_id, revision, chart, stored)
+
+
+def _damages(row: Any) -> Iterator[tuple[str, str]]:
+    """The columns in which no chart can have what the row has, and why."""
+    for column in _WORDS:
+        try:
+            Chart(**{"chart_id": 0, "title": "any", column: _word(column, getattr(row, column))})
+        except ChartError as error:
+            yield column, str(error)
+
+
+def _word(column: str, value: Any) -> Any:
+    """What a chart has of the column ``value``: a list is stored as JSON."""
+    if column not in LISTS:
+        return value
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChartError(f"{short(value)}: expected a list of strings in JSON, such as []") from error
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= MAX_REVISION
+
+
+def _has_key(row: Any) -> bool:
+    return _is_whole(row.chart_id, 0) and _is_whole(row.revision, 1)
+
+
+def _hash(stored: object) -> bytes:
+    content_hash = bytes(stored) if isinstance(stored, bytes | memoryview) else b""
+    return content_hash if len(content_hash) == HASH_BYTES else bytes(HASH_BYTES)
+
+
+def _fits(row: Any) -> bool:
+    """Whether the hash is that of the words, without making a chart of them; False too where that cannot be told."""
+    try:
+        words = {name: _word(name, getattr(row, name)) for name in _WORDS}
+        return bool(row.deleted) or row.content_hash == hash_of(text_of(**words))
+    except (ValueError, TypeError, AttributeError):
+        return False
+
+
+def _edited(change: Change) -> Chart | None:
+    """The chart, if its hash is not that of its words."""
+    return change.chart if change.chart and change.content_hash != change.chart.content_hash else None
+
+
+def _checked_ids(chart_ids: Iterable[int]) -> list[int]:
+    wanted = list(chart_ids)
+    for chart_id in wanted:
+        check_chart_id(chart_id)
+    return wanted
+
+
+def _parts(chart_ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(chart_ids), _ROWS_PER_STATEMENT):
+        yield chart_ids[start : start + _ROWS_PER_STATEMENT]

@@ -16,7 +16,7 @@ import numpy as np
 
 from copilotlab import Chart, ChartRepository, Node, Policy
 from copilotlab.carrier import Message
-from copilotlab.charts import Change, ChartNotFound, Heads, RepositoryError
+from copilotlab.charts import Change, ChartNotFound, Heads, Reading, RepositoryError
 from copilotlab.clock import ManualClock
 from copilotlab.coordinator import BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
 from copilotlab.embedding.hashing import HashEmbedder
@@ -52,8 +52,9 @@ class MemoryRepository(ChartRepository):
 
     def _write(self, chart_id: int, chart: Chart | None) -> int:
         self._revision += 1
-        self._changes[chart_id] = Change(chart_id, self._revision, chart)
-        self.content[chart_id, self._revision] = None if chart is None else chart.content_hash
+        content_hash = None if chart is None else chart.content_hash
+        self._changes[chart_id] = Change(chart_id, self._revision, chart, content_hash or b"")
+        self.content[chart_id, self._revision] = content_hash
         return self._revision
 
     def save(self, chart: Chart) -> int:
@@ -67,9 +68,9 @@ class MemoryRepository(ChartRepository):
             raise ChartNotFound(f"no chart {chart_id}")
         return self._write(chart_id, None)
 
-    def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
+    def read_many(self, chart_ids: Iterable[int]) -> Reading:
         self._check()
-        return {i: self._changes[i] for i in chart_ids if i in self._changes}
+        return Reading({i: self._changes[i] for i in chart_ids if i in self._changes}, {})
 
     def changes_since(self, revision: int = 0) -> list[Change]:
         self._check()

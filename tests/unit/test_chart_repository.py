@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -255,6 +256,204 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+# --- rows that somebody edited by hand ------------------------------------------------------------------------------
+
+TEXTS = ("title", "description", "chart_type", "source")
+LISTS = ("dimensions", "measures", "tags")
+LONG = {"title": 501, "description": 10_001, "chart_type": 201, "source": 201}
+NO_UTF8 = object()
+DAMAGED_ANYWHERE = [
+    ("title", ""),
+    ("title", "  "),
+    *((column, "x" * length) for column, length in LONG.items()),
+    *((column, None) for column in (*TEXTS, *LISTS)),
+    *(
+        (column, value)
+        for column in LISTS
+        for value in ("", "[", "null", "{}", "7", '"x"', "[1]", "[null]", '[""]', '[" "]', "[" * 100_000, "a;b",
+                      '["' + "x" * 201 + '"]', "[" + ",".join(['"x"'] * 65) + "]", '["\\ud800"]')
+    ),
+    ("revision", -3),
+    ("deleted", None),
+]  # fmt: skip
+DAMAGED_IN_SQLITE = [
+    *((column, value) for column in (*TEXTS, *LISTS) for value in (b"bytes", NO_UTF8)),
+    ("revision", "first"),
+    ("revision", 1.5),
+    ("deleted", "no"),
+    ("deleted", 7),
+]
+
+
+def edit(repository, chart_id, column, value):
+    """As people do, with SQL, in a table that somebody made without its constraints."""
+    quoted = "CAST(x'4aff4a' AS TEXT)" if value is NO_UTF8 else ":value"
+    with repository._engine.connect().execution_options(copilotlab_writes=True) as connection, connection.begin():
+        if value is None:
+            rows = connection.execute(repository._charts.select()).all()
+            repository._charts.drop(connection)
+            for one in repository._charts.c:
+                one.nullable = not one.primary_key
+            repository._charts.create(connection)
+            connection.execute(repository._charts.insert(), [row._asdict() for row in rows])
+        connection.execute(
+            sa.text(f"UPDATE copilotlab_charts SET {column} = {quoted} WHERE chart_id = :chart_id"),
+            {"chart_id": chart_id} if value is NO_UTF8 else {"chart_id": chart_id, "value": value},
+        )
+
+
+def check_that_one_bad_row_costs_one_row(repository, column, value, caplog):
+    repository.save_many([chart(1), chart(2), chart(3)])
+    edit(repository, 2, column, value)
+    with caplog.at_level("WARNING", "copilotlab.charts"):
+        assert [one.chart_id for one in repository] == [1, 3]
+        assert repository.frame()["chart_id"].to_list() == [1, 3]
+        assert [change.chart_id for change in repository.changes_since(0)] == [1, 3]
+        assert {1, 3} <= set(repository.heads_since(0).chart_ids.tolist()) <= {1, 2, 3}
+        assert set(repository.get_many([1, 2, 3])) == {1, 3}
+        changes, unreadable = repository.read_many([1, 2, 3, 4])
+    assert set(changes) == {1, 3}
+    assert set(unreadable) == {2}
+    assert unreadable[2][:3] == (2, 0 if column == "revision" else 2, column)
+    assert any(said in unreadable[2].reason for said in ("expected", "leave it out", "which no database keeps"))
+    assert len(unreadable[2].reason) < 250
+    (said,) = [record.getMessage() for record in caplog.records]
+    with pytest.raises(ChartError) as refused:
+        repository.get(2)
+    for text in (said, str(refused.value)):
+        assert f"'{column}'" in text
+        assert "chart 2 in" in text
+        assert "Save the chart again, or delete it" in text
+    assert repository.restamp() == []
+    assert 2 not in repository
+
+    assert repository.save(chart(2)) == 4
+    assert repository.get(2) == chart(2)
+    assert [one.chart_id for one in repository] == [1, 3, 2]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED_ANYWHERE)
+@pytest.mark.parametrize("url", ["memory", "postgres"], indirect=True)
+def test_one_bad_row_costs_one_row_and_a_save_mends_it(url, column, value, caplog):
+    with ChartRepository(url) as repository:
+        check_that_one_bad_row_costs_one_row(repository, column, value, caplog)
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED_IN_SQLITE)
+def test_a_value_of_any_type_in_any_column_of_sqlite_costs_one_row(column, value, caplog):
+    check_that_one_bad_row_costs_one_row(ChartRepository(), column, value, caplog)
+
+
+def test_a_bad_row_can_be_deleted_and_saved_among_others(repository):
+    repository.save_many([chart(1), chart(2), chart(3)])
+    edit(repository, 2, "tags", "[")
+    edit(repository, 3, "tags", "[")
+
+    assert repository.delete(2) == 4
+    assert repository.save_many([chart(1), chart(3)]) == 5
+    assert repository.read_many([1, 2, 3]).unreadable == {}
+    assert repository.get_many([2])[2].chart is None
+    with pytest.raises(ChartNotFound):
+        repository.delete(2)
+
+
+@pytest.mark.parametrize("chart_id", [-5, "seven", 1.5, 2**62])
+def test_a_row_whose_id_is_none_leaves_the_others_readable(chart_id, caplog):
+    repository = ChartRepository()
+    repository.save_many([chart(1), chart(2), chart(3)])
+    edit(repository, 2, "chart_id", chart_id)
+
+    expected = [1, 2**62, 3] if chart_id == 2**62 else [1, 3]
+    assert [one.chart_id for one in repository] == expected
+    assert repository.heads_since(0).chart_ids.tolist() == expected
+    assert list(repository.get_many([1, 2, 3])) == [1, 3]
+    assert repository.restamp() == []
+    assert len(caplog.records) == (0 if chart_id == 2**62 else 1)
+
+
+def test_the_log_names_a_bad_row_once_and_again_after_it_was_mended_and_only_so_many(caplog):
+    repository = ChartRepository()
+    repository.save_many([chart(i) for i in range(300)])
+    edit(repository, 7, "title", "")
+    for _ in range(3):
+        repository.changes_since(0)
+    assert len(caplog.records) == 1
+    repository.save(chart(7))
+    repository.get(7)
+    edit(repository, 7, "title", "")
+    repository.changes_since(0)
+    assert len(caplog.records) == 2
+
+    for chart_id in range(300):
+        edit(repository, chart_id, "title", "")
+    assert repository.changes_since(0) == []
+    assert len(caplog.records) == 1 + 100
+    assert "others are not named here" in caplog.messages[-1]
+
+
+def test_words_that_were_edited_by_hand_get_a_revision_of_their_own(repository, caplog):
+    repository.save_many([chart(i) for i in range(1, 6)])
+    repository.delete(5)
+    assert repository.restamp() == []
+    assert repository.revision == 6
+    edit(repository, 2, "title", "Edited")
+    edit(repository, 4, "tags", '["edited"]')
+    edit(repository, 3, "title", "")
+    assert repository.get_many([2])[2].content_hash == chart(2).content_hash != repository.get(2).content_hash
+    heads = repository.heads_since(0)
+    assert heads.content_hashes[heads.chart_ids == 2].tobytes() == chart(2).content_hash
+
+    assert repository.restamp([1, 3, 4]) == [4]
+    assert repository.restamp([]) == []
+    assert repository.restamp() == [2]
+
+    assert "1 charts in" in caplog.messages[-1]
+    assert "edited by hand" in caplog.messages[-1]
+    changes = repository.changes_since(6)
+    assert [(change.chart_id, change.revision) for change in changes] == [(4, 7), (2, 8)]
+    assert all(change.content_hash == change.chart.content_hash for change in changes)
+    assert repository.restamp() == []
+    assert repository.revision == 8
+
+
+def test_saving_the_words_that_somebody_edited_into_the_row_is_a_change(repository):
+    repository.save(chart(1))
+    edit(repository, 1, "title", "Edited")
+    assert repository.save(chart(1, "Edited")) == 2
+    assert repository.save(chart(1, "Edited")) == 2
+    assert repository.restamp() == []
+
+
+@pytest.mark.parametrize("value", [b"", b"short", b"x" * 40, None])
+def test_a_row_without_a_hash_is_read_and_mended(repository, value):
+    repository.save_many([chart(1), chart(2)])
+    edit(repository, 1, "content_hash", value)
+
+    assert repository.get(1) == chart(1)
+    assert repository.get_many([1])[1].content_hash == bytes(16)
+    assert repository.heads_since(0).content_hashes[0].tobytes() == bytes(16)
+    assert repository.restamp() == [1]
+    assert repository.get_many([1])[1] == (1, 3, chart(1), chart(1).content_hash)
+
+
+def test_a_deletion_has_no_hash_and_a_chart_has_that_of_its_words(repository):
+    repository.save_many([chart(1), chart(2)])
+    repository.delete(2)
+    changes = repository.get_many([1, 2])
+    assert changes[1].content_hash == chart(1).content_hash
+    assert changes[2].content_hash == b""
+
+
+def test_a_catalogue_of_many_pages_is_read_whole_and_in_order(repository, monkeypatch):
+    monkeypatch.setattr("copilotlab.charts.repository._ROWS_PER_PAGE", 7)
+    repository.save_many([chart(i) for i in range(50, 0, -1)])
+    edit(repository, 33, "title", "Edited")
+
+    assert [change.chart_id for change in repository.changes_since(0)] == list(range(50, 0, -1))
+    assert repository.heads_since(3).chart_ids.tolist() == list(range(47, 0, -1))
+    assert repository.restamp() == [33]
 
 
 # --- frames and files ---------------------------------------------------------------------------------------------
