@@ -6,7 +6,7 @@ Nothing here speaks to Redis or to the repository. What goes in are changes that
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,14 @@ from copilotlab.store import VectorStore
 
 @dataclass(slots=True)
 class _Missing:
-    """A change that did not come yet. due: when it is ours to embed, if nobody sends it."""
+    """A change that did not come yet.
+
+    due: when it is ours to embed, if nobody sends it. content_hash: of its words, b"" where nobody told them.
+    """
 
     revision: int
     due: float
+    content_hash: bytes
 
 
 class Backlog:
@@ -34,13 +38,30 @@ class Backlog:
         self._looked_at = -1  # the store's version when what had come by then was last dropped
         self._lock = threading.Lock()
 
-    def add(self, chart_id: int, revision: int, due: float) -> None:
-        """A change that the store may lack. due: the time from which it is this node's to embed."""
+    def add(self, chart_id: int, revision: int, due: float, content_hash: bytes = b"") -> None:
+        """Note a change that the store may lack. due: the time from which it is this node's to embed."""
         with self._lock:
             # What is missed already is not waited for any longer because it has changed once more.
-            known = self._missing.setdefault(chart_id, _Missing(revision, due))
-            known.revision, known.due = max(known.revision, revision), min(known.due, due)
+            known = self._missing.setdefault(chart_id, _Missing(revision, due, content_hash))
+            known.due = min(known.due, due)
+            if revision > known.revision or (revision == known.revision and content_hash):
+                known.revision, known.content_hash = revision, content_hash
             self._looked_at = -1  # it may have come just before
+
+    def replace(self, missing: Mapping[int, tuple[int, bytes]], revision: int, due: float) -> None:
+        """Note what the whole catalogue was found to have, as of ``revision``, and the store lacks; the rest goes.
+
+        missing: chart_id -> revision and content hash. What was missed before is not waited for any longer than it was,
+        and what is newer than ``revision`` stays.
+        """
+        with self._lock:
+            before = self._missing
+            self._missing = {i: known for i, known in before.items() if known.revision > revision}
+            for chart_id, (changed_at, content_hash) in missing.items():
+                if chart_id not in self._missing:
+                    waits = min(due, before[chart_id].due) if chart_id in before else due
+                    self._missing[chart_id] = _Missing(changed_at, waits, content_hash)
+            self._looked_at = -1
 
     def drop(self, chart_ids: Iterable[int]) -> None:
         """These are missing no longer, whatever the store says of them."""
@@ -64,6 +85,12 @@ class Backlog:
         self._drop_what_came()
         with self._lock:
             return sorted(self._missing)
+
+    def expected(self) -> dict[int, tuple[int, bytes]]:
+        """What is missing: chart_id -> revision and content hash, b"" where that is not known."""
+        self._drop_what_came()
+        with self._lock:
+            return {i: (missing.revision, missing.content_hash) for i, missing in self._missing.items()}
 
     def complete_to(self, read_to: int) -> int:
         """The revision up to which nothing is missing, given that the repository was read up to ``read_to``."""

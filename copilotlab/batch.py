@@ -35,6 +35,9 @@ T = TypeVar("T")
 # cut into windows by age, and each window is sorted by length.
 CHUNKS_PER_WINDOW = 8
 
+LOOK_AGAIN = 0.25  # seconds until it is seen what came of what other nodes had claimed
+PLAIN_TEXT = "Revenue by region"  # what a model that works can embed
+
 
 class BatchResult(NamedTuple):
     """What a batch did.
@@ -57,6 +60,9 @@ class Batch:
 
     kind: "rebuild" tells the other nodes, "sync" does not.
     lease: what this node holds for it, and gives back at the end; None while Redis is away.
+    read: what changed in the repository after a revision, 0 for all that it holds; by default the repository's own
+    `heads_since`. skip: is told of a chart that is left out, since its row cannot be read or the model fails on its
+    words: chart_id, revision, content hash, column and reason.
     ask_peers: called before each chunk until it says True: by then what other nodes have of the charts that would have
     to be embedded, which it is given a function for, is here. None asks nobody.
     """
@@ -72,6 +78,8 @@ class Batch:
         coordinator: Coordinator,
         policy: Policy,
         clock: Clock,
+        skip: Callable[[int, int, bytes, str, str], object],
+        read: Callable[[int], Heads] | None = None,
         since: int = 0,
         ask_peers: Callable[[Callable[[], list[int]]], bool] | None = None,
     ) -> None:
@@ -91,6 +99,8 @@ class Batch:
         """How many other nodes listened to the last thing that it said."""
         self.announced = 0
         """The number of the event by which this node said that it begins."""
+        self.asking_since = clock.now()
+        """When it had something to ask its peers for."""
         self.has_asked = False
         """Whether all who listened were asked for what they have."""
         self.unreleased = False
@@ -105,6 +115,8 @@ class Batch:
         self._coordinator = coordinator
         self._policy = policy
         self._clock = clock
+        self._skip = skip
+        self._heads_since = read or charts.heads_since
         self._since = since
         self._has_read = False
         self._planned_to = 0  # the revision that the first reading found
@@ -114,7 +126,10 @@ class Batch:
         self._live: set[int] = set()
         self._kept: list[list[Record]] = []  # both are stacks: the next chunk is the last
         self._texts: list[list[Todo]] = []
-        self._cancelled = False
+        self._left: list[Todo] = []  # to other nodes that have claimed them
+        self._claimed_to: dict[int, float] = {}  # chart_id -> when another node's claim on it must be over
+        self._look_again = clock.now()
+        self._cancelled = self._fenced = False
         self._outcome: Outcome | None = None
         self.finished = threading.Event()
         """Set by whose batch it is, once it is over and what follows from that is done."""
@@ -145,6 +160,10 @@ class Batch:
         """Stop before the next chunk; what was done stays."""
         self._cancelled = True
 
+    def fence(self) -> None:
+        """End before the next chunk: another node has the lease by now."""
+        self._fenced = True
+
     def advance(self) -> bool:
         """One step: read the catalogue, or do a chunk, or end; False if it has ended, or waits for its peers.
 
@@ -164,26 +183,44 @@ class Batch:
         return progress and not self.over
 
     def _step(self) -> bool:
-        if self._cancelled:
+        if self._fenced:
+            self._end("fenced")
+        elif self._cancelled:
             self._end("cancelled")
         elif not self._has_read:
             self._has_read = True
             self.begun = self._clock.now()
             self._tell(events.BatchStarted(self.name, self.epoch))
             self.announced = self._coordinator.said
-            self._plan(self._charts.heads_since(self._since))
+            self._plan(self._heads_since(self._since))
             self._planned_to = self.revision
+            self.asking_since = self._clock.now()
         elif self._texts and not self._gather():
             return False
         else:
             if self._picks_up():
-                self._plan(self._charts.heads_since(self.revision))
+                self._plan(self._heads_since(self.revision))
             if self._kept:
                 self._keep(self._kept.pop())
             elif self._texts:
                 self._embed(self._texts.pop())
+            elif self._left:
+                return self._take_up_what_was_left()
             else:
                 self._complete()
+        return True
+
+    def _take_up_what_was_left(self) -> bool:
+        """See what came of what other nodes had claimed; False while it is early to look again.
+
+        A batch is not over before that came, or was made here: whoever had claimed it may be gone.
+        """
+        now = self._clock.now()
+        if now < self._look_again:
+            return False
+        self._look_again = now + LOOK_AGAIN
+        self._texts = [*_cut(self._left, self._policy.chunk_size), *self._texts]
+        self._left = []
         return True
 
     def _picks_up(self) -> bool:
@@ -201,11 +238,9 @@ class Batch:
         """Put what changed on top of what is left to do: newest first, what needs no embedding before what does."""
         if not len(heads.chart_ids):
             return
-        self.revision = int(heads.revisions[-1])
+        self.revision = int(heads.revisions.max())
         gone = dict(zip(heads.chart_ids[heads.deleted].tolist(), heads.revisions[heads.deleted].tolist(), strict=True))
         self._live -= gone.keys()
-        if self._bulk:
-            self.removed += len(self._store.bury(gone))
         live = np.flatnonzero(~heads.deleted)[::-1]
         chart_ids, revisions = heads.chart_ids[live], heads.revisions[live]
         self._live.update(chart_ids.tolist())
@@ -223,9 +258,16 @@ class Batch:
 
     def _read(self, chart_ids: list[int]) -> list[Todo]:
         """The words of these charts, as they are now, in this order."""
-        changes = self._charts.get_many(chart_ids) if chart_ids else {}
-        found = (changes.get(chart_id) for chart_id in chart_ids)
-        return [(change.chart, change.revision) for change in found if change is not None and change.chart is not None]
+        if not chart_ids:
+            return []
+        changes, unreadable = self._charts.read_many(chart_ids)
+        for row in unreadable.values():
+            self._skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)
+        there = [change for i in chart_ids if (change := changes.get(i)) is not None and change.chart is not None]
+        edited = [c.chart_id for c in there if self._bulk and c.chart and c.content_hash != c.chart.content_hash]
+        if edited:  # by hand, past the repository: it makes changes of them, which are picked up like any other
+            self._charts.restamp(edited)
+        return [(c.chart, c.revision) for c in there if c.chart is not None and c.chart_id not in edited]
 
     def _count_kept(self, count: int) -> None:
         self.reused += count
@@ -260,7 +302,9 @@ class Batch:
 
     def _came(self, chart: Chart, revision: int) -> bool:
         """Whether there is nothing to make: the vector came from another node, or the chart was deleted meanwhile."""
-        if self._bulk and (self._store.tombstone(chart.chart_id) or -1) >= revision:
+        if self._bulk and (
+            chart.chart_id not in self._live or (self._store.tombstone(chart.chart_id) or -1) >= revision
+        ):
             return True
         head = self._store.head(chart.chart_id) if self._bulk and self._policy.reuse_vectors else None
         if head is None or head[1] != chart.content_hash:
@@ -277,20 +321,41 @@ class Batch:
         todo = self._ours(chunk)
         if not todo:
             return
-        vectors = self._embedder.embed([chart.text for chart, _ in todo])
-        self.embedded += len(todo)
-        self._take(
-            [
-                Record.of(chart.chart_id, revision, chart.content_hash, vector)
-                for (chart, revision), vector in zip(todo, vectors, strict=True)
-            ]
-        )
+        made = self._made(todo)
+        self.embedded += len(made)
+        self.total -= len(todo) - len(made)
+        if made:
+            self._take(made)
+
+    def _made(self, todo: list[Todo]) -> list[Record]:
+        """The records of these, without those on whose words alone the model fails; raises if it is down."""
+        try:
+            vectors = self._embedder.embed([chart.text for chart, _ in todo])
+        except Exception:  # noqa: BLE001 - the model is foreign code, and one text may be at fault, or all of it
+            self._embedder.embed([PLAIN_TEXT] * len(todo))  # raises if the model is down: then that is the reason
+            if len(todo) > 1:
+                half = len(todo) // 2
+                return self._made(todo[:half]) + self._made(todo[half:])
+            return self._made_again(*todo[0])
+        return [
+            Record.of(chart.chart_id, revision, chart.content_hash, vector)
+            for (chart, revision), vector in zip(todo, vectors, strict=True)
+        ]
+
+    def _made_again(self, chart: Chart, revision: int) -> list[Record]:
+        """The record of a chart on whose words a model that works has failed once; none if it does so again."""
+        try:
+            (vector,) = self._embedder.embed([chart.text])
+            return [Record.of(chart.chart_id, revision, chart.content_hash, vector)]
+        except Exception as error:  # noqa: BLE001 - as above
+            self._skip(chart.chart_id, revision, chart.content_hash, "text", f"the model fails on it: {error!r}")
+            return []
 
     def _ours(self, chunk: list[Todo]) -> list[Todo]:
         """What is left to embed of a chunk, without what came meanwhile or is being made by another node.
 
-        A node that was told of a change just before the lease was taken may be at it. What does not come after all is
-        found missing later, like anything else.
+        A node that was told of a change just before the lease was taken may be at it: that is left to it, for as long
+        as a claim lasts.
         """
         todo = [item for item in chunk if not self._came(*item)]
         self._count_came(len(chunk) - len(todo))
@@ -304,8 +369,14 @@ class Batch:
             return self._without_redis(todo)
         if not any(granted) and needs and not self._still_ours():
             return []
-        ours = [item for item, is_ours in zip(todo, granted, strict=True) if is_ours]
-        self.total -= len(todo) - len(ours)
+        now = self._clock.now()
+        ours = []
+        for item, is_ours in zip(todo, granted, strict=True):
+            over = self._claimed_to.setdefault(item[0].chart_id, now + policy.claim_timeout)
+            if is_ours or now >= over:  # no claim lasts for longer, whoever renews it
+                ours.append(item)
+            else:
+                self._left.append(item)
         return ours
 
     def _without_redis(self, todo: list[Todo]) -> list[Todo]:
@@ -346,10 +417,12 @@ class Batch:
 
     def _complete(self) -> None:
         # As written, a rebuild adds and never removes; a sync replaces the whole store of its own node.
-        if self.whole and (self._policy.ordered or self.kind == "sync"):
-            self.removed += len(self._store.retain(self._live, self.revision))
-        chart_ids = events.pack_ids(self._live) if self.whole else None
-        self._tell(events.BatchFinished(self.name, self.epoch, self._sent, self.revision, chart_ids))
+        chart_ids = None
+        if self.whole and not self._bulk:  # where nodes reconcile, each follows the repository
+            if self._policy.ordered or self.kind == "sync":
+                self.removed += len(self._store.retain(self._live, self.revision))
+            chart_ids = events.pack_ids(self._live)
+        self._tell(events.BatchFinished(self.name, self.epoch, self._sent, self.revision, self.whole, chart_ids))
         if not self.over:
             self._end("published" if self._sharing else "local")
 

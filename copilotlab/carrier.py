@@ -6,6 +6,7 @@ a server that exists in memory only, with time in their hands (`copilotlab.lab.s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -90,8 +91,9 @@ class Carrier(Protocol):
 
 @cache
 def script_source(name: str) -> str:
-    """The Lua text of one of `copilotlab.scripts`."""
-    return files("copilotlab.scripts").joinpath(f"{name}.lua").read_text()
+    """The Lua text of one of `copilotlab.scripts`; a line ``--# name`` in it stands for another one's text."""
+    text = files("copilotlab.scripts").joinpath(f"{name}.lua").read_text()
+    return re.sub(r"^--# (\w+)$", lambda part: script_source(part[1]), text, flags=re.MULTILINE)
 
 
 class RedisCarrier:

@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from math import inf
 from typing import NamedTuple, TypeVar
@@ -21,10 +22,11 @@ import redis
 
 from copilotlab import events
 from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
+from copilotlab.charts import Identity
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.policy import Policy, check_policy
-from copilotlab.store import Record
+from copilotlab.store import Manifest, Record
 from copilotlab.store.records import as_integer
 
 BATCH_IN_PROGRESS = "vector:batch:in_progress"
@@ -33,8 +35,10 @@ EPOCH = "vector:batch:epoch"
 GENERATION = "vector:generation"
 CLAIM = "vector:claim"
 BULK = "vector:bulk"
+ALIVE = "vector:alive"  # one a session: whose it is has not been silent for three heartbeats
 
 SILENT_BEATS = 3  # heartbeats in a row that nothing was heard after: the subscription is dead, whatever TCP says
+MAX_EPOCH = 2**52  # a count beyond it is nobody's: Lua's numbers end at 2**53
 
 T = TypeVar("T")
 
@@ -73,6 +77,8 @@ class Coordinator:
     redis: a URL, a redis-py client, or a `Carrier`.
     node_id: this node's name, at most 200 characters; its own events are skipped by it.
     fingerprint, dim: of the model whose vectors are sent; events of another model are dropped and counted.
+    identity: of the catalogue that is spoken of, `ChartRepository.identity`; events of another one are dropped and
+    counted, and so is what was signed with another key. None by default: of no repository's.
     namespace: "" by default, which gives the keys and channels of the written design; nodes of two namespaces that
     share a Redis never hear each other. A Redis Cluster needs one in braces, "{charts}": all keys then lie together.
 
@@ -88,6 +94,7 @@ class Coordinator:
         node_id: str,
         fingerprint: str,
         dim: int,
+        identity: Identity | None = None,
         policy: Policy | None = None,
         namespace: str = "",
         clock: Clock | None = None,
@@ -106,7 +113,9 @@ class Coordinator:
         self.metrics = Metrics() if metrics is None else metrics
         self.session = secrets.randbelow(2**62) + 1
         self.epoch = 0  # the highest that Redis was seen to have
-        self._model = blake2b(fingerprint.encode(), digest_size=8).hexdigest()
+        self.identity = identity or events.NO_CATALOGUE
+        self.alive_for = SILENT_BEATS * self.policy.heartbeat_interval + self.policy.redis_timeout
+        """Seconds without a heartbeat after which this node's lease and claims are nobody's."""
         self._carrier = _carrier(redis, self.policy.redis_timeout)
         _check_slot(self._carrier, self.namespace)
         self._inbox = f"{events.INBOX}:{node_id}"
@@ -213,7 +222,10 @@ class Coordinator:
         return self._carrier.another()
 
     def close(self) -> None:
-        """Leave Redis."""
+        """Leave Redis: what this node had claimed is nobody's from now on."""
+        if self._connected and self.policy.claim:
+            with suppress(CarrierAway):  # it has gone too: then the claims end by themselves
+                self._carrier.delete(self._alive)
         with self._lock:
             self._connected = False
             self._reason = "closed"
@@ -233,24 +245,31 @@ class Coordinator:
         return flags
 
     def _look(self, heartbeat: events.Heartbeat | None = None) -> Flags:
-        if not (self.policy.fenced or self.policy.tell_blips or heartbeat):
+        policy = self.policy
+        if not (policy.fenced or policy.tell_blips or policy.claim or heartbeat):
             return self._plain_flags()
-        keys = [self._scoped(name) for name in (GENERATION, BATCH_IN_PROGRESS, WAS_DOWN, EPOCH)]
+        keys = [*(self._scoped(name) for name in (GENERATION, BATCH_IN_PROGRESS, WAS_DOWN, EPOCH)), self._alive]
         candidate = secrets.token_hex(16) if self.policy.tell_blips else ""
         with self._speaking:
             payload = b"" if heartbeat is None else self._sealed(heartbeat)
             if payload:
                 self._on_their_way.append((self.said, self.clock.now()))
             channel = self._scoped(events.HEARTBEATS) if payload else ""
-            found = self._carrier.run("beat", keys, [candidate, self.epoch, channel, payload])
+            arguments = [candidate, self.epoch, channel, payload, *self._life, int(policy.fenced)]
+            found = self._carrier.run("beat", keys, arguments)
         generation, lease, owed, epoch = found
         generation = generation.decode(errors="replace")
         if self._generation and generation != self._generation:
             self.metrics.count("memory_losses")
             self.journal.note("memory_lost", "the server's generation is another", level=logging.WARNING)
         self._generation = generation
-        self.epoch = max(self.epoch, int(epoch))
+        self._know_epoch(epoch)
         return Flags(self._holder(lease), bool(owed), self.epoch)
+
+    def _know_epoch(self, epoch: bytes) -> None:
+        text = epoch.decode(errors="replace")
+        if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < MAX_EPOCH:
+            self.epoch = max(self.epoch, int(text))
 
     def flags(self) -> Flags:
         """Both flags, in one round trip."""
@@ -261,12 +280,12 @@ class Coordinator:
         return Flags(self._holder(lease or b""), was_down is not None, self.epoch)
 
     def _holder(self, lease: bytes) -> str | None:
-        """The node in a lease's value, unless it is of another model."""
+        """The node in a lease's value, unless it is of another model, or of another catalogue."""
         value = lease.decode(errors="replace")
-        parts = value.split(" ", 2)
-        if self.policy.fenced and len(parts) == 3 and parts[0].isdecimal():
-            return parts[2] if parts[1] == self._model else None
-        return value or None
+        if not self.policy.fenced:
+            return value or None
+        _, model, _, node_id = (value.split(" ", 3) + [""] * 4)[:4]
+        return node_id if model == self._model else None
 
     def admit(self, needs: Sequence[Need], lease: Lease | None = None) -> tuple[Flags, list[bool]]:
         """May this node embed these now? The flags, and for each whether it is ours to do.
@@ -277,21 +296,24 @@ class Coordinator:
         if not self.policy.claim:
             flags = self.flags() if lease is None else Flags(None, False)
             return flags, [flags.batch_holder is None and not flags.was_down] * len(needs)
-        keys = [self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN), *map(self._claim, needs)]
+        keys = [self._scoped(BATCH_IN_PROGRESS), self._scoped(WAS_DOWN), self._alive, *map(self._claim, needs)]
         ttl = round(self.policy.claim_timeout * 1000)
         own = "" if lease is None else lease.value
-        arguments = [self.node_id, self._model, own, ttl, *(need.revision for need in needs)]
+        fixed = [self._session, self._model, own, ttl, *self._life, int(self.policy.fenced)]
+        arguments = [*fixed, *(need.revision for need in needs)]
         lease_value, owed, *granted = self._ask(lambda: self._carrier.run("admit", keys, arguments))
         return Flags(self._holder(lease_value), bool(owed), self.epoch), [bool(answer) for answer in granted]
 
     def disclaim(self, need: Need) -> None:
         """Give a claim back, if it is still this node's: nothing came of it."""
         if self.policy.claim:
-            self._ask(lambda: self._carrier.run("disclaim", [self._claim(need)], [self.node_id]))
+            self._ask(lambda: self._carrier.run("disclaim", [self._claim(need)], [self._session]))
 
     def take_lease(self, *, if_owed: bool = False) -> Lease | None:
         """Take the lease for `batch_timeout`, fenced by the next epoch; None if another node has it.
 
+        A lease whose holder is gone is nobody's: it has not beaten for three heartbeats, or is this node in an earlier
+        life. Without `fenced`, only time ends a lease.
         if_owed: only where a rebuild is owed; without `fenced`, regardless.
         """
         milliseconds = round(self.policy.batch_timeout * 1000)
@@ -300,13 +322,13 @@ class Coordinator:
             key, value = self._scoped(BATCH_IN_PROGRESS), self.node_id.encode()
             taken = self._ask(lambda: self._carrier.set(key, value, ttl=ttl, if_absent=True))
             return Lease(self.node_id, 0, True) if taken else None
-        keys = [self._scoped(name) for name in (BATCH_IN_PROGRESS, EPOCH, WAS_DOWN)]
-        arguments = [self.node_id, self._model, milliseconds, self.epoch, int(if_owed)]
+        keys = [*(self._scoped(name) for name in (BATCH_IN_PROGRESS, EPOCH, WAS_DOWN)), self._alive]
+        arguments = [self.node_id, self._model, milliseconds, self.epoch, int(if_owed), self._session, *self._life]
         epoch, owed = self._ask(lambda: self._carrier.run("take_lease", keys, arguments))
         if not epoch:
             return None
         self.epoch = int(epoch)
-        return Lease(f"{epoch} {self._model} {self.node_id}", self.epoch, bool(owed))
+        return Lease(f"{epoch} {self._model} {self._session} {self.node_id}", self.epoch, bool(owed))
 
     def keep_lease(self, lease: Lease, event: events.Event | None = None, chunk: Sequence[Record] = ()) -> int | None:
         """Renew the lease, and say ``event`` under it; with a ``chunk``, put that where the event says. In one step.
@@ -318,13 +340,13 @@ class Coordinator:
         page = b""
         bulk = ""
         if isinstance(event, events.BatchChunkStored):
-            page = events.encode(events.page_of(self.fingerprint, chunk))
+            page = events.encode(events.page_of(self.fingerprint, chunk), self.identity)
             bulk = event.bulk
         with self._speaking:
             payload = b"" if event is None else self._sealed(event)
             channel = self._scoped(events.BATCHES) if payload else ""
-            keys = [self._scoped(BATCH_IN_PROGRESS), self._bulk(bulk)]
-            arguments = [lease.value, ttl, page, round(self.policy.bulk_ttl * 1000), channel, payload]
+            keys = [self._scoped(BATCH_IN_PROGRESS), self._bulk(bulk), self._alive]
+            arguments = [lease.value, ttl, page, round(self.policy.bulk_ttl * 1000), channel, payload, self._life[0]]
             heard = int(self._ask(lambda: self._carrier.run("keep_lease", keys, arguments)))
         if heard < 0 and not self.policy.fenced:
             heard = self._say_regardless(bulk, page, channel, payload)
@@ -353,8 +375,7 @@ class Coordinator:
     def epoch_in_redis(self) -> int:
         """The epoch of the last lease, as Redis has it."""
         (value,) = self._ask(lambda: self._carrier.get(self._scoped(EPOCH)))
-        text = (value or b"0").decode(errors="replace")
-        self.epoch = max(self.epoch, int(text) if text.isdecimal() and len(text) < 16 else 0)
+        self._know_epoch(value or b"0")
         return self.epoch
 
     # --- events -----------------------------------------------------------------------------------------------
@@ -369,7 +390,8 @@ class Coordinator:
                 if need is None or not self.policy.claim:
                     heard = self._ask(lambda: self._carrier.publish(channel, payload))
                 else:
-                    arguments = [channel, payload, need.revision, round(self.policy.claim_timeout * 1000)]
+                    sent = f"{self._session}={need.revision}"
+                    arguments = [channel, payload, sent, round(self.policy.claim_timeout * 1000)]
                     heard = int(self._ask(lambda: self._carrier.run("announce", [self._claim(need)], arguments)))
         except CarrierAway:
             self.metrics.count("publish_failed")
@@ -379,7 +401,7 @@ class Coordinator:
 
     def tell(self, node_id: str, event: events.Event) -> None:
         """Say ``event`` to one node, in its inbox."""
-        payload = events.encode(events.Envelope(self.node_id, self.fingerprint, self.session, 0, event))
+        payload = self._encoded(event, 0)
         self._ask(lambda: self._carrier.publish(self._scoped(f"{events.INBOX}:{node_id}"), payload))
         self._count_sent(payload)
 
@@ -395,7 +417,7 @@ class Coordinator:
         self._beats_unanswered = 0
         self.metrics.count("received")
         try:
-            envelope = events.decode(message.payload, fingerprint=self.fingerprint)
+            envelope = events.decode(message.payload, fingerprint=self.fingerprint, identity=self.identity)
             if self._channels.get(message.channel) != events.CHANNEL_OF[type(envelope.event)]:
                 raise events.EventRejected("malformed", f"{type(envelope.event).__name__} on {message.channel}")
             if envelope.source == self.node_id and envelope.session != self.session:
@@ -414,7 +436,7 @@ class Coordinator:
 
     def put_bulk(self, bulk: str, page: events.RecordPage | events.ManifestPage) -> None:
         """Put a page where another node can fetch it, for `bulk_ttl` seconds."""
-        payload = events.encode(page)
+        payload = events.encode(page, self.identity)
         self._ask(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl))
         self._count_sent(payload)
 
@@ -427,6 +449,14 @@ class Coordinator:
     def drop_bulk(self, bulk: str) -> None:
         """What was fetched need not stay there."""
         self._ask(lambda: self._carrier.delete(self._bulk(bulk)))
+
+    def decode_records(self, payload: bytes) -> list[Record]:
+        """The records of a page that another node put there. Raises EventRejected."""
+        return events.decode_records(payload, fingerprint=self.fingerprint, dim=self.dim, identity=self.identity)
+
+    def decode_manifest(self, payload: bytes) -> tuple[Manifest, bool]:
+        """A page of another node's manifest, and whether there is more of it. Raises EventRejected."""
+        return events.decode_manifest(payload, fingerprint=self.fingerprint, identity=self.identity)
 
     def records(self, packed: Iterable[events.WireRecord]) -> list[Record]:
         """The store's records in an event's, without those whose vector is none of our model's: they are counted."""
@@ -447,7 +477,11 @@ class Coordinator:
 
     def _sealed(self, event: events.Event) -> bytes:
         self.said += 1
-        return events.encode(events.Envelope(self.node_id, self.fingerprint, self.session, self.said, event))
+        return self._encoded(event, self.said)
+
+    def _encoded(self, event: events.Event, number: int) -> bytes:
+        envelope = events.Envelope(self.node_id, self.fingerprint, self.session, number, event)
+        return events.encode(envelope, self.identity)
 
     def _count_sent(self, *payloads: bytes) -> None:
         self.metrics.count("published")
@@ -455,6 +489,24 @@ class Coordinator:
 
     def _scoped(self, name: str) -> str:
         return f"{self.namespace}:{name}" if self.namespace else name
+
+    @property
+    def _model(self) -> str:
+        """16 hex digits for this model's vectors of this catalogue: claims and leases are theirs."""
+        return blake2b(f"{self.identity.incarnation} {self.fingerprint}".encode(), digest_size=8).hexdigest()
+
+    @property
+    def _session(self) -> str:
+        return f"{self.session:016x}"
+
+    @property
+    def _alive(self) -> str:
+        return self._scoped(f"{ALIVE}:{self._session}")
+
+    @property
+    def _life(self) -> tuple[int, str]:
+        """How long this session lives without a word, in milliseconds, and where it is noted that one lives."""
+        return round(self.alive_for * 1000), self._scoped(f"{ALIVE}:")
 
     def _claim(self, need: Need) -> str:
         return self._scoped(f"{CLAIM}:{self._model}:{need.chart_id}:{need.content_hash.hex()}")

@@ -1,7 +1,9 @@
 """The wire: what nodes say to each other, how it is encoded, and what is refused.
 
-What travels is a version, a checksum and a MessagePack array (msgspec), never pickle: an `Envelope` on a channel, a
-`RecordPage` or a `ManifestPage` in a key that the reader fetches at its own pace. A vector travels as raw little-endian
+What travels is a version, a checksum, the catalogue, a signature and a MessagePack array (msgspec), never pickle: an
+`Envelope` on a channel, a `RecordPage` or a `ManifestPage` in a key that the reader fetches at its own pace. The
+signature (keyed BLAKE2b) is made with a key that is in the repository: so whoever may publish, but does not read the
+same repository, is not believed. A vector travels as raw little-endian
 float32, or as float16 where nothing is lost by that (`Policy(vectors="float16")`); its length tells which. What arrives
 is not trusted: it is bounded, typed and checked, and what fails raises `EventRejected`, so that a node can count it and
 go on.
@@ -10,6 +12,8 @@ go on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import Annotated, TypeVar
 from zlib import crc32
 
@@ -17,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.charts import Identity
 from copilotlab.store import Manifest, Record
 from copilotlab.store.records import HASH_BYTES, LARGEST
 
@@ -26,8 +31,9 @@ DELETIONS = "chart-deletions"
 HEARTBEATS = "chart-vector-heartbeats"
 INBOX = "chart-vector-inbox"  # one a node: INBOX:node_id
 
-WIRE_VERSION = 2
-HEADER_BYTES = 5  # version and checksum
+WIRE_VERSION = 3
+MARK_BYTES = 16  # of the catalogue, and of the signature
+HEADER_BYTES = 5 + 2 * MARK_BYTES  # version, checksum, catalogue, signature
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
@@ -46,8 +52,9 @@ T = TypeVar("T")
 class EventRejected(ValueError):
     """What a node does not accept; ``kind`` says why, in one word that metrics count by.
 
-    kind: "oversized", "version", "damaged" (on its way: the checksum is another), "malformed", "foreign_model",
-    "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
+    kind: "oversized", "version", "damaged" (on its way: the checksum is another), "foreign_catalogue", "forged" (signed
+    by who does not know the catalogue's key), "malformed", "foreign_model", "bad_vector", "epoch" (of a batch that is
+    over) or "namesake" (of another node that has our name).
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -110,14 +117,16 @@ class BatchChunkStored(_Event, frozen=True):
 class BatchFinished(_Event, frozen=True):
     """A batch's end, with its manifest.
 
-    total: records sent in its chunks; revision: the repository revision that it read; chart_ids: every live chart at
-    that revision, int64 little-endian, ascending; None from a batch that read only what had changed.
+    total: records sent in its chunks; revision: the repository revision that it read; whole: whether that was the whole
+    catalogue, and not only what had changed; chart_ids: then, where nodes do not ask the repository themselves, every
+    live chart at that revision, int64 little-endian, ascending; else None.
     """
 
     batch: Name
     epoch: Number
     total: Number
     revision: Number
+    whole: bool
     chart_ids: bytes | None
 
 
@@ -208,7 +217,7 @@ class RecordPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
 
 
 class ManifestPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Rows of a store's manifest, and its tombstones with the first page; numbers are int64, little-endian.
+    """Rows of a store's manifest; numbers are int64, little-endian.
 
     more: whether there are rows after the last of these.
     """
@@ -218,8 +227,6 @@ class ManifestPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_
     revisions: bytes
     content_hashes: bytes
     vector_hashes: bytes
-    removed_ids: bytes
-    removed_revisions: bytes
     more: bool
 
 
@@ -230,23 +237,28 @@ _record_pages = msgspec.msgpack.Decoder(RecordPage)
 _manifest_pages = msgspec.msgpack.Decoder(ManifestPage)
 
 
-def encode(message: Envelope | RecordPage | ManifestPage) -> bytes:
-    """The message as bytes: its version, a checksum (CRC-32, little-endian), MessagePack."""
+NO_CATALOGUE = Identity("0" * 32, b"")
+"""Of those who speak for no repository."""
+
+
+def encode(message: Envelope | RecordPage | ManifestPage, identity: Identity = NO_CATALOGUE) -> bytes:
+    """The message as bytes: version, checksum (CRC-32, little-endian), catalogue, signature, MessagePack."""
     body = _encoder.encode(message)
-    return b"".join((_VERSION, crc32(body).to_bytes(4, "little"), body))
+    rest = b"".join((bytes.fromhex(identity.incarnation), _signature(body, identity), body))
+    return b"".join((_VERSION, crc32(rest).to_bytes(4, "little"), rest))
 
 
-def decode(payload: bytes, *, fingerprint: str) -> Envelope:
-    """The envelope in ``payload``, for a node whose model is ``fingerprint``; raises EventRejected.
+def decode(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGUE) -> Envelope:
+    """The envelope in ``payload``, for a node of that catalogue whose model is ``fingerprint``; raises EventRejected.
 
     Vectors are checked where they are unpacked (`unpack`).
     """
-    return _ours(_decoded(_envelopes, payload, MAX_EVENT_BYTES), fingerprint)
+    return _ours(_decoded(_envelopes, payload, MAX_EVENT_BYTES, identity), fingerprint)
 
 
-def decode_records(payload: bytes, *, fingerprint: str, dim: int) -> list[Record]:
+def decode_records(payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE) -> list[Record]:
     """The records of the `RecordPage` in ``payload``; EventRejected, for all, if one is not what it should be."""
-    page = _ours(_decoded(_record_pages, payload, MAX_BULK_BYTES), fingerprint)
+    page = _ours(_decoded(_record_pages, payload, MAX_BULK_BYTES, identity), fingerprint)
     chart_ids, revisions, hashes = _numbers(page.chart_ids), _numbers(page.revisions), _hashes(page.content_hashes)
     if not len(chart_ids) == len(revisions) == len(hashes):
         raise EventRejected("malformed", f"{len(chart_ids)} ids, {len(revisions)} revisions, {len(hashes)} hashes")
@@ -286,40 +298,32 @@ def page_of(fingerprint: str, records: Sequence[Record]) -> RecordPage:
     )
 
 
-def decode_manifest(payload: bytes, *, fingerprint: str) -> tuple[Manifest, dict[int, int], bool]:
-    """The `ManifestPage` in ``payload``: its rows, its tombstones (chart_id -> revision), and whether there are more.
+def decode_manifest(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGUE) -> tuple[Manifest, bool]:
+    """The rows of the `ManifestPage` in ``payload``, and whether there are more.
 
     The manifest's digest is empty: it is one page's. Raises EventRejected.
     """
-    page = _ours(_decoded(_manifest_pages, payload, MAX_BULK_BYTES), fingerprint)
-    chart_ids, removed = unpack_ids(page.chart_ids), unpack_ids(page.removed_ids)
-    revisions, removed_revisions = _numbers(page.revisions), _numbers(page.removed_revisions)
+    page = _ours(_decoded(_manifest_pages, payload, MAX_BULK_BYTES, identity), fingerprint)
+    chart_ids, revisions = unpack_ids(page.chart_ids), _numbers(page.revisions)
     try:
         manifest = Manifest(chart_ids, revisions, _hashes(page.content_hashes), _hashes(page.vector_hashes), "")
     except ValueError as error:
         raise EventRejected("malformed", f"not a manifest: {error}") from error
     if len(manifest) > MANIFEST_ROWS:
         raise EventRejected("oversized", f"{len(manifest):,} rows in a page, at most {MANIFEST_ROWS:,} are accepted")
-    if len(removed) != len(removed_revisions):
-        raise EventRejected("malformed", f"{len(removed)} tombstones with {len(removed_revisions)} revisions")
-    return manifest, dict(zip(removed.tolist(), removed_revisions.tolist(), strict=True)), page.more
+    return manifest, page.more
 
 
-def manifest_page(
-    fingerprint: str, manifest: Manifest, tombstones: dict[int, int], *, after: int, rows: int = MANIFEST_ROWS
-) -> ManifestPage:
-    """The page of ``manifest`` that begins after chart ``after``; ``tombstones`` go with the first (-1)."""
+def manifest_page(fingerprint: str, manifest: Manifest, *, after: int, rows: int = MANIFEST_ROWS) -> ManifestPage:
+    """The page of ``manifest`` that begins after chart ``after``."""
     start = int(np.searchsorted(manifest.chart_ids, after, side="right"))
     chosen = slice(start, start + rows)
-    removed = np.array(sorted(tombstones.items()) if after < 0 else [], dtype="<i8").reshape(-1, 2)
     return ManifestPage(
         fingerprint,
         manifest.chart_ids[chosen].astype("<i8").tobytes(),
         manifest.revisions[chosen].astype("<i8").tobytes(),
         manifest.content_hashes[chosen].tobytes(),
         manifest.vector_hashes[chosen].tobytes(),
-        removed[:, 0].tobytes(),
-        removed[:, 1].tobytes(),
         start + rows < len(manifest),
     )
 
@@ -384,25 +388,46 @@ def _hashes(packed: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(packed, dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
-def _decoded(decoder: msgspec.msgpack.Decoder[T], payload: bytes, most: int) -> T:
+def _decoded(decoder: msgspec.msgpack.Decoder[T], payload: bytes, most: int, identity: Identity) -> T:
     if len(payload) > most:
         raise EventRejected("oversized", f"{len(payload):,} bytes, at most {most:,} are accepted")
     if payload[:1] != _VERSION:
         version = payload[0] if payload else None
         raise EventRejected("version", f"wire version {version}, this node speaks {WIRE_VERSION}")
-    body = memoryview(payload)[HEADER_BYTES:]
-    if crc32(body).to_bytes(4, "little") != payload[1:HEADER_BYTES]:
+    rest = memoryview(payload)[HEADER_BYTES - 2 * MARK_BYTES :]
+    if len(rest) < 2 * MARK_BYTES or crc32(rest).to_bytes(4, "little") != payload[1:5]:
         raise EventRejected("damaged", f"{len(payload):,} bytes do not have the checksum that they came with")
+    incarnation, signature, body = rest[:MARK_BYTES].hex(), rest[MARK_BYTES : 2 * MARK_BYTES], rest[2 * MARK_BYTES :]
+    if incarnation != identity.incarnation:
+        raise EventRejected(
+            "foreign_catalogue",
+            f"{_speaker(body)} speaks of catalogue {incarnation[:8]}, this node has {identity.incarnation[:8]}: give "
+            "each catalogue a namespace of its own, since database numbers do not keep channels apart",
+        )
+    if not compare_digest(signature, _signature(body, identity)):
+        raise EventRejected("forged", f"{_speaker(body)} does not know the key that is in the repository")
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventRejected("malformed", f"not an event: {error}") from error
 
 
-_Signed = TypeVar("_Signed", Envelope, RecordPage, ManifestPage)
+def _signature(body: bytes | memoryview, identity: Identity) -> bytes:
+    return blake2b(body, digest_size=MARK_BYTES, key=identity.key).digest()
 
 
-def _ours(message: _Signed, fingerprint: str) -> _Signed:
+def _speaker(body: memoryview) -> str:
+    """Who says that it says this, for a message that is not believed."""
+    try:
+        return f"a node that calls itself {_envelopes.decode(body).source!r}"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "somebody"
+
+
+_OfModel = TypeVar("_OfModel", Envelope, RecordPage, ManifestPage)
+
+
+def _ours(message: _OfModel, fingerprint: str) -> _OfModel:
     if message.fingerprint != fingerprint:
         raise EventRejected("foreign_model", f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}")
     return message

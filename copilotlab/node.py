@@ -20,7 +20,7 @@ import redis as redis_py
 
 from copilotlab.batch import Batch, BatchResult, Kind
 from copilotlab.carrier import Carrier
-from copilotlab.charts import Chart, ChartNotFound, ChartRepository, RepositoryError, plain
+from copilotlab.charts import Change, Chart, ChartNotFound, ChartRepository, RepositoryError, plain
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
@@ -208,7 +208,8 @@ class Node:
             raise TypeError(f"update_chart({chart!r}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
         replica = self._replica  # one and the same all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
-        if known is not None and known.chart == chart and replica.store.revision(chart.chart_id) == known.revision:
+        held = replica.store.head(chart.chart_id)
+        if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
             return UpdateResult("unchanged", known.revision)
         # Saving what is saved already gives no new revision: another node may have sent these very words a moment ago.
         revision = 1 if known is None else known.revision + (known.chart != chart)
@@ -229,12 +230,13 @@ class Node:
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
         replica = self._replica
-        change = self.charts.get_many([chart_id]).get(chart_id)
+        change = self._read(chart_id)
         if change is None:
             raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
         if change.chart is None:
             return self._spread_deletion(chart_id, change.revision)
-        if (replica.store.revision(chart_id) or 0) >= change.revision:
+        held = replica.store.head(chart_id)
+        if held is not None and (held[0] > change.revision or held == (change.revision, change.chart.content_hash)):
             return UpdateResult("unchanged", change.revision)
         need = Need(chart_id, change.chart.content_hash, change.revision)
         if (admission := replica.admit(need)) in ("deferred", "claimed"):
@@ -247,6 +249,14 @@ class Node:
         Raises ChartNotFound if there is no such chart, RepositoryError.
         """
         return self._spread_deletion(chart_id, self.charts.delete(chart_id))
+
+    def _read(self, chart_id: int) -> Change | None:
+        """The chart as it is in the repository; what was edited there by hand becomes a change first."""
+        change = self.charts.get_many([chart_id]).get(chart_id)
+        if change is not None and change.chart is not None and change.content_hash != change.chart.content_hash:
+            self.charts.restamp([chart_id])
+            change = self.charts.get_many([chart_id]).get(chart_id)
+        return change
 
     def _vector_of(self, replica: Replica, chart: Chart, need: Need) -> np.ndarray:
         failed = True
@@ -459,6 +469,7 @@ class Node:
             "digest": self.store.digest,
             "complete_to": replica.complete_to,
             "lag": replica.lag,
+            "skipped": len(replica.follower.skipped),
             "model": self.embedder.fingerprint,
             "next_model": "" if successor is None else successor.embedder.fingerprint,
             "redis": "connected" if coordinator.connected else "away",
@@ -481,6 +492,17 @@ class Node:
         if self._replica.driven:
             return "not started"
         return "running" if self.running else "failed"
+
+    def skipped(self) -> pl.DataFrame:
+        """The charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.
+
+        column: of the row that cannot be read, or "text" where the model fails on the words. A row that is mended comes
+        in by itself; a text is tried again after a while.
+        """
+        left_out = sorted(self._replica.follower.skipped.items())
+        rows = [(i, skipped.revision, skipped.column, skipped.reason, skipped.tries) for i, skipped in left_out]
+        schema = {"chart_id": pl.Int64, "revision": pl.Int64, "column": pl.String, "reason": pl.String}
+        return pl.DataFrame(rows, schema={**schema, "tries": pl.Int64}, orient="row")
 
     def metrics(self) -> dict[str, float]:
         """Counters since the node was made, and gauges: charts, bytes of vectors, connected (1 or 0)."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -24,10 +23,11 @@ from copilotlab import events
 from copilotlab.backlog import Backlog
 from copilotlab.batch import Batch, Kind
 from copilotlab.carrier import Carrier, CarrierAway
-from copilotlab.charts import Chart, ChartRepository, Heads, RepositoryError
+from copilotlab.charts import Chart, ChartRepository, Identity, RepositoryError
 from copilotlab.clock import Clock
 from copilotlab.coordinator import Coordinator, Flags, Lease, Need
 from copilotlab.embedding import Embedder
+from copilotlab.follower import Follower
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.peers import ALIVE_BEATS, Peers
 from copilotlab.policy import Policy
@@ -35,6 +35,7 @@ from copilotlab.store import Record, VectorStore
 from copilotlab.transfer import Transfers
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
+LONGEST_SILENCE = 3  # times the patience with one peer: the longest that a batch waits for all of them
 HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the others fetch the rest
 LONGEST_PAUSE = 60.0  # seconds between two tries of a batch that fails
 
@@ -45,8 +46,7 @@ ANYBODY = ""
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    Parameters are those of `Node`; a `Carrier` is this replica's own. went_back: called with the repository's revision
-    where that is older than what was seen of it.
+    Parameters are those of `Node`; a `Carrier` is this replica's own. went_back: see `Follower`.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Replica:
             node_id=node_id,
             fingerprint=embedder.fingerprint,
             dim=embedder.dim,
+            identity=charts.identity,
             policy=policy,
             namespace=namespace,
             clock=clock,
@@ -84,7 +85,6 @@ class Replica:
             metrics=counters,
         )
         self.peers = Peers(policy.heartbeat_interval)
-        self._tell_went_back = went_back
         self.transfers = Transfers(self.coordinator, self.store, policy, clock)
         self.batch: Batch | None = None
         self._batch_lock = threading.Lock()
@@ -95,8 +95,19 @@ class Replica:
         self._unsent: dict[int, None] = {}  # changed here while Redis was away
         self._unreleased: Lease | None = None  # of a batch that ended while Redis was away
         self.backlog = Backlog(self.store)
-        self._read_to = 0
-        self._has_read = False
+        self.follower = Follower(
+            charts,
+            self.store,
+            self.backlog,
+            policy=policy,
+            clock=clock,
+            journal=journal,
+            counters=counters,
+            new_patience=ALIVE_BEATS * policy.heartbeat_interval,
+            went_back=went_back,
+            is_another=self._speak_for,
+        )
+        self._fetched = (0, clock.now())  # the last that came for a batch from its peers, and when
         self._asked: set[str] = set()  # the peers that the present batch has asked
         self._knew_all = True  # whether, before the last outage, there was time to hear of every node
         self._is_away = False
@@ -106,6 +117,7 @@ class Replica:
         self._next_sync = now + policy.sync_interval
         self._pause = policy.probe_interval
         self._review_at_once = False
+        self._comparing = False  # the whole catalogue is to be compared at the next look
         self._syncing = False  # the whole catalogue was read, and something of it was missing
         self.last_sync: float | None = None
         """When this replica last held all that the repository held, the whole catalogue compared; None if never."""
@@ -185,12 +197,12 @@ class Replica:
     @property
     def complete_to(self) -> int:
         """The repository revision up to which this replica holds all, as far as it has looked."""
-        return self.backlog.complete_to(self._read_to)
+        return self.follower.complete_to
 
     @property
     def has_read(self) -> bool:
         """Whether this replica has looked into the repository since it was made."""
-        return self._has_read
+        return self.follower.has_read
 
     @property
     def lag(self) -> int:
@@ -300,10 +312,13 @@ class Replica:
                 coordinator=self.coordinator,
                 policy=self.policy,
                 clock=self.clock,
+                skip=self.follower.skip,
+                read=self.follower.look if self.policy.reconcile else None,
                 since=since,
                 ask_peers=self._ask_peers if ask_peers and lease is not None and self.policy.reconcile else None,
             )
             self._asked.clear()
+            self._fetched = (self.transfers.taken, self.clock.now())
             if self.batch.epoch:
                 self._accepted = (self.batch.name, self.batch.epoch)  # what was said under an earlier lease is over
             epoch = f"epoch {lease.epoch}" if lease is not None and lease.epoch else ""
@@ -369,6 +384,13 @@ class Replica:
             return batch.has_asked or self.coordinator.away_for >= self.policy.rejoin_grace
         if not batch.has_asked and self._awaits_answers(batch, now):
             return False
+        silent = self._silence(batch)
+        if silent >= LONGEST_SILENCE * self.transfers.patience:
+            self.transfers.give_up()
+            return True  # however many there are, and under whatever names: all of them together had this long
+        others = any(peer.digest and peer.node_id not in self._asked for peer in self.peers.alive(now))
+        if self.transfers.peer and others and silent >= self.transfers.patience:
+            self.transfers.give_up()
         if self.transfers.peer:
             return False
         for peer in self.peers.alive(now):
@@ -382,6 +404,15 @@ class Replica:
                     self._asked.discard(peer.node_id)
                 return False
         return True
+
+    def _silence(self, batch: Batch) -> float:
+        """Seconds for which nothing that this batch lacked came from any peer, while it could ask them."""
+        taken, since = self._fetched
+        if self.transfers.taken != taken:
+            self._fetched = (self.transfers.taken, self.clock.now())
+            return 0.0
+        began = max(since, batch.asking_since, self._back_since)
+        return self.coordinator.heard_to - began
 
     def _awaits_answers(self, batch: Batch, now: float) -> bool:
         """Whether somebody may still say what it has: who listens, or who is expected back after an outage."""
@@ -473,7 +504,7 @@ class Replica:
         """
         if not self.policy.reconcile:
             return self.begin("sync") is not None
-        self._read_to = 0
+        self._comparing = True
         self._review_at_once = True
         self._wake.set()
         return True
@@ -598,6 +629,8 @@ class Replica:
         match event:
             case events.BatchStarted():
                 self.journal.note("batch_heard", f"{source} begins, epoch {event.epoch}")
+                if (own := self.batch) is not None and own.epoch and own.epoch < event.epoch:
+                    own.fence()  # it waits for its peers, and says nothing by which it would notice
                 self._flags = self._flags._replace(batch_holder=source)
                 self._next_beat = self.clock.now()  # the holder asks whoever answers
             case events.BatchChunk():
@@ -627,7 +660,7 @@ class Replica:
             self._suspects[source] = None
             return
         try:
-            records = events.decode_records(payload, fingerprint=self.coordinator.fingerprint, dim=self.coordinator.dim)
+            records = self.coordinator.decode_records(payload)
         except events.EventRejected as error:
             self.coordinator.reject(error)
             return
@@ -650,7 +683,7 @@ class Replica:
         self._flags = self._flags._replace(batch_holder=None, was_down=False)
         if event.revision >= self._awaited_revision:
             self._awaited_revision = 0
-        if self.policy.ordered and event.chart_ids is not None:
+        if self.policy.ordered and not self.policy.reconcile and event.chart_ids is not None:
             try:
                 chart_ids = events.unpack_ids(event.chart_ids)
             except events.EventRejected as error:
@@ -677,59 +710,25 @@ class Replica:
             return
         self._next_review = now + self.policy.heartbeat_interval
         self._review_at_once = False
-        latest = max(self.store.latest, self._read_to)  # before it is asked: what it then has not, it never had
         try:
-            revision = self.charts.revision
-            if revision < latest:
-                self._go_back(revision, latest)
-            self._syncing = self._syncing or self._read_to == 0
-            heads = self.charts.heads_since(self._read_to) if revision > self._read_to else None
+            if self._comparing:
+                self.charts.restamp()
+                self.follower.start_over()
+            self.follower.look()
         except RepositoryError as error:
             self.counters.count("repository_away")
             self.journal.warn_once("repository_away", str(error))
             return
-        # What was there before this replica was is nobody's news: if no peer has it, there is nothing to wait for.
-        patience = self.policy.adopt_after if self._has_read else ALIVE_BEATS * self.policy.heartbeat_interval
-        self._has_read = True
-        if heads is not None and len(heads.chart_ids):
-            left = dict(self._follow(heads))
-            self.backlog.drop(set(heads.chart_ids.tolist()) - left.keys())  # also a deletion that leaves no tombstone
-            for chart_id, revision in left.items():
-                self.backlog.add(chart_id, revision, now + patience)
-            if self._read_to == 0 and self.policy.ordered:
-                # The whole catalogue: what it has not is nobody's, whoever said so.
-                self.store.retain(heads.chart_ids[~heads.deleted], int(heads.revisions[-1]))
-            self._read_to = int(heads.revisions[-1])
+        self._comparing = False
+        self._syncing = self._syncing or self.follower.compared
         if self._syncing and not self.backlog:
             self._syncing = False
             self.last_sync = now
 
-    def _go_back(self, revision: int, latest: int) -> None:
-        """The repository says what is so: when it is restored from a backup, and when a peer told of what never was."""
-        dropped = self.store.forget_after(revision)
-        self._tell_went_back(revision)
-        self.counters.count("went_back")
-        self.journal.note(
-            "went_back",
-            f"the repository is at revision {revision}, this node was at {latest}: {len(dropped)} charts dropped",
-            level=logging.WARNING,
-        )
-        self.backlog.clear()
-        self._read_to = 0
-        self._has_read = False
-
-    def _follow(self, heads: Heads) -> list[tuple[int, int]]:
-        """Apply what needs no vector: deletions, and new revisions of the same words; the charts and revisions left."""
-        gone = zip(heads.chart_ids[heads.deleted].tolist(), heads.revisions[heads.deleted].tolist(), strict=True)
-        self.counters.count("applied", len(self.store.bury(dict(gone))))
-        live = ~heads.deleted
-        chart_ids, revisions = heads.chart_ids[live], heads.revisions[live]
-        held, hashes = self.store.heads(chart_ids)
-        behind = held < revisions
-        same = (held >= 0) & (hashes == heads.content_hashes[live]).all(axis=1) & self.policy.reuse_vectors
-        bumped = zip(chart_ids[behind & same].tolist(), revisions[behind & same].tolist(), strict=True)
-        self.store.put_many([replace(r, revision=revision) for i, revision in bumped if (r := self.store.get(i))])
-        return list(zip(chart_ids[behind & ~same].tolist(), revisions[behind & ~same].tolist(), strict=True))
+    def _speak_for(self, identity: Identity) -> None:
+        """The repository holds another catalogue than before: what is said from now on is about that one."""
+        self.coordinator.identity = identity
+        self._suspects[ANYBODY] = None
 
     def _mend(self, now: float) -> None:
         """Begin to fetch what is known to be missing, unless that is under way."""

@@ -47,13 +47,16 @@ class Transfers:
         self._coordinator = coordinator
         self._store = store
         self._clock = clock
-        self._patience = 2 * policy.heartbeat_interval
+        self.patience = 2 * policy.heartbeat_interval
+        """Seconds that an answer may take."""
         self._lock = threading.RLock()
         self._peer: str | None = None
         self._ids: deque[npt.NDArray[np.int64]] = deque()  # pieces that were not asked for yet
         self._under_way: dict[str, _Request] = {}
         self.fetched = 0
         """Records that were taken in the transfer under way, or in the last one."""
+        self.taken = 0
+        """Records that were taken in all transfers."""
 
     @property
     def peer(self) -> str:
@@ -97,7 +100,7 @@ class Transfers:
 
     def _send(self, question: Question, tries: int = 1) -> None:
         assert self._peer is not None
-        self._under_way[question.bulk] = _Request(question, self._clock.now() + self._patience, tries)
+        self._under_way[question.bulk] = _Request(question, self._clock.now() + self.patience, tries)
         try:
             self._coordinator.tell(self._peer, question)
         except CarrierAway:
@@ -148,21 +151,21 @@ class Transfers:
             return  # gone, since this reader slept: it is asked for again when it is late
         del self._under_way[question.bulk]
         self._coordinator.drop_bulk(question.bulk)
-        fingerprint = self._coordinator.fingerprint
         try:
             if isinstance(question, events.RecordsWanted):
-                records = events.decode_records(payload, fingerprint=fingerprint, dim=self._coordinator.dim)
+                records = self._coordinator.decode_records(payload)
                 wanted = set(events.unpack_ids(question.chart_ids).tolist())
-                self.fetched += self._store.put_many(record for record in records if record.chart_id in wanted)
+                taken = self._store.put_many(record for record in records if record.chart_id in wanted)
+                self.fetched += taken
+                self.taken += taken
                 return
-            manifest, tombstones, more = events.decode_manifest(payload, fingerprint=fingerprint)
+            manifest, more = self._coordinator.decode_manifest(payload)
             if len(manifest) and manifest.chart_ids[0] <= question.after:
                 raise events.EventRejected("malformed", "a page of a manifest that goes back: it would never end")
         except events.EventRejected as error:
             self._coordinator.reject(error)
             self._end()
             return
-        self._store.bury(tombstones)
         self._queue(self._store.lacks(manifest))
         if more and len(manifest):
             self._send(events.ManifestWanted(secrets.token_hex(16), int(manifest.chart_ids[-1])))
@@ -174,8 +177,7 @@ class Transfers:
         fingerprint = self._coordinator.fingerprint
         page: events.RecordPage | events.ManifestPage
         if isinstance(question, events.ManifestWanted):
-            tombstones = self._store.tombstones() if question.after < 0 else {}
-            page = events.manifest_page(fingerprint, self._store.manifest(), tombstones, after=question.after)
+            page = events.manifest_page(fingerprint, self._store.manifest(), after=question.after)
         else:
             try:
                 chart_ids = events.unpack_ids(question.chart_ids)

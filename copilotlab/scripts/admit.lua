@@ -1,31 +1,49 @@
 -- May a node embed these changes now? Both flags and the claims, in one round trip.
 --
--- KEYS  lease, owed, then one claim a change
--- ARGV  node, model, lease of the caller's batch ('' if it asks for no batch), claim's milliseconds,
---       then one revision a change: the least that the caller needs
+-- KEYS  lease, owed, the caller's sign of life, then one claim a change
+-- ARGV  session, model, lease of the caller's batch ('' if it asks for no batch), claim's milliseconds, life's
+--       milliseconds, signs of life, 1 if leases are fenced, then one revision a change: the least that is needed
 -- returns lease ('' if nobody has it), owed (0 or 1), then 1 for each change that is the caller's to embed
 --
 -- Nothing is claimed while another node's batch will do it, or the caller is about to begin one (owed, no lease), nor for
--- a batch whose lease is gone. A batch of another model concerns nobody here. A claim's value is the node that embeds,
--- or '=' and the revision at which it was sent; one that was sent below the revision that is needed is of an earlier
--- life of the same words, and does not count.
+-- a batch whose lease is gone. A batch of another model concerns nobody here. A claim's value is the session that embeds,
+-- and '=' with the revision once it was sent; one that was sent below the revision that is needed is of an earlier life of
+-- the same words, and does not count. A claim of a session that is gone is nobody's, unless it was sent: then who was told
+-- of the change late has it; a batch has asked everybody, so it takes that too.
 
+local ALIVE = ARGV[6]
+--# standing
+redis.call('SET', KEYS[3], '1', 'PX', tonumber(ARGV[5]))
 local lease = redis.call('GET', KEYS[1]) or ''
+if ARGV[7] == '1' then
+    lease = standing(lease)
+end
 local owed = redis.call('EXISTS', KEYS[2])
 local model = string.match(lease, '^%d+ (%x+) ')
+local in_batch = ARGV[3] ~= ''
 local admitted = (lease == '' and owed == 0) or (model and model ~= ARGV[2])
-if ARGV[3] ~= '' then
+if in_batch then
     admitted = lease == ARGV[3]
 end
 local answer = {lease, owed}
-for i = 3, #KEYS do
-    answer[i] = 0
+for i = 4, #KEYS do
+    answer[i - 1] = 0
     if admitted then
-        local held = redis.call('GET', KEYS[i])
-        local sent = held and tonumber(string.match(held, '^=(%d+)$'))
-        if not held or held == ARGV[1] or (sent and sent < tonumber(ARGV[i + 2])) then
+        local held = redis.call('GET', KEYS[i]) or ''
+        local session, sent = string.match(held, '^(%x+)=?(%d*)$')
+        local own = session == ARGV[1]
+        local settled = tonumber(sent or '') and tonumber(sent) >= tonumber(ARGV[i + 4])
+        local free
+        if settled and not in_batch then
+            free = false
+        elseif not session or own or (sent ~= '' and not settled) then
+            free = true
+        else
+            free = not lives(session)
+        end
+        if free then
             redis.call('SET', KEYS[i], ARGV[1], 'PX', tonumber(ARGV[4]))
-            answer[i] = 1
+            answer[i - 1] = 1
         end
     end
 end

@@ -1,8 +1,8 @@
 -- Send one change, and note on its claim that it was sent, so that a node that is told of it late does not embed it.
 --
 -- KEYS  claim
--- ARGV  channel, payload, revision, claim's milliseconds
+-- ARGV  channel, payload, what the claim says from now on, claim's milliseconds
 -- returns how many nodes listened
 
-redis.call('SET', KEYS[1], '=' .. ARGV[3], 'PX', tonumber(ARGV[4]))
+redis.call('SET', KEYS[1], ARGV[3], 'PX', tonumber(ARGV[4]))
 return redis.call('PUBLISH', ARGV[1], ARGV[2])

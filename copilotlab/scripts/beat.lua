@@ -1,14 +1,16 @@
 -- A heartbeat: say that the node lives, and see how things stand.
 --
--- KEYS  generation, lease, owed, epoch
+-- KEYS  generation, lease, owed, epoch, the caller's sign of life
 -- ARGV  a generation to begin with ('' if the policy knows none), the highest epoch that the caller knows,
---       channel ('' for none), payload
+--       channel ('' for none), payload, life's milliseconds, signs of life, 1 if leases are fenced
 -- returns generation, lease ('' if nobody has it), owed (0 or 1), epoch
 --
 -- No generation: the server lost its memory, or is new. Whoever finds that begins one, and a rebuild is owed; since
 -- this is one step, it is found once, however many nodes come back. Something is always written: a server that takes
 -- no writes (read-only, out of memory) is away.
 
+local ALIVE = ARGV[6]
+--# standing
 local generation = ''
 if ARGV[1] ~= '' then
     generation = redis.call('GET', KEYS[1])
@@ -18,10 +20,14 @@ if ARGV[1] ~= '' then
         redis.call('SET', KEYS[3], 'true')
     end
 end
-local counted = tonumber(redis.call('GET', KEYS[4]) or 0) or 0
-local epoch = string.format('%.0f', math.max(counted, tonumber(ARGV[2])))
+local epoch = string.format('%.0f', math.max(counted(redis.call('GET', KEYS[4])), tonumber(ARGV[2])))
 redis.call('SET', KEYS[4], epoch)
+redis.call('SET', KEYS[5], '1', 'PX', tonumber(ARGV[5]))
 if ARGV[3] ~= '' then
     redis.call('PUBLISH', ARGV[3], ARGV[4])
 end
-return {generation, redis.call('GET', KEYS[2]) or '', redis.call('EXISTS', KEYS[3]), tonumber(epoch)}
+local lease = redis.call('GET', KEYS[2]) or ''
+if ARGV[7] == '1' then
+    lease = standing(lease)
+end
+return {generation, lease, redis.call('EXISTS', KEYS[3]), epoch}

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from hashlib import blake2b
-from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.digest import as_text, entry
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
 from copilotlab.store.records import HASH_BYTES, Bytes, Floats, Ints, Manifest, Matches, Record
 
@@ -23,8 +22,6 @@ NEVER = 2**63 - 1
 ROWS_AT_ONCE = 4096  # copied or rescored; between two such pieces other threads get their turn
 SCORES_AT_ONCE = 2**22  # of one product with several queries: 16 MB
 GATHERED_BELOW = 1 / 8  # share of the rows from which multiplying all costs less than gathering some: measured
-
-_ENTRY = Struct("<qq")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +93,8 @@ class Snapshot:
     live: int = 0
     next_serial: int = 0
     digest: int = 0
+    content: int = 0
+    """The digest without the vectors, as a repository has it."""
     graphs: tuple[Graph, ...] = ()
     """Over adjoining ranges of serials, from 0 on."""
 
@@ -178,10 +177,10 @@ class Snapshot:
     def vector_hash(self, row: int) -> bytes:
         return bytes(self.rows.vector_hashes[row])
 
-    def entry(self, row: int) -> int:
-        """What the row's chart adds to the digest."""
-        chart_id = int(self.rows.chart_ids[row])
-        return digest_entry(chart_id, self.revision(row), self.content_hash(row), self.vector_hash(row))
+    def entry(self, row: int, *, vector: bool = True) -> int:
+        """What the row's chart adds to the digest; without its ``vector``, to what the charts say."""
+        vector_hash = self.vector_hash(row) if vector else b""
+        return entry(int(self.rows.chart_ids[row]), self.revision(row), self.content_hash(row), vector_hash)
 
     def heads(self, chart_ids: Ints) -> tuple[Ints, Bytes]:
         """Revisions, -1 where there is no such chart, and content hashes, in the order of ``chart_ids``."""
@@ -207,7 +206,7 @@ class Snapshot:
             self.rows.revisions[rows],
             self.rows.content_hashes[rows],
             self.rows.vector_hashes[rows],
-            digest_text(self.digest),
+            as_text(self.digest),
         )
 
     def moved(self, capacity: int) -> Snapshot:
@@ -303,16 +302,6 @@ def _products(queries: Floats, vectors: Floats) -> Floats:
     """
     products: Floats = np.vecdot(vectors, queries[0])[None] if len(queries) == 1 else queries @ vectors.T
     return products
-
-
-def digest_entry(chart_id: int, revision: int, content_hash: bytes, vector_hash: bytes) -> int:
-    """One chart's part of a digest. The digest is the sum over the charts, so it knows no order and no history."""
-    identity = _ENTRY.pack(chart_id, revision) + content_hash + vector_hash
-    return int.from_bytes(blake2b(identity, digest_size=HASH_BYTES).digest(), "little")
-
-
-def digest_text(digest: int) -> str:
-    return f"{digest % 2**128:032x}"
 
 
 def _stacked(hashes: Iterable[bytes]) -> Bytes:

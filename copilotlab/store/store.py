@@ -8,10 +8,12 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.markup import facts_table
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.records import (
@@ -26,7 +28,7 @@ from copilotlab.store.records import (
     as_integer,
     check_unit,
 )
-from copilotlab.store.snapshot import Rows, Snapshot, digest_entry, digest_text
+from copilotlab.store.snapshot import Rows, Snapshot
 
 EXACT_LIMIT = 20_000  # charts from which on a search through a graph is the quicker one: see the class
 SMALLEST_CAPACITY = 16
@@ -36,6 +38,18 @@ DEAD_SHARE = 1 / 4  # of the live rows: more dead ones than that, and the rows a
 STALE_FACTOR = 2  # graphs over more than so many times the live rows are built anew
 
 _Rank = tuple[int, bytes, bytes]
+
+
+class Followed(NamedTuple):
+    """What came of following a repository.
+
+    lacking: row numbers of the heads whose vectors are not here, int64; dropped: charts that are gone; moved: charts
+    whose words stayed as they were at a new revision.
+    """
+
+    lacking: Ints
+    dropped: list[int]
+    moved: int
 
 
 class VectorStore:
@@ -50,7 +64,9 @@ class VectorStore:
 
     dim: floats of a vector. ordered: a record replaces only an older revision, and comes in only above the revision at
     which its chart was removed; if two vectors of one revision meet, the larger vector_hash stays. So stores that were
-    given the same records and removals, in whatever order, hold the same. Not ordered: the last writer wins, and
+    given the same records and removals, in whatever order, hold the same. Once it follows a repository (`follow`), what
+    that has said outranks all of it: up to the revision at which it was read, only what it named comes in, and what
+    was removed by then need not be remembered. Not ordered: the last writer wins, and
     nothing is remembered of what was removed.
     exact_limit: up to so many charts (20,000), searches are exact. Above, graphs answer (recall at 10: 0.98 or more),
     and what is newer than the graphs, at most half of exact_limit once they are current, is searched exactly. Scores
@@ -69,6 +85,10 @@ class VectorStore:
         self._change: _Change | None = None
         self._tombstones: dict[int, int] = {}
         self._horizon: tuple[int, frozenset[int]] = (-1, frozenset())
+        self._watermark = -1  # the repository's revision at which it was followed last
+        self._expected: dict[
+            int, tuple[int, bytes]
+        ] = {}  # what it named up to there and is not here: revision, content
         self._latest = -1
         self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
         self._build: GraphBuild | None = None
@@ -109,7 +129,8 @@ class VectorStore:
         """Drops the chart; True if it was there.
 
         Ordered: only if its revision is ``revision`` or less; then, or if it is unknown here, nothing up to
-        ``revision`` comes in any more. Not ordered: ``revision`` means nothing. ValueError for a negative number.
+        ``revision`` comes in any more; and no removal counts that the followed repository did not know of when it was
+        read. Not ordered: ``revision`` means nothing. ValueError for a negative number.
         """
         chart_id = as_integer("chart_id", chart_id)
         revision = as_integer("revision", revision)
@@ -118,7 +139,7 @@ class VectorStore:
             row = now.row_of(chart_id)
             tombstone = {}
             if self.ordered:
-                if row is not None and now.revision(row) > revision:
+                if revision <= self._watermark or (row is not None and now.revision(row) > revision):
                     return False
                 tombstone = {chart_id: max(revision, self._tombstones.get(chart_id, 0))}
             if row is not None or tombstone:
@@ -153,6 +174,72 @@ class VectorStore:
         self._wake_indexer()
         return dropped
 
+    def follow(
+        self,
+        chart_ids: Ints,
+        revisions: Ints,
+        content_hashes: Bytes,
+        deleted: npt.NDArray[np.bool_],
+        *,
+        since: int,
+        revision: int,
+        reuse: bool = True,
+    ) -> Followed:
+        """Take in what the repository says, as far as that needs no vector: it is right whatever is held here.
+
+        chart_ids, revisions, content_hashes, deleted: one row for each chart that changed after revision ``since``, as
+        of ``revision``; with ``since`` 0, all live charts, and what is not among them goes. Words that are here stay,
+        at the repository's revision (reuse=False: only where it is the same); other words of the same or a later
+        revision up to ``revision`` are of a past that the repository does not have, and go. What is newer than
+        ``revision`` stays. ValueError for a negative revision.
+        """
+        revision = as_integer("revision", revision)
+        whole = since == 0
+        with self._lock:
+            now = self._base(room=len(chart_ids))
+            held, hashes = now.heads(chart_ids)
+            here = (held >= 0) & ~deleted
+            newer = here & (held > revision)
+            same = here & ~newer & (hashes == content_hashes).all(axis=1)
+            settled = same & (held == revisions)
+            moved = same & ~settled & reuse
+            lacking = ~deleted & ~newer & ~settled & ~moved
+            gone = (deleted & (held >= 0) & (held <= revisions)) | (lacking & (held >= revisions))
+            dying = {row for chart_id in chart_ids[gone].tolist() if (row := now.row_of(chart_id)) is not None}
+            if whole and self.ordered:
+                rows = now.live_rows()
+                rows = rows[now.rows.revisions[rows] <= revision]
+                dying.update(rows[~np.isin(now.rows.chart_ids[rows], chart_ids)].tolist())
+            dropped: list[int] = sorted(now.rows.chart_ids[list(dying)].tolist())
+            at = dict(zip(chart_ids[moved].tolist(), revisions[moved].tolist(), strict=True))
+            records = [replace(record, revision=at[i]) for i in at if (record := now.record(i)) is not None]
+            if records or dying:
+                self._publish(now, records, sorted(dying))
+            if self.ordered and (whole or since <= self._watermark):
+                wanted = zip(revisions[lacking].tolist(), map(bytes, content_hashes[lacking]), strict=True)
+                expected = dict(zip(chart_ids[lacking].tolist(), wanted, strict=True))
+                if not whole:
+                    told = set(chart_ids.tolist())
+                    expected |= {i: wanted for i, wanted in self._expected.items() if i not in told}
+                self._expect(expected, revision)
+            elif self.ordered:  # what changed in between is not known
+                buried = zip(chart_ids[deleted].tolist(), revisions[deleted].tolist(), strict=True)
+                self._tombstones.update({i: t for i, t in buried if t > self._tombstones.get(i, -1)})
+        self._wake_indexer()
+        return Followed(np.flatnonzero(lacking), dropped, len(records))
+
+    def _expect(self, charts: Mapping[int, tuple[int, bytes]], revision: int) -> None:
+        """Move the watermark on: up to ``revision``, only these still come in, with this revision and content."""
+        self._expected = {chart_id: wanted for chart_id, wanted in charts.items() if not self._holds(chart_id, *wanted)}
+        self._watermark = revision
+        self._latest = max(self._latest, revision)
+        # Of no other chart need it be known that it was removed by then: nothing of it comes in.
+        self._tombstones = {i: t for i, t in self._tombstones.items() if t > revision or i in self._expected}
+
+    def _holds(self, chart_id: int, revision: int, content_hash: bytes) -> bool:
+        head = self.head(chart_id)
+        return head is not None and (head[0] > revision or head == (revision, content_hash))
+
     def forget_after(self, revision: int) -> list[int]:
         """Drops all that is newer than ``revision``, as if it had never come: records, and what is known to be removed.
 
@@ -166,6 +253,8 @@ class VectorStore:
             self._tombstones = {i: removed for i, removed in self._tombstones.items() if removed <= revision}
             if self._horizon[0] > revision:
                 self._horizon = (-1, frozenset())
+            if self._watermark > revision:
+                self._watermark, self._expected = -1, {}
             self._latest = min(self._latest, revision)
             dropped = self._drop(now, gone)
         self._wake_indexer()
@@ -196,6 +285,10 @@ class VectorStore:
 
     def _outranks(self, chart_id: int, rank: _Rank, held: _Rank | None) -> bool:
         """Whether a record of that rank takes the place of what is held, in an ordered store."""
+        if rank[0] <= self._watermark:
+            named = self._expected.get(chart_id) if held is None or held[0] != rank[0] else (held[0], held[2])
+            if named != (rank[0], rank[2]):
+                return False
         if held is not None:
             return rank > held
         complete_to, listed = self._horizon
@@ -230,10 +323,11 @@ class VectorStore:
         """
         dying = list(dying)
         newest, older = {}, {}
-        digest = now.digest
+        digest, content = now.digest, now.content
         for serial, record in enumerate(records, now.next_serial):
             newest[record.chart_id] = serial
-            digest += digest_entry(record.chart_id, record.revision, record.content_hash, record.vector_hash)
+            digest += entry(record.chart_id, record.revision, record.content_hash, record.vector_hash)
+            content += entry(record.chart_id, record.revision, record.content_hash)
             previous = now.newest.get(record.chart_id)
             if previous is not None:
                 older[serial] = previous
@@ -247,7 +341,8 @@ class VectorStore:
             clock=now.clock + 1,
             live=now.live + len(records) - len(dying),
             next_serial=now.next_serial + len(records),
-            digest=(digest - sum(now.entry(row) for row in dying)) % 2**128,
+            digest=(digest - sum(now.entry(row) for row in dying)) % MODULUS,
+            content=(content - sum(now.entry(row, vector=False) for row in dying)) % MODULUS,
         )
         latest = max((*(record.revision for record in records), *tombstones.values()), default=-1)
         self._change = _Change(after, dying, newest, older, tombstones, latest)
@@ -359,7 +454,12 @@ class VectorStore:
     @property
     def digest(self) -> str:
         """32 hex digits, equal for stores of equal content. It is kept up to date, so reading it costs nothing."""
-        return digest_text(self._snapshot.digest)
+        return as_text(self._snapshot.digest)
+
+    @property
+    def content(self) -> int:
+        """What the charts say, as a repository's digest (`copilotlab.digest`), without the vectors; kept up to date."""
+        return self._snapshot.content
 
     @property
     def version(self) -> int:
@@ -396,7 +496,7 @@ class VectorStore:
             "indexed": sum(graph.size for graph in now.graphs),
             "building": now.live > self.exact_limit and self._index_due(now),
             "tombstones": len(self._tombstones),
-            "digest": digest_text(now.digest),
+            "digest": as_text(now.digest),
         }
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ class Liar:
         self.cluster = cluster
         self.node_id = node_id
         self.fingerprint = cluster.embedder.fingerprint
+        self.identity = cluster.charts.identity
         self.number = 0
         self.carrier = cluster.redis.carrier()
         self.carrier.subscribe([f"{events.INBOX}:{node_id}"])
@@ -31,7 +32,7 @@ class Liar:
         self.number += to is None
         envelope = events.Envelope(self.node_id, self.fingerprint, 1, 0 if to else self.number, event)
         channel = f"{events.INBOX}:{to}" if to else events.CHANNEL_OF[type(event)]
-        self.carrier.publish(channel, events.encode(envelope))
+        self.carrier.publish(channel, events.encode(envelope, self.identity))
 
     def heartbeat(self, *, digest="f" * 32, complete_to=HUGE, batch=""):
         self.say(events.Heartbeat(digest, HUGE, complete_to, batch, False))
@@ -39,7 +40,7 @@ class Liar:
     def questions(self):
         """What it is asked, each with who asks."""
         while (message := self.carrier.receive(0.0)) is not None:
-            envelope = events.decode(message.payload, fingerprint=self.fingerprint)
+            envelope = events.decode(message.payload, fingerprint=self.fingerprint, identity=self.identity)
             yield envelope.source, envelope.event
 
     def page_of(self, chart_ids, *, more):
@@ -51,7 +52,7 @@ class Liar:
             np.zeros((count, 16), dtype=np.uint8),
             "",
         )
-        page = events.manifest_page(self.fingerprint, manifest, {}, after=-1)
+        page = events.manifest_page(self.fingerprint, manifest, after=-1)
         return msgspec.structs.replace(page, more=more)
 
     def put(self, bulk, payload):
@@ -110,9 +111,9 @@ def test_a_manifest_that_never_ends_ends(c):
 
     def answer(source, question):
         if isinstance(question, events.ManifestWanted):
-            liar.put(question.bulk, events.encode(liar.page_of([5, 6, 7], more=True)))
+            liar.put(question.bulk, events.encode(liar.page_of([5, 6, 7], more=True), liar.identity))
         else:
-            liar.put(question.bulk, events.encode(events.page_of(liar.fingerprint, [])))
+            liar.put(question.bulk, events.encode(events.page_of(liar.fingerprint, []), liar.identity))
         liar.say(events.BulkReady(question.bulk), to=source)
 
     living_beside(c, liar, 10, answer)
@@ -128,7 +129,7 @@ def test_a_batch_of_an_epoch_that_nobody_took_is_not_obeyed(c, epoch):
     liar = Liar(c)
     before = [node.store.digest for node in c.nodes]
     liar.say(events.BatchStarted("forged", epoch))
-    liar.say(events.BatchFinished("forged", epoch, 0, HUGE, b""))
+    liar.say(events.BatchFinished("forged", epoch, 0, HUGE, True, b""))
     c.deliver()
 
     assert [node.store.digest for node in c.nodes] == before

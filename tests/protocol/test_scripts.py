@@ -10,9 +10,12 @@ from copilotlab.clock import ManualClock
 from copilotlab.lab.simulation import SimulatedRedis
 
 LEASE, OWED, EPOCH, GENERATION, CLAIM, CHUNK = "lease", "owed", "epoch", "generation", "claim", "chunk"
+ALIVE = "alive:"
+A, B = "a" * 16, "b" * 16  # sessions
+SESSIONS = {"a": A, "b": B}
 MODEL, OTHER_MODEL = "3125d9fad9123878", "aaaaaaaaaaaaaaaa"
 MINUTE = 60_000
-A_LEASE = f"1 {MODEL} a"
+A_LEASE = f"1 {MODEL} {A} a"
 
 
 @pytest.fixture(scope="module")
@@ -57,32 +60,42 @@ def value(redis, key):
     return redis.get(key)[0]
 
 
-def take(redis, node="a", known=0, model=MODEL):
-    return redis.run("take_lease", [LEASE, EPOCH, OWED], [node, model, MINUTE, known])
+def take(redis, node="a", known=0, model=MODEL, if_owed=0, session=None):
+    session = session or SESSIONS[node]
+    keys = [LEASE, EPOCH, OWED, ALIVE + session]
+    return redis.run("take_lease", keys, [node, model, MINUTE, known, if_owed, session, MINUTE, ALIVE])
 
 
 def keep(redis, lease=A_LEASE, ttl=MINUTE, chunk=b"", channel="", payload=b""):
-    return redis.run("keep_lease", [LEASE, CHUNK], [lease, ttl, chunk, MINUTE, channel, payload])
+    keys = [LEASE, CHUNK, ALIVE + lease.split(" ")[2]]
+    return redis.run("keep_lease", keys, [lease, ttl, chunk, MINUTE, channel, payload, MINUTE])
 
 
 def release(redis, lease=A_LEASE, whole=True):
     return redis.run("release_lease", [LEASE, OWED], [lease, "1" if whole else "0"])
 
 
-def beat(redis, candidate="g1", known=0, channel="", payload=b""):
-    return redis.run("beat", [GENERATION, LEASE, OWED, EPOCH], [candidate, known, channel, payload])
+def beat(redis, candidate="g1", known=0, channel="", payload=b"", session=A, fenced=1):
+    keys = [GENERATION, LEASE, OWED, EPOCH, ALIVE + session]
+    return redis.run("beat", keys, [candidate, known, channel, payload, MINUTE, ALIVE, fenced])
 
 
 def disclaim(redis, node):
-    return redis.run("disclaim", [CLAIM], [node])
+    return redis.run("disclaim", [CLAIM], [SESSIONS[node]])
 
 
-def admit(redis, node="a", lease="", revisions=(1,), claims=(CLAIM,), model=MODEL):
-    return redis.run("admit", [LEASE, OWED, *claims], [node, model, lease, MINUTE, *revisions])
+def admit(redis, node="a", lease="", revisions=(1,), claims=(CLAIM,), model=MODEL, fenced=1):
+    keys = [LEASE, OWED, ALIVE + SESSIONS[node], *claims]
+    return redis.run("admit", keys, [SESSIONS[node], model, lease, MINUTE, MINUTE, ALIVE, fenced, *revisions])
 
 
-def announce(redis, revision=1, payload=b"x"):
-    return redis.run("announce", [CLAIM], ["news", payload, revision, MINUTE])
+def announce(redis, node="a", revision=1, payload=b"x"):
+    return redis.run("announce", [CLAIM], ["news", payload, f"{SESSIONS[node]}={revision}", MINUTE])
+
+
+def leave(redis, node):
+    """Its session shows no sign of life any more."""
+    redis.delete(ALIVE + SESSIONS[node])
 
 
 # --- take_lease -------------------------------------------------------------------------------------------------
@@ -100,13 +113,13 @@ def test_the_lease_is_taken_once_under_growing_epochs(redis):
 def test_an_epoch_is_above_what_the_caller_knows(redis):
     assert take(redis, known=41) == [42, 0]
     redis.set(EPOCH, b"no number")
-    release(redis, f"42 {MODEL} a")
+    release(redis, f"42 {MODEL} {A} a")
     assert take(redis, known=7) == [8, 0]
 
 
 def test_a_large_epoch_is_a_whole_number(redis):
     assert take(redis, known=10**15) == [10**15 + 1, 0]
-    assert value(redis, LEASE) == f"{10**15 + 1} {MODEL} a".encode()
+    assert value(redis, LEASE) == f"{10**15 + 1} {MODEL} {A} a".encode()
 
 
 def test_a_lease_notes_that_a_rebuild_is_owed_unless_one_was(redis):
@@ -118,12 +131,45 @@ def test_a_lease_notes_that_a_rebuild_is_owed_unless_one_was(redis):
 
 
 def test_a_lease_for_what_is_owed_is_taken_only_where_it_is(redis):
-    wanted = [LEASE, EPOCH, OWED], ["a", MODEL, MINUTE, 0, 1]
-    assert redis.run("take_lease", *wanted) == [0, 0]
+    assert take(redis, if_owed=1) == [0, 0]
     assert [value(redis, key) for key in (LEASE, EPOCH, OWED)] == [None] * 3
     redis.set(OWED, b"true")
-    assert redis.run("take_lease", *wanted) == [1, 1]
-    assert redis.run("take_lease", *wanted) == [0, 0]
+    assert take(redis, if_owed=1) == [1, 1]
+    assert take(redis, if_owed=1) == [0, 0]
+
+
+def test_the_lease_of_a_holder_that_is_gone_is_taken_over_and_the_rebuild_is_owed(redis):
+    take(redis, "a")
+    assert take(redis, "b") == [0, 0]
+    leave(redis, "a")
+
+    assert take(redis, "b") == [2, 1]
+    assert value(redis, LEASE) == f"2 {MODEL} {B} b".encode()
+    assert keep(redis) == -1, "it is fenced, should it come back"
+
+
+def test_a_node_takes_over_the_lease_of_its_own_earlier_life_at_once(redis):
+    take(redis, "a")
+    assert take(redis, "a", session="c" * 16, model=OTHER_MODEL) == [0, 0], "its other model's is another matter"
+    assert take(redis, "a", session="c" * 16) == [2, 1]
+
+
+@pytest.mark.parametrize("nonsense", [b"x", b"inf", b"1 zz zz a", b"\xff", b"7 "])
+def test_what_is_no_lease_is_nobodys(redis, nonsense):
+    redis.set(LEASE, nonsense)
+    assert beat(redis)[1] == b""
+    redis.delete(OWED)
+    assert admit(redis) == [b"", 0, 1]
+    assert take(redis) == [1, 0]
+
+
+@pytest.mark.parametrize("nonsense", [b"inf", b"nan", b"-1", b"1e400", b"0x10", b"9" * 40, b"", b"\xff"])
+def test_what_is_no_count_of_epochs_fences_nothing(redis, nonsense):
+    redis.set(EPOCH, nonsense)
+    assert beat(redis, known=6)[3] == b"6"
+    redis.set(EPOCH, nonsense)
+    assert take(redis, known=6)[0] == 7
+    assert value(redis, EPOCH) == b"7"
 
 
 # --- keep_lease -------------------------------------------------------------------------------------------------
@@ -161,14 +207,14 @@ def test_only_a_whole_rebuild_strikes_what_was_owed_before(redis):
     release(redis, whole=False)
     assert value(redis, OWED) == b"true"
     take(redis)
-    release(redis, f"2 {MODEL} a", whole=True)
+    release(redis, f"2 {MODEL} {A} a", whole=True)
     assert value(redis, OWED) is None
 
 
 def test_nobody_gives_back_the_lease_of_another(redis):
     take(redis, "b")
     assert release(redis) == 0
-    assert value(redis, LEASE) == f"1 {MODEL} b".encode()
+    assert value(redis, LEASE) == f"1 {MODEL} {B} b".encode()
     assert value(redis, OWED) is not None
     redis.delete(LEASE)
     assert release(redis) == 0
@@ -179,20 +225,20 @@ def test_nobody_gives_back_the_lease_of_another(redis):
 
 
 def test_whoever_finds_no_generation_begins_one_and_a_rebuild_is_owed(redis):
-    assert beat(redis, "g1") == [b"g1", b"", 1, 0]
+    assert beat(redis, "g1") == [b"g1", b"", 1, b"0"]
     redis.delete(OWED)
-    assert beat(redis, "g2") == [b"g1", b"", 0, 0]
+    assert beat(redis, "g2") == [b"g1", b"", 0, b"0"]
 
 
 def test_a_policy_without_generations_owes_nothing(redis):
-    assert beat(redis, "") == [b"", b"", 0, 0]
+    assert beat(redis, "") == [b"", b"", 0, b"0"]
     assert redis.get(GENERATION, OWED) == [None, None]
 
 
 def test_a_beat_tells_the_lease_and_keeps_the_highest_epoch(redis):
     take(redis, known=4)
-    assert beat(redis, known=2) == [b"g1", f"5 {MODEL} a".encode(), 1, 5]
-    assert beat(redis, known=9)[3] == 9
+    assert beat(redis, known=2) == [b"g1", f"5 {MODEL} {A} a".encode(), 1, b"5"]
+    assert beat(redis, known=9)[3] == b"9"
     assert value(redis, EPOCH) == b"9"
 
 
@@ -208,18 +254,18 @@ def test_a_change_is_granted_to_the_first_that_asks_and_to_it_again(redis):
     assert admit(redis, "a") == [b"", 0, 1]
     assert admit(redis, "b") == [b"", 0, 0]
     assert admit(redis, "a") == [b"", 0, 1]
-    assert value(redis, CLAIM) == b"a"
+    assert value(redis, CLAIM) == A.encode()
 
 
 def test_only_who_has_a_claim_gives_it_back(redis):
     admit(redis, "a")
     assert disclaim(redis, "b") == 0
-    assert value(redis, CLAIM) == b"a"
+    assert value(redis, CLAIM) == A.encode()
     assert disclaim(redis, "a") == 1
     assert value(redis, CLAIM) is None
     announce(redis, revision=5, payload=b"sent")
     assert disclaim(redis, "a") == 0
-    assert value(redis, CLAIM) == b"=5"
+    assert value(redis, CLAIM) == f"{A}=5".encode()
 
 
 def test_each_of_several_changes_is_granted_for_itself(redis):
@@ -231,13 +277,13 @@ def test_nothing_is_granted_during_a_batch_or_while_a_rebuild_is_owed(redis):
     redis.set(OWED, b"true")
     assert admit(redis) == [b"", 1, 0]
     take(redis, "b")
-    assert admit(redis) == [f"1 {MODEL} b".encode(), 1, 0]
+    assert admit(redis) == [f"1 {MODEL} {B} b".encode(), 1, 0]
     assert value(redis, CLAIM) is None
 
 
 def test_a_batch_of_another_model_concerns_nobody(redis):
     take(redis, "b", model=OTHER_MODEL)
-    assert admit(redis) == [f"1 {OTHER_MODEL} b".encode(), 1, 1]
+    assert admit(redis) == [f"1 {OTHER_MODEL} {B} b".encode(), 1, 1]
 
 
 def test_a_batch_is_granted_what_nobody_else_makes_as_long_as_its_lease_stands(redis):
@@ -252,10 +298,31 @@ def test_what_was_sent_is_granted_again_only_at_a_later_revision(redis):
     admit(redis, "a")
     assert announce(redis, revision=5, payload=b"\x00 sent") == 1
     assert heard(redis) == [b"\x00 sent"]
-    assert value(redis, CLAIM) == b"=5"
+    assert value(redis, CLAIM) == f"{A}=5".encode()
     assert admit(redis, "b", revisions=(5,))[2] == 0
     assert admit(redis, "a", revisions=(5,))[2] == 0
     assert admit(redis, "b", revisions=(6,))[2] == 1
+
+
+def test_a_claim_of_a_session_that_is_gone_is_nobodys(redis):
+    admit(redis, "a")
+    leave(redis, "a")
+    assert admit(redis, "b")[2] == 1
+    assert value(redis, CLAIM) == B.encode()
+
+
+def test_what_was_sent_by_who_is_gone_is_made_again_by_a_batch_alone(redis):
+    """Whoever is told of a change late has heard it too; a batch has asked everybody, and nobody had it."""
+    announce(redis, "b", revision=5)
+    beat(redis, session=B)
+    redis.delete(OWED)
+    take(redis, "a")
+    assert admit(redis, "a", lease=A_LEASE, revisions=(5,))[2] == 0
+    leave(redis, "b")
+    release(redis)
+    assert admit(redis, "a", revisions=(5,))[2] == 0
+    take(redis, "a")
+    assert admit(redis, "a", lease=f"2 {MODEL} {A} a", revisions=(5,))[2] == 1
 
 
 # --- and the commands beside them -------------------------------------------------------------------------------
@@ -279,8 +346,8 @@ def test_what_may_not_stay_has_an_end(redis):
     keep(redis, chunk=b"chunk")
     beat(redis)
 
-    ends = {key for key in (LEASE, CLAIM, CHUNK, OWED, EPOCH, GENERATION) if redis.life(key) is not None}
-    assert ends == {LEASE, CLAIM, CHUNK}, "what is owed, the epoch and the generation have none"
+    ends = {key for key in (LEASE, CLAIM, CHUNK, OWED, EPOCH, GENERATION, ALIVE + A) if redis.life(key) is not None}
+    assert ends == {LEASE, CLAIM, CHUNK, ALIVE + A}, "what is owed, the epoch and the generation have none"
     assert all(MINUTE / 2 < redis.life(key) <= MINUTE for key in ends)
     announce(redis)
     assert MINUTE / 2 < redis.life(CLAIM) <= MINUTE

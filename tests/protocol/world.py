@@ -16,9 +16,10 @@ import numpy as np
 
 from copilotlab import Chart, ChartRepository, Node, Policy
 from copilotlab.carrier import Message
-from copilotlab.charts import Change, ChartNotFound, Heads, Reading, RepositoryError
+from copilotlab.charts import Change, ChartNotFound, Heads, Identity, Look, Reading, RepositoryError
 from copilotlab.clock import ManualClock
-from copilotlab.coordinator import BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
+from copilotlab.coordinator import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
+from copilotlab.digest import digest_of
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.events import BATCHES, UPDATES, BatchChunkStored, BatchFinished, BatchStarted, EventRejected, decode
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
@@ -42,6 +43,7 @@ class MemoryRepository(ChartRepository):
     def __init__(self) -> None:
         self._changes: dict[int, Change] = {}
         self._revision = 0
+        self.identity = Identity("1" * 32, b"key")
         self.reachable = True
         self.content: dict[tuple[int, int], bytes | None] = {}
         """(chart_id, revision) -> what that revision was; None for a deletion."""
@@ -71,6 +73,18 @@ class MemoryRepository(ChartRepository):
     def read_many(self, chart_ids: Iterable[int]) -> Reading:
         self._check()
         return Reading({i: self._changes[i] for i in chart_ids if i in self._changes}, {})
+
+    def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
+        self._check()
+        return []
+
+    def look(self, since: int | None = None) -> Look:
+        heads = self.heads_since(self._revision if since is None else since)
+        if since == 0:
+            heads = Heads(*(column[~heads.deleted] for column in heads))
+        live = [change for change in self._changes.values() if change.chart is not None]
+        digest = digest_of((c.chart_id, c.revision, c.content_hash) for c in live)
+        return Look(self.identity, self._revision, digest, heads)
 
     def changes_since(self, revision: int = 0) -> list[Change]:
         self._check()
@@ -116,9 +130,10 @@ class NoisyEmbedder(HashEmbedder):
 class WatchedRedis(SimulatedRedis):
     """Sees to promise 6 where it is kept: nobody but its holder says or changes anything of a lease that stands."""
 
-    def __init__(self, clock: ManualClock, fingerprint: str) -> None:
+    def __init__(self, clock: ManualClock, fingerprint: str, charts: MemoryRepository) -> None:
         super().__init__(clock)
         self.fingerprint = fingerprint
+        self._charts = charts
         self.losses = 0
         """How often it lost its memory."""
         self.rebuilt = True
@@ -132,21 +147,25 @@ class WatchedRedis(SimulatedRedis):
         if message.channel == UPDATES:
             self.updates += 1
         if message.channel == BATCHES:
-            source, *_, event = msgspec.structs.astuple(decode(message.payload, fingerprint=self.fingerprint))
+            source, *_, event = msgspec.structs.astuple(self.opened(message))
             assert isinstance(event, BatchStarted | BatchChunkStored | BatchFinished)
             self.begun[source] = event.epoch
             lease = self._lease()
             if not lease.startswith(f"{event.epoch} "):
                 self._break(f"said of epoch {event.epoch} while the lease is {lease!r}")
-            if isinstance(event, BatchFinished) and event.chart_ids is not None:
+            if isinstance(event, BatchFinished) and event.whole:
                 self.rebuilt = True
         return super()._publish(message)
 
+    def opened(self, message):
+        return decode(message.payload, fingerprint=self.fingerprint, identity=self._charts.identity)
+
     def _run(self, name, keys, arguments):
         before = self._lease(), WAS_DOWN in self.held()
+        stood = self._stands(before[0])
         answer = super()._run(name, keys, arguments)
         after = self._lease(), WAS_DOWN in self.held()
-        anothers = before[0] and not (name in ("keep_lease", "release_lease") and arguments[0] == before[0])
+        anothers = stood and not (name in ("keep_lease", "release_lease") and arguments[0] == before[0])
         if anothers and name != "beat" and before != after:
             self._break(f"{name} {arguments[0]!r} made {after} of {before}: lease, and whether a rebuild is owed")
         if name == "take_lease" and answer[0] and answer[0] <= arguments[3]:
@@ -158,6 +177,10 @@ class WatchedRedis(SimulatedRedis):
 
     def _lease(self) -> str:
         return (self._get(BATCH_IN_PROGRESS) or b"").decode()
+
+    def _stands(self, lease: str) -> bool:
+        """Whether it is of a holder that has shown a sign of life."""
+        return bool(lease) and self._get(f"{ALIVE}:{lease.split(' ', 3)[2]}") is not None
 
     def start(self, *, keep_data: bool = True) -> None:
         if not keep_data:
@@ -239,8 +262,8 @@ class World:
     def __init__(self, size: int, policy: Policy = POLICY) -> None:
         self.policy = policy
         self.clock = ManualClock(1_000.0)
-        self.redis = WatchedRedis(self.clock, HashEmbedder(dim=DIM).fingerprint)
         self.charts = MemoryRepository()
+        self.redis = WatchedRedis(self.clock, HashEmbedder(dim=DIM).fingerprint, self.charts)
         self.nodes: list[Node] = []
         self.carriers: list[CrashingCarrier] = []
         self.model_fails = 0  # so many times from now
@@ -383,7 +406,7 @@ class World:
 
     def _check_epoch(self, node: Node, message: Message, *, taken: bool) -> None:
         try:
-            envelope = decode(message.payload, fingerprint=self.redis.fingerprint)
+            envelope = self.redis.opened(message)
         except EventRejected:
             return
         if envelope.source == node.node_id or not taken:
@@ -432,6 +455,8 @@ class World:
         alone = not (self.nodes[index].coordinator.connected and self._reaches(index))
         making = Making(name, self.clock.now(), self._in_batch, alone, self.redis.losses)
         for text in texts:
+            if text not in self._texts:
+                continue  # a text to see whether the model works
             for earlier in self.made[text]:
                 if not self._excused(text, earlier, making):
                     self.redis._break(f"{text!r} was embedded twice: {earlier}, {making}")
@@ -485,15 +510,18 @@ class World:
                     raise Broken(f"{node.node_id} holds what never was: {record}")
                 seen[record.chart_id] = record.revision
             for chart_id in seen.keys() - held:
-                if not self._deleted_since(chart_id, seen[chart_id]):
+                deleted = self._deleted_since(chart_id, seen[chart_id])
+                if deleted is None:
                     raise Broken(f"{node.node_id} lost chart {chart_id}, which it had at revision {seen[chart_id]}")
+                seen[chart_id] = deleted + 1
             for chart_id, revision in node.store.tombstones().items():
                 if chart_id not in held:
                     seen[chart_id] = max(seen.get(chart_id, 0), revision + 1)
 
-    def _deleted_since(self, chart_id: int, revision: int) -> bool:
+    def _deleted_since(self, chart_id: int, revision: int) -> int | None:
+        """The first revision at which the chart was deleted after that one; None if it was not."""
         deletions = (r for (i, r), content in self.charts.content.items() if i == chart_id and content is None)
-        return any(deleted + 1 >= revision for deleted in deletions)
+        return min((deleted for deleted in deletions if deleted + 1 >= revision), default=None)
 
     def differences(self) -> list[str]:
         """What keeps the nodes from holding exactly what the repository holds, all with the same bits."""

@@ -1,0 +1,248 @@
+"""The repository, followed: what it says is taken in, and what it has and the store lacks goes on the backlog.
+
+A look reads what changed since the last one, and compares: the repository keeps a digest of all that it holds, the
+store one of what it holds, and with what is on the backlog they have to be the same. Where they are not, whatever the
+revisions show (the database was restored and written on, a peer lied, a record was lost), the whole catalogue is
+compared, by content, and the repository is right.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from copilotlab.backlog import Backlog
+from copilotlab.charts import ChartRepository, Heads, Identity, Look
+from copilotlab.clock import Clock
+from copilotlab.digest import MODULUS, digest_of, entry
+from copilotlab.monitoring import Journal, Metrics
+from copilotlab.policy import Policy
+from copilotlab.store import VectorStore
+
+LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue that find a difference each time
+SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
+TEXT = "text"  # the column of what was skipped, where it was the model that failed
+LONGEST_SKIP = 3600.0  # seconds between two tries of a text that the model fails on
+
+
+class Skipped(NamedTuple):
+    """A chart that could not be taken in as it is in the repository, and why.
+
+    column: of its row, "text" where the model failed on it. again: when it is tried once more, on the node's clock; a
+    row that could not be read is read at every look. tries: how often it was tried.
+    """
+
+    revision: int
+    content_hash: bytes
+    column: str
+    reason: str
+    again: float
+    tries: int
+
+
+class Follower:
+    """One store's view of the repository.
+
+    store, backlog: what it keeps in step. new_patience: seconds until what was there before this store was is its own
+    to embed; what changes later is waited for as long as the policy's `adopt_after`.
+    went_back: called with the repository's revision where that is older than what was seen of it. is_another: called
+    with the identity of a catalogue that has taken the place of the one that was followed.
+
+    Not safe for threads: whoever works for the store looks.
+    """
+
+    def __init__(
+        self,
+        charts: ChartRepository,
+        store: VectorStore,
+        backlog: Backlog,
+        *,
+        policy: Policy,
+        clock: Clock,
+        journal: Journal,
+        counters: Metrics,
+        new_patience: float,
+        went_back: Callable[[int], object],
+        is_another: Callable[[Identity], object],
+    ) -> None:
+        self._charts = charts
+        self._store = store
+        self._backlog = backlog
+        self._policy = policy
+        self._clock = clock
+        self._journal = journal
+        self._counters = counters
+        self._new_patience = new_patience
+        self._tell_went_back = went_back
+        self._tell_is_another = is_another
+        self._identity = charts.identity
+        self._offset = 0  # by which the repository's digest differs from that of its rows: somebody edited those
+        self._pause = policy.heartbeat_interval
+        self._next_comparison = clock.now()
+        self.read_to = 0
+        """The repository's revision at the last look."""
+        self.has_read = False
+        """Whether the repository was looked at since the store was new, or since it went back."""
+        self.compared = False
+        """Whether the last look took in the whole catalogue."""
+        self.dropped = 0
+        """How many charts the last look dropped."""
+        self.skipped: dict[int, Skipped] = {}
+        """What could not be taken in, by chart_id."""
+
+    @property
+    def complete_to(self) -> int:
+        """The repository's revision up to which the store holds all, as far as was looked."""
+        return self._backlog.complete_to(self.read_to)
+
+    def start_over(self) -> None:
+        """Take in the whole catalogue at the next look, and compare it by content."""
+        self.read_to = 0
+
+    def look(self, since: int | None = None) -> Heads:
+        """Take in what changed after revision ``since``, by default since the last look; what that was.
+
+        0 is the whole catalogue: all live charts. Raises RepositoryError; then nothing was changed.
+        """
+        since = self.read_to if since is None else since
+        seen = max(self._store.latest, self.read_to)  # before it is asked: what it then has not, it never had
+        version = self._store.version
+        look = self._charts.look(since)
+        if look.identity != self._identity:
+            self._begin_another(look)
+            since, look = 0, self._charts.look(0)
+        elif look.revision < seen:
+            self._go_back(look.revision, seen)
+            since, look = 0, self._charts.look(0)
+        heads = self._take_in(look, since)
+        if self._policy.ordered and since and not self._agrees(look, version):
+            heads = self._compare()
+        self._try_again()
+        return heads
+
+    def _take_in(self, look: Look, since: int) -> Heads:
+        now, policy, heads = self._clock.now(), self._policy, look.heads
+        due = now + (policy.adopt_after if self.has_read else self._new_patience)
+        followed = self._store.follow(*heads, since=since, revision=look.revision, reuse=policy.reuse_vectors)
+        self.dropped = len(followed.dropped)
+        self._counters.count("applied", self.dropped)
+        rows = _rows(heads)
+        lacking = {rows[row][0]: rows[row][1:] for row in followed.lacking.tolist()}
+        self._skip_on(lacking, rows, whole=since == 0)
+        if since == 0:
+            self._backlog.replace(lacking, look.revision, due)
+        else:
+            # Also what the store is not told of: a deletion, where it keeps no order.
+            self._backlog.drop(chart_id for chart_id, *_ in rows if chart_id not in lacking)
+            for chart_id, (revision, content_hash) in lacking.items():
+                self._backlog.add(chart_id, revision, due, content_hash)
+        self.read_to = look.revision
+        self.has_read = True
+        self.compared = since == 0
+        if self.compared:
+            self._offset = (look.digest - digest_of(rows)) % MODULUS
+        return heads
+
+    def _skip_on(
+        self, lacking: dict[int, tuple[int, bytes]], rows: list[tuple[int, int, bytes]], *, whole: bool
+    ) -> None:
+        """What was skipped and has not changed since is skipped on; the rest gets its chance."""
+        told = {chart_id for chart_id, *_ in rows}
+        for chart_id, skipped in list(self.skipped.items()):
+            if lacking.get(chart_id) == (skipped.revision, skipped.content_hash):
+                del lacking[chart_id]
+            elif whole or chart_id in told:
+                del self.skipped[chart_id]
+
+    def skip(self, chart_id: int, revision: int, content_hash: bytes, column: str, reason: str) -> None:
+        """Leave out a chart that cannot be taken in as it is; it is tried again after a while, or once it changes."""
+        before = self.skipped.get(chart_id)
+        tries = 1 + (before.tries if before is not None and before.revision == revision else 0)
+        again = self._clock.now() + min(LONGEST_SKIP, self._policy.adopt_after * 2.0 ** (tries - 1))
+        self.skipped[chart_id] = Skipped(revision, content_hash, column, reason, again, tries)
+        self._backlog.drop([chart_id])
+        self._counters.count("skipped")
+        self._journal.warn_once(f"skipped_{column}", f"chart {chart_id}, revision {revision}: {column}: {reason}")
+
+    def _try_again(self) -> None:
+        """Give what was skipped another chance: a row once it can be read, a text after a while, what came at once."""
+        now = self._clock.now()
+        rows = [i for i, skipped in self.skipped.items() if skipped.column != TEXT][:SKIPPED_AGAIN]
+        if rows and (mended := self._charts.read_many(rows).changes):
+            self._charts.restamp(mended)  # edited by hand: from now on all nodes see it as a change
+            for chart_id in mended:
+                del self.skipped[chart_id]
+        for chart_id, skipped in list(self.skipped.items()):
+            if self._store.head(chart_id) == (skipped.revision, skipped.content_hash):
+                del self.skipped[chart_id]
+            elif skipped.column == TEXT and now >= skipped.again and chart_id not in self._backlog.expected():
+                self._backlog.add(chart_id, skipped.revision, now, skipped.content_hash)
+
+    def _agrees(self, look: Look, version: int) -> bool:
+        """Whether the store and its backlog are what the repository is; True if that cannot be told at this moment."""
+        at = self._store.version
+        here = self._store.content
+        skipped = {i: (left_out.revision, left_out.content_hash) for i, left_out in self.skipped.items()}
+        for chart_id, (revision, content_hash) in (skipped | self._backlog.expected()).items():
+            if not content_hash:
+                return True
+            held = self._store.head(chart_id)
+            here += entry(chart_id, revision, content_hash) - (0 if held is None else entry(chart_id, *held))
+        if self._store.version != at or (at != version and self._store.latest > look.revision):
+            return True  # news came in the meantime: the next look tells
+        differs = (look.digest - self._offset - here) % MODULUS != 0
+        if not differs:
+            self._pause = self._policy.heartbeat_interval
+        return not differs or self._clock.now() < self._next_comparison
+
+    def _compare(self) -> Heads:
+        """Take in the whole catalogue, since what was followed is not what is there."""
+        self._counters.count("compared_anew")
+        self._journal.note(
+            "compared_anew",
+            f"at revision {self.read_to} this node did not hold what the repository holds",
+            level=logging.WARNING,
+        )
+        self._next_comparison = self._clock.now() + self._pause
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        self.has_read = False
+        return self._take_in(self._charts.look(0), 0)
+
+    def _go_back(self, revision: int, seen: int) -> None:
+        """The repository says what is so: when it is restored from a backup, and when a peer told of what never was."""
+        dropped = self._store.forget_after(revision)
+        self._tell_went_back(revision)
+        self._counters.count("went_back")
+        self._backlog.clear()
+        self._journal.note(
+            "went_back",
+            f"the repository is at revision {revision}, this node was at {seen}: {len(dropped)} charts dropped",
+            level=logging.WARNING,
+        )
+        self.has_read = False
+
+    def _begin_another(self, look: Look) -> None:
+        """The database holds another catalogue than before: nothing that was known of the former one counts."""
+        self._store.forget_after(0)
+        self._tell_went_back(0)
+        self._tell_is_another(look.identity)
+        self._counters.count("another_catalogue")
+        self._journal.note(
+            "another_catalogue",
+            f"the repository holds catalogue {look.identity.incarnation[:8]}, and no more "
+            f"{self._identity.incarnation[:8]}: all is compared anew",
+            level=logging.WARNING,
+        )
+        self._backlog.clear()
+        self.skipped.clear()
+        self._identity = look.identity
+        self.has_read = False
+
+    def __repr__(self) -> str:
+        return f"Follower(read to {self.read_to}, {len(self._backlog)} charts missing)"
+
+
+def _rows(heads: Heads) -> list[tuple[int, int, bytes]]:
+    hashes = map(bytes, heads.content_hashes)
+    return list(zip(heads.chart_ids.tolist(), heads.revisions.tolist(), hashes, strict=True))
