@@ -86,6 +86,12 @@ class Backlog:
         with self._lock:
             return sorted(self._missing)
 
+    @property
+    def latest(self) -> int:
+        """The highest revision that is missing; -1 if nothing is."""
+        with self._lock:
+            return max((missing.revision for missing in self._missing.values()), default=-1)
+
     def expected(self) -> dict[int, tuple[int, bytes]]:
         """What is missing: chart_id -> revision and content hash, b"" where that is not known."""
         self._drop_what_came()

@@ -11,6 +11,7 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
@@ -101,6 +102,8 @@ class Batch:
         """The number of the event by which this node said that it begins."""
         self.asking_since = clock.now()
         """When it had something to ask its peers for."""
+        self.questions = 0
+        """How often it began to ask its peers anew for what it lacks."""
         self.has_asked = False
         """Whether all who listened were asked for what they have."""
         self.unreleased = False
@@ -128,6 +131,7 @@ class Batch:
         self._texts: list[list[Todo]] = []
         self._left: list[Todo] = []  # to other nodes that have claimed them
         self._claimed_to: dict[int, float] = {}  # chart_id -> when another node's claim on it must be over
+        self._was_left: set[int] = set()
         self._look_again = clock.now()
         self._cancelled = self._fenced = False
         self._outcome: Outcome | None = None
@@ -349,6 +353,8 @@ class Batch:
             return [Record.of(chart.chart_id, revision, chart.content_hash, vector)]
         except Exception as error:  # noqa: BLE001 - as above
             self._skip(chart.chart_id, revision, chart.content_hash, "text", f"the model fails on it: {error!r}")
+            with suppress(CarrierAway):  # then the claim ends by itself
+                self._coordinator.disclaim(Need(chart.chart_id, chart.content_hash, revision))
             return []
 
     def _ours(self, chunk: list[Todo]) -> list[Todo]:
@@ -369,14 +375,26 @@ class Batch:
             return self._without_redis(todo)
         if not any(granted) and needs and not self._still_ours():
             return []
+        return self._without_claimed(todo, granted)
+
+    def _without_claimed(self, todo: list[Todo], granted: list[bool]) -> list[Todo]:
+        """What is to be made now. What others have claimed is left for later, and then asked for before it is made."""
         now = self._clock.now()
-        ours = []
+        ours, again = [], []
         for item, is_ours in zip(todo, granted, strict=True):
-            over = self._claimed_to.setdefault(item[0].chart_id, now + policy.claim_timeout)
-            if is_ours or now >= over:  # no claim lasts for longer, whoever renews it
-                ours.append(item)
-            else:
+            chart_id = item[0].chart_id
+            if not is_ours and now < self._claimed_to.setdefault(chart_id, now + self._policy.claim_timeout):
                 self._left.append(item)
+                self._was_left.add(chart_id)
+            elif chart_id in self._was_left:  # the claim is free, or has lasted for longer than any does
+                self._was_left.discard(chart_id)
+                again.append(item)
+            else:
+                ours.append(item)
+        if again:
+            self._texts.append(again)
+            self.questions += 1
+            self.asking_since = now
         return ours
 
     def _without_redis(self, todo: list[Todo]) -> list[Todo]:

@@ -86,6 +86,8 @@ class Follower:
         """Whether the repository was looked at since the store was new, or since it went back."""
         self.compared = False
         """Whether the last look took in the whole catalogue."""
+        self.looked_at: float | None = None
+        """When it was looked at last, on the node's clock; None before the first look."""
         self.dropped = 0
         """How many charts the last look dropped."""
         self.skipped: dict[int, Skipped] = {}
@@ -106,25 +108,26 @@ class Follower:
         0 is the whole catalogue: all live charts. Raises RepositoryError; then nothing was changed.
         """
         since = self.read_to if since is None else since
-        seen = max(self._store.latest, self.read_to)  # before it is asked: what it then has not, it never had
+        seen = max(
+            self._store.latest, self.read_to, self._backlog.latest
+        )  # before it is asked: what it then has not, it never had
         version = self._store.version
         look = self._charts.look(since)
-        if look.identity != self._identity:
-            self._begin_another(look)
+        back = look.identity != self._identity or look.revision < seen
+        if back:
             since, look = 0, self._charts.look(0)
-        elif look.revision < seen:
-            self._go_back(look.revision, seen)
-            since, look = 0, self._charts.look(0)
-        heads = self._take_in(look, since)
+            self._go_back(look, seen)
+        heads = self._take_in(look, since, back=back)
         if self._policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
         self._try_again()
         return heads
 
-    def _take_in(self, look: Look, since: int) -> Heads:
+    def _take_in(self, look: Look, since: int, *, back: bool = False) -> Heads:
         now, policy, heads = self._clock.now(), self._policy, look.heads
         due = now + (policy.adopt_after if self.has_read else self._new_patience)
-        followed = self._store.follow(*heads, since=since, revision=look.revision, reuse=policy.reuse_vectors)
+        revision, reuse = look.revision, policy.reuse_vectors
+        followed = self._store.follow(*heads, since=since, revision=revision, reuse=reuse, back=back)
         self.dropped = len(followed.dropped)
         self._counters.count("applied", self.dropped)
         rows = _rows(heads)
@@ -138,6 +141,7 @@ class Follower:
             for chart_id, (revision, content_hash) in lacking.items():
                 self._backlog.add(chart_id, revision, due, content_hash)
         self.read_to = look.revision
+        self.looked_at = now
         self.has_read = True
         self.compared = since == 0
         if self.compared:
@@ -185,8 +189,8 @@ class Follower:
         here = self._store.content
         skipped = {i: (left_out.revision, left_out.content_hash) for i, left_out in self.skipped.items()}
         for chart_id, (revision, content_hash) in (skipped | self._backlog.expected()).items():
-            if not content_hash:
-                return True
+            if not content_hash and revision > look.revision:
+                return True  # it was left to somebody since
             held = self._store.head(chart_id)
             here += entry(chart_id, revision, content_hash) - (0 if held is None else entry(chart_id, *held))
         if self._store.version != at or (at != version and self._store.latest > look.revision):
@@ -209,35 +213,25 @@ class Follower:
         self.has_read = False
         return self._take_in(self._charts.look(0), 0)
 
-    def _go_back(self, revision: int, seen: int) -> None:
-        """The repository says what is so: when it is restored from a backup, and when a peer told of what never was."""
-        dropped = self._store.forget_after(revision)
-        self._tell_went_back(revision)
-        self._counters.count("went_back")
-        self._backlog.clear()
-        self._journal.note(
-            "went_back",
-            f"the repository is at revision {revision}, this node was at {seen}: {len(dropped)} charts dropped",
-            level=logging.WARNING,
-        )
-        self.has_read = False
+    def _go_back(self, look: Look, seen: int) -> None:
+        """Forget what was known of a past that the repository does not have, or of a catalogue that is no more there.
 
-    def _begin_another(self, look: Look) -> None:
-        """The database holds another catalogue than before: nothing that was known of the former one counts."""
-        self._store.forget_after(0)
-        self._tell_went_back(0)
-        self._tell_is_another(look.identity)
-        self._counters.count("another_catalogue")
-        self._journal.note(
-            "another_catalogue",
-            f"the repository holds catalogue {look.identity.incarnation[:8]}, and no more "
-            f"{self._identity.incarnation[:8]}: all is compared anew",
-            level=logging.WARNING,
-        )
+        It was restored from a backup, or a peer told of what never was: the repository says what is so.
+        """
+        self._tell_went_back(look.revision)
         self._backlog.clear()
-        self.skipped.clear()
-        self._identity = look.identity
         self.has_read = False
+        if look.identity == self._identity:
+            event = "went_back"
+            detail = f"the repository is at revision {look.revision}, this node was at {seen}"
+        else:
+            event, shown = "another_catalogue", self._identity.incarnation[:8]
+            detail = f"the repository holds catalogue {look.identity.incarnation[:8]}, and no more {shown}"
+            self.skipped.clear()
+            self._identity = look.identity
+            self._tell_is_another(look.identity)
+        self._counters.count(event)
+        self._journal.note(event, f"{detail}: all is compared anew", level=logging.WARNING)
 
     def __repr__(self) -> str:
         return f"Follower(read to {self.read_to}, {len(self._backlog)} charts missing)"

@@ -108,7 +108,7 @@ class Replica:
             is_another=self._speak_for,
         )
         self._fetched = (0, clock.now())  # the last that came for a batch from its peers, and when
-        self._asked: set[str] = set()  # the peers that the present batch has asked
+        self._asked: set[tuple[str, int]] = set()  # the peers that the present batch has asked, and which time that was
         self._knew_all = True  # whether, before the last outage, there was time to hear of every node
         self._is_away = False
         now = clock.now()
@@ -262,14 +262,30 @@ class Replica:
     def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:
         """Hold the chart's vector and tell the other nodes; False if Redis is away."""
         record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
-        self.store.put(record)
+        if not self.store.put(record) and self.store.head(chart.chart_id) != (revision, chart.content_hash):
+            self._correct(chart.chart_id)
+            self.store.put(record)
         need = Need(chart.chart_id, chart.content_hash, revision)
         return self._say(events.ChartUpdated(events.pack(record)), chart.chart_id, need)
 
     def spread_deletion(self, chart_id: int, revision: int) -> bool:
         """Drop the chart and tell the other nodes; False if Redis is away."""
-        self.store.remove(chart_id, revision)
+        if not self.store.remove(chart_id, revision) and chart_id in self.store:
+            self._correct(chart_id)
         return self._say(events.ChartDeleted(chart_id, revision), chart_id)
+
+    def _correct(self, chart_id: int) -> None:
+        """Ask the repository for a chart that it has changed, and the store knows otherwise: it may have gone back."""
+        try:
+            change = self.charts.get_many([chart_id]).get(chart_id)
+        except RepositoryError:
+            return  # the next look tells
+        if change is None or change.chart is None:
+            self.store.correct(chart_id, 0, None)
+        else:
+            self.store.correct(chart_id, change.revision, change.chart.content_hash)
+        self._review_at_once = True
+        self._wake.set()
 
     def _say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
         try:
@@ -388,20 +404,21 @@ class Replica:
         if silent >= LONGEST_SILENCE * self.transfers.patience:
             self.transfers.give_up()
             return True  # however many there are, and under whatever names: all of them together had this long
-        others = any(peer.digest and peer.node_id not in self._asked for peer in self.peers.alive(now))
+        time = batch.questions
+        others = any(peer.digest and (peer.node_id, time) not in self._asked for peer in self.peers.alive(now))
         if self.transfers.peer and others and silent >= self.transfers.patience:
             self.transfers.give_up()
         if self.transfers.peer:
             return False
         for peer in self.peers.alive(now):
-            if peer.node_id in self._asked or not peer.digest:
+            if (peer.node_id, time) in self._asked or not peer.digest:
                 continue
-            self._asked.add(peer.node_id)
+            self._asked.add((peer.node_id, time))
             if peer.charts and (chart_ids := wanted()):
                 try:
                     self.transfers.ask(peer.node_id, chart_ids)
                 except CarrierAway:  # the listener sees that too, and knows whether it is back already
-                    self._asked.discard(peer.node_id)
+                    self._asked.discard((peer.node_id, time))
                 return False
         return True
 

@@ -17,6 +17,7 @@ from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.markup import facts_table
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.records import (
+    LARGEST,
     Bytes,
     Floats,
     Ints,
@@ -184,6 +185,7 @@ class VectorStore:
         since: int,
         revision: int,
         reuse: bool = True,
+        back: bool = False,
     ) -> Followed:
         """Take in what the repository says, as far as that needs no vector: it is right whatever is held here.
 
@@ -191,15 +193,16 @@ class VectorStore:
         of ``revision``; with ``since`` 0, all live charts, and what is not among them goes. Words that are here stay,
         at the repository's revision (reuse=False: only where it is the same); other words of the same or a later
         revision up to ``revision`` are of a past that the repository does not have, and go. What is newer than
-        ``revision`` stays. ValueError for a negative revision.
+        ``revision`` stays, unless the repository went ``back``. ValueError for a negative revision.
         """
         revision = as_integer("revision", revision)
         whole = since == 0
+        newest = LARGEST if back else revision  # what is above it is news that the repository has by now
         with self._lock:
             now = self._base(room=len(chart_ids))
             held, hashes = now.heads(chart_ids)
             here = (held >= 0) & ~deleted
-            newer = here & (held > revision)
+            newer = here & (held > newest)
             same = here & ~newer & (hashes == content_hashes).all(axis=1)
             settled = same & (held == revisions)
             moved = same & ~settled & reuse
@@ -208,13 +211,16 @@ class VectorStore:
             dying = {row for chart_id in chart_ids[gone].tolist() if (row := now.row_of(chart_id)) is not None}
             if whole and self.ordered:
                 rows = now.live_rows()
-                rows = rows[now.rows.revisions[rows] <= revision]
+                rows = rows[now.rows.revisions[rows] <= newest]
                 dying.update(rows[~np.isin(now.rows.chart_ids[rows], chart_ids)].tolist())
             dropped: list[int] = sorted(now.rows.chart_ids[list(dying)].tolist())
             at = dict(zip(chart_ids[moved].tolist(), revisions[moved].tolist(), strict=True))
             records = [replace(record, revision=at[i]) for i in at if (record := now.record(i)) is not None]
             if records or dying:
                 self._publish(now, records, sorted(dying))
+            if back:
+                self._tombstones, self._expected, self._latest, self._watermark = {}, {}, -1, -1
+                self._horizon = (-1, frozenset())
             if self.ordered and (whole or since <= self._watermark):
                 wanted = zip(revisions[lacking].tolist(), map(bytes, content_hashes[lacking]), strict=True)
                 expected = dict(zip(chart_ids[lacking].tolist(), wanted, strict=True))
@@ -227,6 +233,23 @@ class VectorStore:
                 self._tombstones.update({i: t for i, t in buried if t > self._tombstones.get(i, -1)})
         self._wake_indexer()
         return Followed(np.flatnonzero(lacking), dropped, len(records))
+
+    def correct(self, chart_id: int, revision: int, content_hash: bytes | None) -> None:
+        """Take the repository's word for one chart, where it is not what the store was told when it followed last.
+
+        It has these words at this revision, and a record of them comes in; or, with None, it has no such chart.
+        """
+        with self._lock:
+            now = self._base()
+            row = now.row_of(chart_id)
+            fits = row is not None and (now.revision(row), now.content_hash(row)) == (revision, content_hash)
+            if row is not None and not fits:
+                self._publish(now, dying=[row])
+            if self.ordered:
+                self._tombstones.pop(chart_id, None)
+                self._expected.pop(chart_id, None)
+                if content_hash is not None and not fits:
+                    self._expected[chart_id] = (revision, content_hash)
 
     def _expect(self, charts: Mapping[int, tuple[int, bytes]], revision: int) -> None:
         """Move the watermark on: up to ``revision``, only these still come in, with this revision and content."""
@@ -271,7 +294,7 @@ class VectorStore:
         now = self._base(room=len(records))
         taken = 0
         winners: dict[int, Record] = {}
-        for record in records:
+        for record in map(self._as_named, records):
             rival = winners.get(record.chart_id)
             held = _rank(rival) if rival is not None else self._held_rank(now, record.chart_id)
             if self.ordered and not self._outranks(record.chart_id, _rank(record), held):
@@ -282,6 +305,18 @@ class VectorStore:
         if winners:
             self._publish(now, list(winners.values()))
         return taken
+
+    def _as_named(self, record: Record) -> Record:
+        """The record, at the revision that the repository gives its words, if those are what it named."""
+        revision = self._revision_of(record.chart_id, record.revision, record.content_hash)
+        return record if revision == record.revision else replace(record, revision=revision)
+
+    def _revision_of(self, chart_id: int, revision: int, content_hash: bytes) -> int:
+        """The revision that the repository gives these words, if it named them; else the one that they have."""
+        named = self._expected.get(chart_id)
+        if named is None or named[1] != content_hash or revision > self._watermark:
+            return revision
+        return named[0]
 
     def _outranks(self, chart_id: int, rank: _Rank, held: _Rank | None) -> bool:
         """Whether a record of that rank takes the place of what is held, in an ordered store."""
@@ -424,7 +459,11 @@ class VectorStore:
             if self._outranks(
                 int(manifest.chart_ids[row]),
                 (
-                    int(manifest.revisions[row]),
+                    self._revision_of(
+                        int(manifest.chart_ids[row]),
+                        int(manifest.revisions[row]),
+                        manifest.content_hashes[row].tobytes(),
+                    ),
                     manifest.vector_hashes[row].tobytes(),
                     manifest.content_hashes[row].tobytes(),
                 ),

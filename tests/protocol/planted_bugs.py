@@ -66,12 +66,12 @@ BUGS = (
     Bug(
         "lease taken although held",
         "two batches run at a time",
-        (Edit("scripts/take_lease.lua", "redis.call('EXISTS', KEYS[1]) == 1", "false"),),
+        (Edit("scripts/take_lease.lua", "if lease ~= '' and not", "if false and not"),),
     ),
     Bug(
         "epoch starts again with the server",
         "after a lost memory every node takes the new batch for an old one, and drops it",
-        (Edit("scripts/take_lease.lua", "math.max(counted, tonumber(ARGV[4])) + 1", "counted + 1"),),
+        (Edit("scripts/take_lease.lua", "math.max(counted(redis.call('GET', KEYS[2])), tonumber(ARGV[4]))", "0"),),
     ),
     Bug(
         "lost memory never noticed",
@@ -120,7 +120,7 @@ BUGS = (
     Bug(
         "no claim",
         "a change told to three nodes is embedded three times",
-        (Edit("scripts/admit.lua", "if not held or held == ARGV[1]", "if true or held == ARGV[1]"),),
+        (Edit("scripts/admit.lua", "        if free then", "        if true then"),),
     ),
     Bug(
         "gaps and digests ignored",
@@ -147,8 +147,8 @@ BUGS = (
             Edit("replica.py", "if number >= HANDED_OVER:", "if number >= 0:"),
             Edit(
                 "replica.py",
-                "        for peer in self.peers.alive(now):\n            if peer.node_id in self._asked",
-                "        for peer in self.peers.alive(now)[:0]:\n            if peer.node_id in self._asked",
+                "        for peer in self.peers.alive(now):\n            if (peer.node_id, time) in self._asked",
+                "        for peer in self.peers.alive(now)[:0]:\n            if (peer.node_id, time) in self._asked",
             ),
         ),
     ),
@@ -176,16 +176,12 @@ BUGS = (
     Bug(
         "a batch without its lease is admitted",
         "it embeds what the next holder, or whoever is told, embeds too",
-        (Edit("scripts/admit.lua", "if ARGV[3] ~= '' then", "if ARGV[3] ~= '' and lease ~= '' then"),),
+        (Edit("scripts/admit.lua", "if in_batch then", "if in_batch and lease ~= '' then"),),
     ),
     Bug(
         "a change that changes again is waited for anew",
         "a chart that is saved every few seconds, by nobody who tells, is never embedded",
-        (
-            Edit(
-                "backlog.py", "max(known.revision, revision), min(known.due, due)", "max(known.revision, revision), due"
-            ),
-        ),
+        (Edit("backlog.py", "known.due = min(known.due, due)", "known.due = due"),),
     ),
     Bug(
         "deferral forgotten",
@@ -201,12 +197,21 @@ BUGS = (
     Bug(
         "repository never compared",
         "what was changed by nobody who told is never found",
-        (Edit("replica.py", "if revision > self._read_to else None", "if self._read_to == 0 else None"),),
+        (
+            Edit(
+                "replica.py",
+                "            self.follower.look()\n",
+                "            self.has_read or self.follower.look()\n",
+            ),
+        ),
     ),
     Bug(
         "deletions of the repository ignored",
         "a chart deleted by nobody who told is found for ever",
-        (Edit("replica.py", 'self.counters.count("applied", len(self.store.bury(dict(gone))))', "dict(gone)"),),
+        (
+            Edit("store/store.py", "gone = (deleted & (held >= 0) & (held <= revisions)) | (", "gone = ("),
+            Edit("follower.py", "if self._policy.ordered and since and", "if False and"),
+        ),
     ),
     Bug(
         "saved before it is embedded",
@@ -233,13 +238,72 @@ BUGS = (
     Bug(
         "unchanged, come what may",
         "the caller is told that nothing is to be done, while this node lacks the chart",
+        (Edit("node.py", "and held == (known.revision, chart.content_hash):", "and True:"),),
+    ),
+    Bug(
+        "the repository is followed by its revisions alone",
+        "one that was restored and written past its old revision leaves charts of a past that it has not",
+        (Edit("follower.py", "if self._policy.ordered and since and", "if False and"),),
+    ),
+    Bug(
+        "what the repository has said does not outrank a peer",
+        "a record of words that it has not, at a revision that it has, stays for ever",
+        (
+            Edit("store/store.py", "if rank[0] <= self._watermark:", "if False:"),
+            Edit("follower.py", "if self._policy.ordered and since and", "if False and"),
+        ),
+    ),
+    Bug(
+        "whoever may publish is believed",
+        "a deletion that somebody forged takes a chart from every node",
+        (Edit("events.py", "if not compare_digest(", "if False and not compare_digest("),),
+    ),
+    Bug(
+        "another catalogue is heard",
+        "staging deletes its chart 2, and production's is gone",
+        (
+            Edit("events.py", "if incarnation != identity.incarnation:", "if False:"),
+            Edit("events.py", "if not compare_digest(", "if False and not compare_digest("),
+        ),
+    ),
+    Bug(
+        "the dead keep their leases and claims",
+        "what was left to a batch whose holder died waits for five minutes",
+        (Edit("scripts/standing.lua", "redis.call('EXISTS', ALIVE .. session) == 1", "true"),),
+    ),
+    Bug(
+        "a row that cannot be read stops a batch",
+        "one row that was edited by hand, and a new node stays empty",
         (
             Edit(
-                "node.py",
-                "known.chart == chart and replica.store.revision(chart.chart_id) == known.revision:",
-                "known.chart == chart:",
+                "batch.py",
+                "self._skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)",
+                "raise ValueError(row.reason)",
             ),
         ),
+    ),
+    Bug(
+        "a text that the model fails on stops a batch",
+        "one text, and all that is embedded after it is not",
+        (Edit("batch.py", "            return self._made_again(*todo[0])\n", "            raise\n"),),
+    ),
+    Bug(
+        "what was skipped is skipped for ever",
+        "a row that was mended never comes in",
+        (
+            Edit("follower.py", "self._charts.restamp(mended)", "mended.clear()"),
+            Edit("follower.py", "now >= skipped.again", "False"),
+        ),
+    ),
+    Bug(
+        "a batch does not wait for what others have claimed",
+        "the same script run twice: a rebuild that publishes nothing, and says that all went well",
+        (Edit("batch.py", "                self._left.append(item)\n", ""),),
+    ),
+    Bug(
+        "a batch waits for its peers for ever",
+        "as long as somebody comes under a new name and answers nothing, nothing is embedded",
+        (Edit("replica.py", "if silent >= LONGEST_SILENCE * self.transfers.patience:", "if False:"),),
     ),
 )
 

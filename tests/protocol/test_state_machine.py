@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from world import World
 
+from copilotlab.charts import Identity
 from copilotlab.coordinator import BATCH_IN_PROGRESS
 
 CHARTS = st.integers(1, 4)
 NODES = st.integers(0, 4)
+LIARS = ["another catalogue", "forger", "node"]
 
 
 class Protocol(RuleBasedStateMachine):
@@ -180,6 +182,49 @@ class Protocol(RuleBasedStateMachine):
     @rule(reachable=st.booleans())
     def repository(self, reachable):
         self.world.charts.reachable = reachable
+
+    @rule()
+    def back_up(self):
+        self.world.charts.back_up()
+
+    @rule()
+    def restore(self):
+        """The repository goes back to the last backup; what is saved next may take it past where it was."""
+        if self.world.charts.reachable:
+            self.world.restore()
+
+    @rule(count=st.integers(0, 4))
+    def import_anew(self, count):
+        if self.world.charts.reachable:
+            self.world.import_anew(count)
+
+    @rule(
+        chart_id=CHARTS,
+        ahead=st.integers(0, 3),
+        deletes=st.booleans(),
+        who=st.sampled_from(["other", "forger", "node"]),
+    )
+    def lie(self, chart_id, ahead, deletes, who):
+        """Another catalogue speaks on these channels, or somebody without the key, or a node that is wrong."""
+        own = self.world.charts.identity
+        identity = {
+            "other": Identity("2" * 32, b"its own"),
+            "forger": Identity(own.incarnation, b"guessed"),
+            "node": own,
+        }
+        self.world.lie(chart_id, ahead, deletes=deletes, identity=identity[who], knows=who == "node")
+
+    @rule(chart_id=CHARTS)
+    def damage(self, chart_id):
+        self.world.damage(chart_id)
+
+    @rule()
+    def mend(self):
+        self.world.mend()
+
+    @rule(chart_id=CHARTS)
+    def spoil(self, chart_id):
+        self.world.spoil(chart_id)
 
     # --- what must hold ---
 

@@ -16,16 +16,32 @@ import numpy as np
 
 from copilotlab import Chart, ChartRepository, Node, Policy
 from copilotlab.carrier import Message
-from copilotlab.charts import Change, ChartNotFound, Heads, Identity, Look, Reading, RepositoryError
+from copilotlab.charts import Change, ChartNotFound, Heads, Identity, Look, Reading, RepositoryError, Unreadable
 from copilotlab.clock import ManualClock
 from copilotlab.coordinator import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
 from copilotlab.digest import digest_of
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.events import BATCHES, UPDATES, BatchChunkStored, BatchFinished, BatchStarted, EventRejected, decode
+from copilotlab.events import (
+    BATCHES,
+    CHANNEL_OF,
+    UPDATES,
+    BatchChunkStored,
+    BatchFinished,
+    BatchStarted,
+    ChartDeleted,
+    ChartUpdated,
+    Envelope,
+    EventRejected,
+    decode,
+    encode,
+    pack,
+)
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
 from copilotlab.peers import ALIVE_BEATS
+from copilotlab.store import Record
 
 DIM = 8
+LOOKS = 8.0  # seconds by which a node has looked at the repository again, and compared all if it had to
 POLICY = Policy(batch_timeout=60, adopt_after=120, chunk_size=2)
 
 
@@ -45,8 +61,11 @@ class MemoryRepository(ChartRepository):
         self._revision = 0
         self.identity = Identity("1" * 32, b"key")
         self.reachable = True
-        self.content: dict[tuple[int, int], bytes | None] = {}
-        """(chart_id, revision) -> what that revision was; None for a deletion."""
+        self.damaged: set[int] = set()
+        """Charts whose rows cannot be read."""
+        self.backup: tuple[dict[int, Change], int] = ({}, 0)
+        self.content: defaultdict[tuple[int, int], set[bytes | None]] = defaultdict(set)
+        """(chart_id, revision) -> what that revision was, in each past that was; None for a deletion."""
 
     def _check(self) -> None:
         if not self.reachable:
@@ -56,8 +75,23 @@ class MemoryRepository(ChartRepository):
         self._revision += 1
         content_hash = None if chart is None else chart.content_hash
         self._changes[chart_id] = Change(chart_id, self._revision, chart, content_hash or b"")
-        self.content[chart_id, self._revision] = content_hash
+        self.content[chart_id, self._revision].add(content_hash)
+        self.damaged.discard(chart_id)
         return self._revision
+
+    def back_up(self) -> None:
+        self.backup = dict(self._changes), self._revision
+
+    def restore(self) -> None:
+        self._changes, self._revision = dict(self.backup[0]), self.backup[1]
+        self.damaged.clear()
+
+    def import_anew(self, charts: Iterable[Chart]) -> None:
+        """All is deleted with SQL, the counter too, and other charts are saved."""
+        self._changes, self._revision = {}, 0
+        self.damaged.clear()
+        for chart in charts:
+            self._write(chart.chart_id, chart)
 
     def save(self, chart: Chart) -> int:
         self._check()
@@ -72,11 +106,18 @@ class MemoryRepository(ChartRepository):
 
     def read_many(self, chart_ids: Iterable[int]) -> Reading:
         self._check()
-        return Reading({i: self._changes[i] for i in chart_ids if i in self._changes}, {})
+        found = {i: self._changes[i] for i in chart_ids if i in self._changes}
+        bad = {i: change for i, change in found.items() if i in self.damaged and change.chart is not None}
+        unreadable = {i: Unreadable(i, c.revision, "title", "blank", c.content_hash) for i, c in bad.items()}
+        return Reading({i: change for i, change in found.items() if i not in bad}, unreadable)
 
     def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
+        """Rows are mended with SQL by hand, and their hash left as it was."""
         self._check()
-        return []
+        stamped = [i for i in chart_ids or () if i in self and i not in self.damaged]
+        for chart_id in stamped:
+            self._write(chart_id, self._changes[chart_id].chart)
+        return stamped
 
     def look(self, since: int | None = None) -> Look:
         heads = self.heads_since(self._revision if since is None else since)
@@ -267,6 +308,7 @@ class World:
         self.nodes: list[Node] = []
         self.carriers: list[CrashingCarrier] = []
         self.model_fails = 0  # so many times from now
+        self.unreadable: set[str] = set()  # texts that the model fails on
         self.made: defaultdict[str, list[Making]] = defaultdict(list)
         self.kept_back: list[tuple[CrashingCarrier, Message]] = []
         self.words = 0
@@ -277,6 +319,7 @@ class World:
         self._seen: dict[str, dict[int, int]] = {}
         self._epochs: dict[str, int] = {}
         self._deferred: dict[str, dict[int, int]] = {}
+        self._misled: dict[str, float] = {}  # nodes that may hold what the repository has not, and since when
         for _ in range(size):
             self.add_node()
 
@@ -374,6 +417,59 @@ class World:
 
         self.do(index, action)
 
+    # --- the repository, and those who speak of another ----------------------------------------------------------
+
+    def restore(self) -> None:
+        """The repository is as it was at the last backup, and is written on from there."""
+        self.charts.restore()
+        self._mislead()
+
+    def import_anew(self, count: int) -> None:
+        """The repository is emptied, and filled anew, up to whatever revision that gives."""
+        self.charts.import_anew([self.chart(chart_id) for chart_id in range(1, count + 1)])
+        self._mislead()
+
+    def _mislead(self) -> None:
+        """Until a node has looked again, it may hold what is not so, and what was deferred may never have been."""
+        for node in self.nodes:
+            self._misled[node.node_id] = self.clock.now()
+            self._deferred[node.node_id].clear()
+
+    def lie(self, chart_id: int, ahead: int, *, deletes: bool, identity: Identity, knows: bool) -> None:
+        """Somebody who may publish says what is not so: of another catalogue, without the key, or (knows) with it."""
+        revision = self.charts._revision + ahead
+        vector = np.eye(DIM, dtype=np.float32)[0]
+        record = Record.of(chart_id, revision, b"lie" * 5 + b"!", vector)
+        event = ChartDeleted(chart_id, revision) if deletes else ChartUpdated(pack(record))
+        self.words += 1
+        envelope = Envelope("liar", self.redis.fingerprint, 1, self.words, event)
+        if knows:
+            self._mislead()
+            self.charts.content[chart_id, revision].add(None if deletes else record.content_hash)
+        carrier = SimulatedCarrier(self.redis)
+        if self.redis.running:
+            carrier.publish(CHANNEL_OF[type(event)], encode(envelope, identity))
+
+    def damage(self, chart_id: int) -> None:
+        """A row is edited by hand, so that no chart can be made of it; who has it keeps it."""
+        if chart_id in self.charts:
+            self.charts.damaged.add(chart_id)
+
+    def mend(self) -> None:
+        self.charts.damaged.clear()
+
+    def spoil(self, chart_id: int) -> None:
+        """The model fails on the words that this chart has now, if nobody made a vector of them yet."""
+        change = self.charts._changes.get(chart_id)
+        if change is not None and change.chart is not None and not self.made[change.chart.text]:
+            self.unreadable.add(change.chart.text)
+
+    def _is_bad(self, chart_id: int) -> bool:
+        """Whether a chart cannot be had by a node that has it not."""
+        change = self.charts._changes.get(chart_id)
+        bad_words = change is not None and change.chart is not None and change.chart.text in self.unreadable
+        return bad_words or chart_id in self.charts.damaged
+
     # --- messages ---------------------------------------------------------------------------------------------
 
     def keep_back(self, index: int, place: int, *, copy: bool) -> None:
@@ -451,6 +547,8 @@ class World:
         if self.model_fails:
             self.model_fails -= 1
             raise OSError("the model has failed")
+        if self.unreadable.intersection(texts):
+            raise OSError("the model fails on this text")
         index = next(i for i, node in enumerate(self.nodes) if node.node_id == name)
         alone = not (self.nodes[index].coordinator.connected and self._reaches(index))
         making = Making(name, self.clock.now(), self._in_batch, alone, self.redis.losses)
@@ -500,13 +598,16 @@ class World:
         """The safety promises, as of now."""
         if self.redis.broken:
             raise Broken(self.redis.broken)
-        for node in self.nodes:
+        for node, carrier in self._pairs():
+            if self._is_misled(node, carrier):
+                self._seen[node.node_id].clear()
+                continue
             seen = self._seen[node.node_id]
             held = node.store.manifest().chart_ids.tolist()
             for record in map(node.store.get, held):
                 if record.revision < seen.get(record.chart_id, 0):
                     raise Broken(f"{node.node_id} went back: {record}, after revision {seen[record.chart_id]}")
-                if self.charts.content.get((record.chart_id, record.revision)) != record.content_hash:
+                if record.content_hash not in self.charts.content[record.chart_id, record.revision]:
                     raise Broken(f"{node.node_id} holds what never was: {record}")
                 seen[record.chart_id] = record.revision
             for chart_id in seen.keys() - held:
@@ -518,23 +619,31 @@ class World:
                 if chart_id not in held:
                     seen[chart_id] = max(seen.get(chart_id, 0), revision + 1)
 
+    def _is_misled(self, node: Node, carrier: CrashingCarrier) -> bool:
+        """Whether a node may still hold what it was told, or what the repository had in another past."""
+        since = self._misled.get(node.node_id)
+        looked_at = node._replica.follower.looked_at
+        if since is not None and not carrier.arrived and looked_at is not None and looked_at > since + LOOKS:
+            del self._misled[node.node_id]
+        return node.node_id in self._misled
+
     def _deleted_since(self, chart_id: int, revision: int) -> int | None:
         """The first revision at which the chart was deleted after that one; None if it was not."""
-        deletions = (r for (i, r), content in self.charts.content.items() if i == chart_id and content is None)
+        deletions = (r for (i, r), contents in self.charts.content.items() if i == chart_id and None in contents)
         return min((deleted for deleted in deletions if deleted + 1 >= revision), default=None)
 
     def differences(self) -> list[str]:
         """What keeps the nodes from holding exactly what the repository holds, all with the same bits."""
-        expected = {c.chart_id: (c.revision, c.chart.content_hash) for c in self.charts._changes.values() if c.chart}
+        expected = {c.chart_id: (c.revision, c.content_hash) for c in self.charts._changes.values() if c.chart}
         found = []
         for node in self.nodes:
             held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
             found += [
                 f"{node.node_id}: chart {i}: {held.get(i)}, not {expected.get(i)}"
                 for i in sorted(held.keys() | expected.keys())
-                if held.get(i) != expected.get(i)
+                if held.get(i) != expected.get(i) and not self._is_bad(i)
             ]
-        if len({node.store.digest for node in self.nodes}) > 1:
+        if len({node.store.digest for node in self.nodes}) > 1 and not any(map(self._is_bad, expected)):
             found.append("digests: " + ", ".join(f"{n.node_id} {n.store.digest[:6]}" for n in self.nodes))
         return found
 
@@ -545,7 +654,8 @@ class World:
             for chart_id, revision in self._deferred[left.node_id].items():
                 for node in self.nodes:
                     there = max(node.store.revision(chart_id) or 0, node.store.tombstone(chart_id) or 0)
-                    if there < revision:
+                    deleted = chart_id not in self.charts and chart_id not in node.store
+                    if there < revision and not deleted and not self._is_bad(chart_id):
                         found.append(f"{node.node_id} lacks chart {chart_id}, deferred by {left.node_id} at {revision}")
         return found
 
@@ -562,10 +672,16 @@ class World:
         policy = self.policy
         slack = policy.claim_timeout + 5 * policy.heartbeat_interval
         self.run(3 * policy.heartbeat_interval)  # by then each has noticed what has happened
-        self._run_until(lambda: not self.overdue(), policy.batch_timeout + slack)
+        # A holder that is gone is replaced after three heartbeats; two that wait for each other's claims, once each.
+        self._run_until(lambda: not self.overdue(), ALIVE_BEATS * policy.heartbeat_interval + 2 * slack)
         if found := self.overdue():
             raise Broken("; ".join(found))
         self._run_until(self._at_rest, policy.adopt_after + slack)
+        if found := self.differences():
+            raise Broken("; ".join(found))
+        self.mend()
+        self.unreadable.clear()
+        self._run_until(self._at_rest, 2 * (policy.adopt_after + slack))
         self.run(5.0)
         self._run_until(self._at_rest, slack)  # who asks a peer that is dead waits for it before it asks another
         if found := self.differences():

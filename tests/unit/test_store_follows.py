@@ -16,17 +16,18 @@ def record(chart_id, revision, content=b"a", axis=0):
     return Record.of(chart_id, revision, content * 16, UNIT[axis])
 
 
-def follow(store, rows, *, since, revision, reuse=True):
+def columns(rows):
     """rows: (chart_id, revision, content), content None where deleted."""
-    return store.follow(
+    return (
         np.array([row[0] for row in rows], dtype=np.int64),
         np.array([row[1] for row in rows], dtype=np.int64),
         np.frombuffer(b"".join((row[2] or b"\0") * 16 for row in rows), dtype=np.uint8).reshape(-1, 16),
         np.array([row[2] is None for row in rows], dtype=bool),
-        since=since,
-        revision=revision,
-        reuse=reuse,
     )
+
+
+def follow(store, rows, *, since, revision, reuse=True):
+    return store.follow(*columns(rows), since=since, revision=revision, reuse=reuse)
 
 
 @pytest.fixture
@@ -66,8 +67,7 @@ def test_words_of_a_lost_past_go_and_the_same_words_get_the_repositorys_revision
 def test_below_the_watermark_only_what_is_expected_comes_in(store):
     follow(store, [(1, 3, b"a"), (2, 4, b"b")], since=0, revision=10)
 
-    assert not store.put(record(1, 2, b"a")), "older"
-    assert not store.put(record(1, 9, b"a")), "a revision that the repository does not have"
+    assert not store.put(record(1, 2, b"o")), "older"
     assert not store.put(record(1, 3, b"z")), "other words"
     assert not store.put(record(5, 9, b"e")), "a chart that it does not have"
     assert store.put(record(1, 3, b"a"))
@@ -120,7 +120,7 @@ def test_a_tombstone_stays_where_the_chart_is_expected_again(store):
     store.remove(7, 5)
     follow(store, [(7, 6, b"b")], since=1, revision=6)
 
-    assert not store.put(record(7, 5, b"b"))
+    assert not store.put(record(7, 5, b"a"))
     assert store.put(record(7, 6, b"b"))
 
 
@@ -138,6 +138,23 @@ def test_after_the_repository_went_back_nothing_is_known_of_what_it_named(store)
     store.forget_after(5)
 
     assert store.put(record(2, 4, b"c"))
+
+
+def test_when_the_repository_went_back_the_words_that_it_still_has_keep_their_vectors(store):
+    store.put_many([record(1, 80), record(2, 81, b"x"), record(3, 3)])
+    store.remove(4, 90)
+    follow_back = [(1, 40, b"a"), (2, 41, b"b"), (4, 42, b"d")]
+    followed = store.follow(*columns(follow_back), since=0, revision=50, back=True)
+
+    assert (followed.dropped, followed.moved) == ([2, 3], 1)
+    assert (store.revision(1), store.latest, store.tombstones()) == (40, 50, {})
+    assert store.put_many([record(2, 41, b"b"), record(4, 42, b"d")]) == 2
+
+
+def test_expected_words_come_in_whatever_revision_another_past_gave_them(store):
+    follow(store, [(1, 30, b"a")], since=0, revision=50)
+    assert store.put(record(1, 45, b"a"))
+    assert store.revision(1) == 30
 
 
 def test_a_store_that_is_not_ordered_drops_only_what_is_named(store):
