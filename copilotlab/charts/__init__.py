@@ -1,7 +1,8 @@
 """What there is to find: charts, and the repository that is their system of record."""
 
 from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, plain
-from copilotlab.charts.repository import Change, ChartRepository, Heads, Reading, RepositoryError, Unreadable
+from copilotlab.charts.database import RepositoryError
+from copilotlab.charts.repository import Change, ChartRepository, Heads, Reading, Unreadable
 
 __all__ = [
     "Change",

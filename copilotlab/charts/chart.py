@@ -28,7 +28,7 @@ class ChartNotFound(ChartError, KeyError):
     """There is no chart of that id."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show its quotes
+        return Exception.__str__(self)  # KeyError would show its quotes
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what is computed of a chart is kept in it

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -31,26 +28,23 @@ from copilotlab.charts.chart import (
     short,
     text_of,
 )
+from copilotlab.charts.database import RepositoryError, check_timeout, database_of
 from copilotlab.charts.readers import charts_of
 from copilotlab.markup import rows_table, text
-from copilotlab.urls import hide_password
+from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
 
 MAX_REVISION = 2**63 - 1
-SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
+TIMEOUT = 5.0  # seconds that a wait for the database takes at most, unless another is given
 
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
 _ROWS_PER_PAGE = 5_000
 _MOST_TOLD = 100  # rows that cannot be read and are named in the log
 
 logger = logging.getLogger("copilotlab.charts")
-
-
-class RepositoryError(RuntimeError):
-    """The database cannot be reached, or cannot do what was asked."""
 
 
 class Change(NamedTuple):
@@ -113,17 +107,31 @@ class ChartRepository:
     """The system of record: every save and every delete gets the catalogue's next revision, in one transaction.
 
     url: any SQLAlchemy URL, such as sqlite:///charts.db or postgresql+psycopg://user:password@host/charts; "sqlite://",
-    the default, is in memory. Tables are made where they are missing.
+    the default, is in memory. Or an SQLAlchemy Engine of your own, which is used as it is, its timeouts included, and
+    left open. Tables are made where they are missing.
+    timeout: seconds (5) that connecting, a statement, or waiting for another one's write may take, on SQLite and with
+    psycopg; then it is a RepositoryError. What reads and imports much is cut into statements that take less. A
+    connection that turns out dead before anything was begun on it is replaced within that time.
+    connect_args: for the driver, beside and before what follows from ``timeout``, as in {"prepare_threshold": None}
+    for psycopg behind PgBouncer. Other drivers get their timeouts here.
 
     A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
     it, and the log (copilotlab.charts) does so once.
 
     Safe for threads, and, except in memory, for processes. A deletion leaves a tombstone: the id and its revision.
-    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL.
+    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL or timeout.
     """
 
-    def __init__(self, url: str = "sqlite://") -> None:
-        self._engine, self._shown_url, self._in_memory = _engine(url)
+    def __init__(
+        self,
+        url: str | sa.Engine = "sqlite://",
+        *,
+        timeout: float = TIMEOUT,
+        connect_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.timeout = check_timeout(timeout)
+        self._database = database_of(url, self.timeout, connect_args)
+        self._engine, self._shown_url = self._database.engine, self._database.shown_url
         self._lock = threading.RLock()  # in memory all threads share one connection
         self._charts, self._counter = _tables()
         self._told: dict[int, Unreadable] = {}
@@ -131,10 +139,15 @@ class ChartRepository:
             self._create(connection)
 
     @classmethod
-    def from_frame(cls, frame_or_path: pl.DataFrame | str | Path, url: str = "sqlite://") -> Self:
-        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`."""
+    def from_frame(
+        cls, frame_or_path: pl.DataFrame | str | Path, url: str | sa.Engine = "sqlite://", **options: Any
+    ) -> Self:
+        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`.
+
+        options: as for the class.
+        """
         charts = charts_of(frame_or_path)  # before the database is touched
-        repository = cls(url)
+        repository = cls(url, **options)
         repository.save_many(charts)
         return repository
 
@@ -386,8 +399,9 @@ class ChartRepository:
     # --- the database -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close all connections; a repository in memory is gone then."""
-        self._engine.dispose()
+        """Close all connections, but those of an engine of your own; a repository in memory is gone then."""
+        if self._database.is_ours:
+            self._engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -399,17 +413,39 @@ class ChartRepository:
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
         import sqlalchemy as sa
 
-        if self._in_memory:
-            self._lock.acquire()
+        alone = self._lock if self._database.in_memory else None
+        if alone is not None and not alone.acquire(timeout=self.timeout):
+            raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
         try:
-            with self._engine.connect().execution_options(copilotlab_writes=writes) as connection, connection.begin():
+            with self._begun(writes) as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise RepositoryError(f"the repository at {self._shown_url} cannot do this: {reason}") from error
+            raise self._error(reason(getattr(error, "orig", None) or error)) from error
         finally:
-            if self._in_memory:
-                self._lock.release()
+            if alone is not None:
+                alone.release()
+
+    def _error(self, why: str) -> RepositoryError:
+        return RepositoryError(f"the repository at {self._shown_url} cannot do this: {why}")
+
+    @contextmanager
+    def _begun(self, writes: bool) -> Iterator[sa.Connection]:
+        """A transaction, on another connection if the first one was dead before anything was begun."""
+        import sqlalchemy as sa
+
+        with ExitStack() as stack:
+            try:
+                connection = self._begin(stack, writes)
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                connection = self._begin(stack, writes)
+            yield connection
+
+    def _begin(self, stack: ExitStack, writes: bool) -> sa.Connection:
+        connection = stack.enter_context(self._engine.connect().execution_options(copilotlab_writes=writes))
+        stack.enter_context(connection.begin())
+        return connection
 
     def _create(self, connection: sa.Connection) -> None:
         import sqlalchemy as sa
@@ -458,77 +494,6 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         sa.Column("revision", sa.BigInteger, nullable=False),
     )
     return charts, counter
-
-
-def _engine(url: str) -> tuple[sa.Engine, str, bool]:
-    """The engine, its URL without the password, and whether the database is in memory: one connection for all."""
-    import sqlalchemy as sa
-    from sqlalchemy.pool import StaticPool
-
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: sqlite://:memory: has no number for a port
-        shown = short(hide_password(url).rpartition("@")[2] if isinstance(url, str) else url)
-        raise ValueError(f"url={shown}: expected an SQLAlchemy URL, such as sqlite:///charts.db") from error
-    shown = hide_password(parsed.render_as_string(hide_password=True))
-    options: dict[str, Any] = {}
-    in_memory = False
-    if parsed.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": SQLITE_TIMEOUT, "check_same_thread": False}
-        in_memory = parsed.database in (None, "", ":memory:", "file::memory:") or parsed.query.get("mode") == "memory"
-        if in_memory:
-            options["poolclass"] = StaticPool
-    try:
-        engine = sa.create_engine(parsed, **options)
-    except sa.exc.ArgumentError as error:
-        raise ValueError(f"url={shown!r}: {error}; expected one such as sqlite:///charts.db") from error
-    except ModuleNotFoundError as error:
-        raise RepositoryError(
-            f"{shown} needs the driver {error.name!r}: pip install {error.name}, or name one that is installed, as in "
-            "postgresql+psycopg://..."
-        ) from error
-    if engine.dialect.name == "postgresql":
-        sa.event.listen(engine, "begin", _begin_postgresql)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine, shown, in_memory
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver would begin transactions of its own, and too late
-    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # else one bad text fails all
-    _write_ahead(connection)
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _write_ahead(connection: Any) -> None:
-    """Switch the file to its write-ahead log, for good: readers and the writer do not wait for each other then.
-
-    SQLite refuses the switch at once, whatever its timeout, while another connection writes to a file that is not
-    switched yet, as where two processes open a new one together.
-    """
-    give_up = time.monotonic() + SQLITE_TIMEOUT
-    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return  # in memory there is none, which is no error
-        except sqlite3.OperationalError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-
-
-def _begin_postgresql(connection: sa.Connection) -> None:
-    # What is read in several statements is of one moment, as it is with SQLite anyway.
-    if connection.get_execution_options().get("copilotlab_writes") is False:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock before it reads: two that both read first could not both go on.
-    writes = connection.get_execution_options().get("copilotlab_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:

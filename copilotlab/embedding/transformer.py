@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from copilotlab.embedding.base import Embedder, EmbeddingError
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
+from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -197,8 +198,7 @@ def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={device!r}: {reason}; None takes the best that torch finds") from error
+        raise ValueError(f"device={device!r}: {reason(error)}; None takes the best that torch finds") from error
     try:
         with without_progress_bars():
             model = SentenceTransformer(
