@@ -191,7 +191,7 @@ class ChartRepository:
 
     def delete(self, chart_id: int) -> int:
         """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
-        check_chart_id(chart_id)
+        chart_id = check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             revision = self._current(connection, lock=True) + 1
             held = self._read(connection, [chart_id])
@@ -271,6 +271,7 @@ class ChartRepository:
 
     def get(self, chart_id: int) -> Chart | None:
         """The chart, or None. Raises ChartError for what is no whole number, and for a row that cannot be read."""
+        chart_id = check_chart_id(chart_id)
         reading = self.read_many([chart_id])
         if (row := reading.unreadable.get(chart_id)) is not None:
             raise ChartError(
@@ -336,9 +337,11 @@ class ChartRepository:
             return int(connection.execute(live).scalar_one())
 
     def __contains__(self, chart_id: object) -> bool:
-        if not isinstance(chart_id, int) or isinstance(chart_id, bool):
+        try:
+            known = check_chart_id(chart_id)
+        except ChartError:
             return False
-        return self.get_many([chart_id]).get(chart_id, _NONE).chart is not None
+        return self.get_many([known]).get(known, _NONE).chart is not None
 
     def __iter__(self) -> Iterator[Chart]:
         return iter([change.chart for change in self.changes_since(0) if change.chart is not None])
@@ -465,9 +468,9 @@ class ChartRepository:
 
 
 def _revision(revision: object) -> int:
-    if isinstance(revision, bool) or not isinstance(revision, int) or revision > MAX_REVISION:
+    if isinstance(revision, bool) or not isinstance(revision, int | np.integer) or revision > MAX_REVISION:
         raise ValueError(f"revision={short(revision)}: expected a whole number, at most 2**63 - 1")
-    return revision
+    return int(revision)
 
 
 _NONE = Change(-1, -1, None)
@@ -581,10 +584,7 @@ def _edited(change: Change) -> Chart | None:
 
 
 def _checked_ids(chart_ids: Iterable[int]) -> list[int]:
-    wanted = list(chart_ids)
-    for chart_id in wanted:
-        check_chart_id(chart_id)
-    return wanted
+    return [check_chart_id(chart_id) for chart_id in chart_ids]
 
 
 def _parts(chart_ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -65,6 +66,7 @@ class Embedder(ABC):
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
         """The vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
 
+        Texts are composed first (Unicode's NFC): the same word typed on another system has the same vector.
         No texts give (0, dim). A text in which the model finds nothing (the empty string, for the models
         that have no special tokens) gets the first unit vector, and the log says so once.
 
@@ -155,7 +157,7 @@ def _checked(texts: Iterable[object]) -> list[str]:
                 f"text {row} is not valid Unicode: {error.reason} at character {error.start} of "
                 f"{reprlib.repr(text)}; mend it with text.encode(errors='replace').decode()"
             ) from None
-        checked.append(text)
+        checked.append(unicodedata.normalize("NFC", text))
     return checked
 
 

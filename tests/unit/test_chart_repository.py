@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
@@ -136,6 +137,23 @@ def test_what_is_no_chart_id_is_refused_and_not_taken_for_a_chart_that_is_not_th
     assert wrong not in repository
     assert -1 not in repository
     assert 7 in repository
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint64])
+def test_integers_of_numpy_are_ids_and_revisions_like_others(repository, integer):
+    repository.save_many([chart(integer(i)) for i in (1, 2, 3)])
+
+    assert integer(3) in repository
+    assert integer(4) not in repository
+    assert np.float64(3) not in repository
+    assert repository.get(integer(3)) == chart(3)
+    known = repository.get_many(np.array([1, 2, 4], dtype=integer))
+    assert list(known) == [1, 2]
+    assert {type(chart_id) for chart_id in known} == {int}
+    assert [change.chart_id for change in repository.changes_since(integer(2))] == [3]
+    assert repository.heads_since(integer(2)).chart_ids.tolist() == [3]
+    assert repository.restamp(np.array([1, 2, 3], dtype=integer)) == []
+    assert repository.delete(integer(3)) == 4
 
 
 def test_many_charts_get_their_revisions_in_order(repository):

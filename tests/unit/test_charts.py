@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
+import numpy as np
 import pytest
 
 from copilotlab import Chart
@@ -35,6 +37,25 @@ def test_the_content_hash_follows_the_text_and_nothing_else():
     assert len(chart.content_hash) == 16
     assert chart.content_hash == Chart(chart_id=8, title="Revenue").content_hash
     assert chart.content_hash != Chart(chart_id=7, title="Revenues").content_hash
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int8, np.uint64, np.intp])
+def test_an_integer_of_numpy_is_an_id_like_another(integer):
+    chart = Chart(chart_id=integer(7), title="Revenue")
+    assert type(chart.chart_id) is int
+    assert chart == Chart(chart_id=7, title="Revenue")
+    for wrong in (np.float64(7), np.bool_(True), np.array([7])):
+        with pytest.raises(ChartError, match="expected a whole number"):
+            Chart(chart_id=wrong, title="Revenue")
+
+
+def test_words_typed_in_decomposed_unicode_are_the_same_words():
+    composed = Chart(chart_id=7, title="Erlöse, Ébénisterie", tags=["é"])
+    decomposed = Chart(chart_id=7, title=unicodedata.normalize("NFD", composed.title), tags=["e\u0301"])
+
+    assert decomposed.title != composed.title
+    assert decomposed.text == composed.text == unicodedata.normalize("NFC", composed.text)
+    assert decomposed.content_hash == composed.content_hash
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -105,6 +106,15 @@ def test_texts_of_like_length_share_a_batch_and_the_longest_come_first() -> None
     assert [len(batch) for batch in embedder.batches] == [3, 3, 2]
     lengths = [len(text) for batch in embedder.batches for text in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["hash", "wordllama", "minilm-int8"])
+def test_a_text_has_one_vector_however_its_letters_were_composed(name: str) -> None:
+    embedder = load_embedder(name)
+    composed = "Ébénisterie: Erlöse für Ähren"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert decomposed != composed
+    np.testing.assert_array_equal(embedder.embed([decomposed]), embedder.embed([composed]))
 
 
 def test_no_texts_give_an_empty_array_of_the_right_width() -> None:
