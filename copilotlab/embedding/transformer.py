@@ -90,6 +90,23 @@ class TransformerEmbedder(Embedder):
             lengths.extend(features["attention_mask"].sum(dim=1).tolist())
         return lengths
 
+    def _too_long(self, texts: list[str]) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if not getattr(tokenizer, "is_fast", False):  # a model of token vectors reads everything
+            return []
+        prompted = [f"{self._prompt or ''}{text}" for text in texts]
+        counted: list[int] = []
+        for start in range(0, len(texts), 256):
+            with self._tokenising:
+                parts = tokenizer(
+                    prompted[start : start + 256],
+                    truncation=True,
+                    max_length=self.max_tokens,
+                    return_overflowing_tokens=True,
+                )["overflow_to_sample_mapping"]
+            counted += [start + row for row, more in enumerate(np.bincount(parts)) if more > 1]
+        return counted
+
     def _tokenise(self, texts: list[str]) -> dict[str, Any]:
         with self._tokenising:
             features: dict[str, Any] = self._model.preprocess(texts, prompt=self._prompt)
