@@ -75,7 +75,7 @@ class Chart:
 
     @cached_property
     def text(self) -> str:
-        """The words that are embedded: everything that the chart says of itself."""
+        """The words that are embedded: everything that the chart says of itself, its description last."""
         return text_of(**{name: getattr(self, name) for name in _WORDS})
 
     @cached_property
@@ -100,8 +100,11 @@ def text_of(
     source: str,
     tags: Sequence[str],
 ) -> str:
-    """The text of a chart that has these words, in composed Unicode (NFC), however it was typed."""
-    parts = (title, description, chart_type, ", ".join(dimensions), ", ".join(measures), ", ".join(tags), source)
+    """The text of a chart that has these words, in composed Unicode (NFC), however it was typed.
+
+    The description comes last: models read only so much, and it is what may be long.
+    """
+    parts = (title, ", ".join(measures), ", ".join(dimensions), ", ".join(tags), chart_type, source, description)
     return unicodedata.normalize("NFC", ". ".join(part.strip().rstrip(".") for part in parts if part.strip()))
 
 
