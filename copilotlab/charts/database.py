@@ -31,6 +31,10 @@ class Database(NamedTuple):
     in_memory: bool
     is_ours: bool
 
+    def is_alone(self, writes: bool) -> bool:
+        """Whether such a transaction can only be one at a time."""
+        return self.in_memory or (writes and self.engine.dialect.name == "sqlite")
+
 
 def check_timeout(timeout: object) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= threading.TIMEOUT_MAX:

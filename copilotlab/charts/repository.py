@@ -132,7 +132,7 @@ class ChartRepository:
         self.timeout = check_timeout(timeout)
         self._database = database_of(url, self.timeout, connect_args)
         self._engine, self._shown_url = self._database.engine, self._database.shown_url
-        self._lock = threading.RLock()  # in memory all threads share one connection
+        self._lock = threading.RLock()  # of what threads cannot do at once
         self._charts, self._counter = _tables()
         self._told: dict[int, Unreadable] = {}
         with self._transaction(writes=True) as connection:
@@ -416,7 +416,8 @@ class ChartRepository:
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
         import sqlalchemy as sa
 
-        alone = self._lock if self._database.in_memory else None
+        # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
+        alone = self._lock if self._database.is_alone(writes) else None
         if alone is not None and not alone.acquire(timeout=self.timeout):
             raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
         try:

@@ -477,7 +477,8 @@ def test_a_catalogue_of_many_pages_is_read_whole_and_in_order(repository, monkey
 
 # --- a database that is silent, frozen or locked ------------------------------------------------------------------
 
-LIMIT = 60  # seconds for what takes one or two and, without a bound, for ever
+TIMEOUT = 2.0
+LIMIT = 60  # seconds for what takes a few and, without a bound, for ever
 
 
 def ends(call, *args):
@@ -511,15 +512,13 @@ def line(postgres):
 
 def test_every_call_to_a_postgres_that_went_silent_ends_in_a_clear_error_and_works_again(line):
     line, url = line
-    with ChartRepository(url, timeout=1) as repository:
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
         repository.save(chart(1))
         for call in (
             lambda: repository.get(1),
             lambda: repository.save(chart(2)),
-            lambda: repository.delete(1),
-            lambda: repository.changes_since(0),
-            lambda: repository.restamp(),
-            lambda: ChartRepository(url, timeout=1),
+            lambda: repository.heads_since(0),
+            lambda: ChartRepository(url, timeout=TIMEOUT),
         ):
             line.cut("blackhole")
             with pytest.raises(RepositoryError, match=r"the repository at .* cannot do this: .*\w"):
@@ -530,7 +529,7 @@ def test_every_call_to_a_postgres_that_went_silent_ends_in_a_clear_error_and_wor
 
 def test_a_postgres_that_goes_silent_in_a_transaction_ends_it(line):
     line, url = line
-    with ChartRepository(url, timeout=1) as repository:
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
         repository.save(chart(1))
 
         def save(connection):
@@ -551,7 +550,7 @@ def test_a_postgres_that_goes_silent_in_a_transaction_ends_it(line):
 def test_a_frozen_postgres_is_an_error_and_a_connection_that_is_frozen_is_replaced(postgres):
     if "COPILOTLAB_TEST_POSTGRES" in os.environ:
         pytest.skip("the processes of that server may be on another machine")
-    with ChartRepository(postgres, timeout=2) as repository:
+    with ChartRepository(postgres, timeout=TIMEOUT) as repository:
         repository.save(chart(1))
         with repository._transaction() as connection:
             backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
@@ -578,7 +577,7 @@ def test_a_frozen_postgres_is_an_error_and_a_connection_that_is_frozen_is_replac
 
 @pytest.mark.parametrize("url", ["memory", "file", "postgres"], indirect=True)
 def test_a_save_waits_for_another_one_no_longer_than_the_timeout(url):
-    with ChartRepository(url, timeout=0.5) as repository:
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
         repository.save(chart(1))
         writing, over = threading.Event(), threading.Event()
 
@@ -593,7 +592,7 @@ def test_a_save_waits_for_another_one_no_longer_than_the_timeout(url):
         thread.start()
         try:
             assert writing.wait(LIMIT)
-            with pytest.raises(RepositoryError, match=r"database is locked|statement timeout|longer than 0\.5 s"):
+            with pytest.raises(RepositoryError, match=r"database is locked|statement timeout|longer than 2 s"):
                 ends(repository.save, chart(2))
             if url == "sqlite://":
                 with pytest.raises(RepositoryError, match="another thread has used it for longer than"):
@@ -608,7 +607,7 @@ def test_a_save_waits_for_another_one_no_longer_than_the_timeout(url):
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_writer_that_does_nothing_in_its_transaction_frees_the_catalogue(url):
-    with ChartRepository(url, timeout=0.3) as idle, ChartRepository(url, timeout=LIMIT) as repository:
+    with ChartRepository(url, timeout=TIMEOUT) as idle, ChartRepository(url, timeout=LIMIT) as repository:
 
         def idles():
             with idle._transaction(writes=True) as connection:
