@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -314,7 +315,7 @@ class ChartRepository:
         columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
         with self._transaction() as connection:
             pages = self._rows(connection, table.c.revision, revision, columns=columns)
-            return Heads.of([row for page in pages for row in page if _has_key(row)])
+            return Heads.of([row for page in pages for row in page if _has_key(*row)])
 
     def frame(self) -> pl.DataFrame:
         """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
@@ -561,21 +562,28 @@ def _is_whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value <= MAX_REVISION
 
 
-def _has_key(row: Any) -> bool:
-    return _is_whole(row.chart_id, 0) and _is_whole(row.revision, 1)
+def _has_key(chart_id: object, revision: object, *_: object) -> bool:
+    return type(chart_id) is int and type(revision) is int and chart_id >= 0 < revision
 
 
 def _hash(stored: object) -> bytes:
-    content_hash = bytes(stored) if isinstance(stored, bytes | memoryview) else b""
-    return content_hash if len(content_hash) == HASH_BYTES else bytes(HASH_BYTES)
+    if isinstance(stored, memoryview):
+        stored = bytes(stored)
+    return stored if isinstance(stored, bytes) and len(stored) == HASH_BYTES else bytes(HASH_BYTES)
+
+
+_strings = msgspec.json.Decoder(list[str]).decode
 
 
 def _fits(row: Any) -> bool:
     """Whether the hash is that of the words, without making a chart of them; False too where that cannot be told."""
+    _, _, deleted, content_hash, *stored = row
+    words = dict(zip(_WORDS, stored, strict=True))
     try:
-        words = {name: _word(name, getattr(row, name)) for name in _WORDS}
-        return bool(row.deleted) or row.content_hash == hash_of(text_of(**words))
-    except (ValueError, TypeError, AttributeError):
+        for name in LISTS:
+            words[name] = _strings(words[name])
+        return bool(deleted) or content_hash == hash_of(text_of(**words))
+    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError):
         return False
 
 
