@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+
+class CacheError(OSError):
+    """The cache cannot be written; the message names the folder, and how to choose another one."""
 
 
 def cache_folder() -> Path:
     """Where copilotlab keeps what it made; whatever is in it may be deleted at any time, and is made again.
 
     COPILOTLAB_CACHE if it is set, else the platform's own place for caches (XDG_CACHE_HOME/copilotlab or
-    ~/.cache/copilotlab on Linux). The folder itself may not exist yet.
+    ~/.cache/copilotlab on Linux). The folder itself may not exist yet; in a system without a home it still begins with
+    "~", and cannot be made.
     """
     chosen = os.environ.get("COPILOTLAB_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        folder = Path(os.path.expanduser(chosen))
+        return folder if folder.parts[0].startswith("~") else folder.absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("copilotlab", appauthor=False)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """For what writes to ``folder`` or makes it, in the cache: raises CacheError where that fails."""
+    try:
+        if not folder.is_absolute():
+            raise OSError("this user has no home folder")
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"the cache {folder} cannot be written ({error.strerror or error}): set the environment variable "
+            "COPILOTLAB_CACHE to a folder that can"
+        ) from error
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -29,19 +50,25 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         folder: its name should hold a digest of everything that decides what is in it.
         make: called with an empty folder to fill. If it raises or the process dies, `folder` stays absent, and the
             next call tries again.
+
+    Raises CacheError where the cache cannot be written, and what `make` raises.
     """
     if folder.is_dir():
         return folder
     from filelock import FileLock
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):  # the system frees it when its holder dies
+    with ExitStack() as held:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))  # freed when its holder dies
         if folder.is_dir():  # another process made it while this one waited
             return folder
         unfinished = folder.with_name(f"{folder.name}.unfinished")
-        if unfinished.exists():  # its maker died
-            shutil.rmtree(unfinished)
-        unfinished.mkdir()
+        with writing(folder):
+            if unfinished.exists():  # its maker died
+                shutil.rmtree(unfinished)
+            unfinished.mkdir()
         make(unfinished)
-        unfinished.rename(folder)
+        with writing(folder):
+            unfinished.rename(folder)
     return folder

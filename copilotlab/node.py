@@ -20,7 +20,15 @@ import redis as redis_py
 
 from copilotlab.batch import Batch, BatchResult, Kind
 from copilotlab.carrier import Carrier
-from copilotlab.charts import Change, Chart, ChartNotFound, ChartRepository, RepositoryError, plain
+from copilotlab.charts import (
+    Change,
+    Chart,
+    ChartNotFound,
+    ChartRepository,
+    RepositoryError,
+    check_chart_id,
+    plain,
+)
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
@@ -229,6 +237,7 @@ class Node:
 
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
+        chart_id = check_chart_id(chart_id)
         replica = self._replica
         change = self._read(chart_id)
         if change is None:
@@ -248,6 +257,7 @@ class Node:
 
         Raises ChartNotFound if there is no such chart, RepositoryError.
         """
+        chart_id = check_chart_id(chart_id)
         return self._spread_deletion(chart_id, self.charts.delete(chart_id))
 
     def _read(self, chart_id: int) -> Change | None:

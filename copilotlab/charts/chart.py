@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+
+import numpy as np
 
 from copilotlab.markup import facts_table
 
@@ -28,7 +31,7 @@ class ChartNotFound(ChartError, KeyError):
     """There is no chart of that id."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show its quotes
+        return Exception.__str__(self)  # KeyError would show its quotes
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what is computed of a chart is kept in it
@@ -49,7 +52,7 @@ class Chart:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_chart_id(self.chart_id)
+        object.__setattr__(self, "chart_id", check_chart_id(self.chart_id))
         if not 0 <= self.chart_id <= MAX_CHART_ID:
             raise ChartError(f"chart_id={short(self.chart_id)}: {_EXPECTED_ID}")
         _check_text("title", self.title, MAX_TITLE)
@@ -72,7 +75,7 @@ class Chart:
 
     @cached_property
     def text(self) -> str:
-        """The words that are embedded: everything that the chart says of itself."""
+        """The words that are embedded: everything that the chart says of itself, its description last."""
         return text_of(**{name: getattr(self, name) for name in _WORDS})
 
     @cached_property
@@ -97,9 +100,12 @@ def text_of(
     source: str,
     tags: Sequence[str],
 ) -> str:
-    """The text of a chart that has these words."""
-    parts = (title, description, chart_type, ", ".join(dimensions), ", ".join(measures), ", ".join(tags), source)
-    return ". ".join(part.strip().rstrip(".") for part in parts if part.strip())
+    """The text of a chart that has these words, in composed Unicode (NFC), however it was typed.
+
+    The description comes last: models read only so much, and it is what may be long.
+    """
+    parts = (title, ", ".join(measures), ", ".join(dimensions), ", ".join(tags), chart_type, source, description)
+    return unicodedata.normalize("NFC", ". ".join(part.strip().rstrip(".") for part in parts if part.strip()))
 
 
 def hash_of(text: str) -> bytes:
@@ -112,9 +118,11 @@ def check_chart(chart: object) -> None:
         raise ChartError(f"{short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
 
 
-def check_chart_id(chart_id: object) -> None:
-    if isinstance(chart_id, bool) or not isinstance(chart_id, int):
+def check_chart_id(chart_id: object) -> int:
+    """``chart_id`` as an int, which numpy's integers are too; ChartError for what is no whole number."""
+    if isinstance(chart_id, bool) or not isinstance(chart_id, int | np.integer):
         raise ChartError(f"chart_id={short(chart_id)}: {_EXPECTED_ID}")
+    return int(chart_id)
 
 
 def _check_text(name: str, value: object, most: int) -> None:

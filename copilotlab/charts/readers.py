@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copilotlab.charts.chart import LISTS, Chart, ChartError, short
+from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,8 +31,7 @@ def charts_of(frame_or_path: pl.DataFrame | str | Path) -> list[Chart]:
     try:
         columns, rows = _READERS[path.suffix.lower()](path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ChartError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
+        raise ChartError(f"{path} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
     return list(_checked(columns, rows, str(path)))
 
 
@@ -121,7 +121,7 @@ def _parsed(name: str, value: object) -> Any:
         if value.lstrip().startswith("["):
             try:
                 return json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ChartError(f"{name}={short(value)}: expected JSON, or words with semicolons between") from error
         return [word.strip() for word in value.split(";") if word.strip()]
     return value

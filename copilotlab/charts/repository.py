@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import sqlite3
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,17 +30,18 @@ from copilotlab.charts.chart import (
     short,
     text_of,
 )
+from copilotlab.charts.database import RepositoryError, check_timeout, database_of
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
 from copilotlab.markup import rows_table, text
-from copilotlab.urls import hide_password
+from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
 
 MAX_REVISION = 2**63 - 1
-SQLITE_TIMEOUT = 30.0  # seconds that a connection waits for another one's write
+TIMEOUT = 5.0  # seconds that a wait for the database takes at most, unless another is given
 
 TOMBSTONES_KEPT = 100_000  # revisions for which a deletion is remembered; whoever was away for longer compares all
 
@@ -52,10 +51,6 @@ _PURGE_EVERY = 1_000  # revisions
 _MOST_TOLD = 100  # rows that cannot be read and are named in the log
 
 logger = logging.getLogger("copilotlab.charts")
-
-
-class RepositoryError(RuntimeError):
-    """The database cannot be reached, or cannot do what was asked."""
 
 
 class Change(NamedTuple):
@@ -145,31 +140,50 @@ class ChartRepository:
     """The system of record: every save and every delete gets the catalogue's next revision, in one transaction.
 
     url: any SQLAlchemy URL, such as sqlite:///charts.db or postgresql+psycopg://user:password@host/charts; "sqlite://",
-    the default, is in memory. Tables are made where they are missing.
+    the default, is in memory. Or an SQLAlchemy Engine of your own, which is used as it is, its timeouts included, and
+    left open. Tables are made where they are missing.
+    timeout: seconds (5) that connecting, a statement, or waiting for another one's write may take, on SQLite and with
+    psycopg; then it is a RepositoryError. What reads and imports much is cut into statements that take less. A
+    connection that turns out dead before anything was begun on it is replaced within that time.
+    connect_args: for the driver, beside and before what follows from ``timeout``, as in {"prepare_threshold": None}
+    for psycopg behind PgBouncer. Other drivers get their timeouts here.
 
     A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
     it, and the log (copilotlab.charts) does so once.
 
     Safe for threads, and, except in memory, for processes. A deletion leaves a tombstone: the id and its revision.
-    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL.
+    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL or timeout.
     """
 
     identity: Identity
     """Which catalogue this is, as of the last `look`."""
 
-    def __init__(self, url: str = "sqlite://") -> None:
-        self._engine, self._shown_url, self._in_memory = _engine(url)
-        self._lock = threading.RLock()  # in memory all threads share one connection
+    def __init__(
+        self,
+        url: str | sa.Engine = "sqlite://",
+        *,
+        timeout: float = TIMEOUT,
+        connect_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.timeout = check_timeout(timeout)
+        self._database = database_of(url, self.timeout, connect_args)
+        self._engine, self._shown_url = self._database.engine, self._database.shown_url
+        self._lock = threading.RLock()  # of what threads cannot do at once
         self._charts, self._counter = _tables()
         self._told: dict[int, Unreadable] = {}
         with self._transaction(writes=True) as connection:
             self.identity = self._create(connection)
 
     @classmethod
-    def from_frame(cls, frame_or_path: pl.DataFrame | str | Path, url: str = "sqlite://") -> Self:
-        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`."""
+    def from_frame(
+        cls, frame_or_path: pl.DataFrame | str | Path, url: str | sa.Engine = "sqlite://", **options: Any
+    ) -> Self:
+        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`.
+
+        options: as for the class.
+        """
         charts = charts_of(frame_or_path)  # before the database is touched
-        repository = cls(url)
+        repository = cls(url, **options)
         repository.save_many(charts)
         return repository
 
@@ -213,7 +227,7 @@ class ChartRepository:
 
     def delete(self, chart_id: int) -> int:
         """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
-        check_chart_id(chart_id)
+        chart_id = check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             state = self._state(connection, lock=True)
             revision = state.revision + 1
@@ -295,7 +309,7 @@ class ChartRepository:
         table = self._charts
         query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted).where(chosen)
         rows = connection.execute(query)
-        live = (row for row in rows if _has_key(row) and not row.deleted)
+        live = (row for row in rows if _has_key(*row) and not row.deleted)
         return digest_of((row.chart_id, row.revision, _hash(row.content_hash)) for row in live)
 
     # --- reading ----------------------------------------------------------------------------------------------
@@ -321,6 +335,7 @@ class ChartRepository:
 
     def get(self, chart_id: int) -> Chart | None:
         """The chart, or None. Raises ChartError for what is no whole number, and for a row that cannot be read."""
+        chart_id = check_chart_id(chart_id)
         reading = self.read_many([chart_id])
         if (row := reading.unreadable.get(chart_id)) is not None:
             raise ChartError(
@@ -366,7 +381,7 @@ class ChartRepository:
         table = self._charts
         columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
         pages = self._rows(connection, table.c.revision, since, columns=columns, live=live)
-        return Heads.of([row for page in pages for row in page if _has_key(row)])
+        return Heads.of([row for page in pages for row in page if _has_key(*row)])
 
     def frame(self) -> pl.DataFrame:
         """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
@@ -389,9 +404,11 @@ class ChartRepository:
             return int(connection.execute(live).scalar_one())
 
     def __contains__(self, chart_id: object) -> bool:
-        if not isinstance(chart_id, int) or isinstance(chart_id, bool):
+        try:
+            known = check_chart_id(chart_id)
+        except ChartError:
             return False
-        return self.get_many([chart_id]).get(chart_id, _NONE).chart is not None
+        return self.get_many([known]).get(known, _NONE).chart is not None
 
     def __iter__(self) -> Iterator[Chart]:
         return iter([change.chart for change in self.changes_since(0) if change.chart is not None])
@@ -476,8 +493,9 @@ class ChartRepository:
     # --- the database -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close all connections; a repository in memory is gone then."""
-        self._engine.dispose()
+        """Close all connections, but those of an engine of your own; a repository in memory is gone then."""
+        if self._database.is_ours:
+            self._engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -490,21 +508,43 @@ class ChartRepository:
         """A connection in a transaction. snapshot: what it reads, by however many statements, is of one moment."""
         import sqlalchemy as sa
 
+        # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
+        alone = self._lock if self._database.is_alone(writes) else None
+        if alone is not None and not alone.acquire(timeout=self.timeout):
+            raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
         options: dict[str, Any] = {"copilotlab_writes": writes}
         if snapshot and self._engine.dialect.name == "postgresql":  # elsewhere every transaction reads one moment
             options["isolation_level"] = "REPEATABLE READ"
-
-        if self._in_memory:
-            self._lock.acquire()
         try:
-            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            with self._begun(options) as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise RepositoryError(f"the repository at {self._shown_url} cannot do this: {reason}") from error
+            raise self._error(reason(getattr(error, "orig", None) or error)) from error
         finally:
-            if self._in_memory:
-                self._lock.release()
+            if alone is not None:
+                alone.release()
+
+    def _error(self, why: str) -> RepositoryError:
+        return RepositoryError(f"the repository at {self._shown_url} cannot do this: {why}")
+
+    @contextmanager
+    def _begun(self, options: Mapping[str, Any]) -> Iterator[sa.Connection]:
+        """A transaction, on another connection if the first one was dead before anything was begun."""
+        import sqlalchemy as sa
+
+        with ExitStack() as stack:
+            try:
+                connection = self._begin(stack, options)
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                connection = self._begin(stack, options)
+            yield connection
+
+    def _begin(self, stack: ExitStack, options: Mapping[str, Any]) -> sa.Connection:
+        connection = stack.enter_context(self._engine.connect().execution_options(**options))
+        stack.enter_context(connection.begin())
+        return connection
 
     def _create(self, connection: sa.Connection) -> Identity:
         """Make what is missing of the tables; which catalogue they hold."""
@@ -547,9 +587,9 @@ class ChartRepository:
 
 
 def _revision(revision: object) -> int:
-    if isinstance(revision, bool) or not isinstance(revision, int) or revision > MAX_REVISION:
+    if isinstance(revision, bool) or not isinstance(revision, int | np.integer) or revision > MAX_REVISION:
         raise ValueError(f"revision={short(revision)}: expected a whole number, at most 2**63 - 1")
-    return revision
+    return int(revision)
 
 
 class _State(NamedTuple):
@@ -587,77 +627,6 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         sa.Column("digest", sa.Text, nullable=False),
     )
     return charts, counter
-
-
-def _engine(url: str) -> tuple[sa.Engine, str, bool]:
-    """The engine, its URL without the password, and whether the database is in memory: one connection for all."""
-    import sqlalchemy as sa
-    from sqlalchemy.pool import StaticPool
-
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: sqlite://:memory: has no number for a port
-        shown = short(hide_password(url).rpartition("@")[2] if isinstance(url, str) else url)
-        raise ValueError(f"url={shown}: expected an SQLAlchemy URL, such as sqlite:///charts.db") from error
-    shown = hide_password(parsed.render_as_string(hide_password=True))
-    options: dict[str, Any] = {}
-    in_memory = False
-    if parsed.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": SQLITE_TIMEOUT, "check_same_thread": False}
-        in_memory = parsed.database in (None, "", ":memory:", "file::memory:") or parsed.query.get("mode") == "memory"
-        if in_memory:
-            options["poolclass"] = StaticPool
-    try:
-        engine = sa.create_engine(parsed, **options)
-    except sa.exc.ArgumentError as error:
-        raise ValueError(f"url={shown!r}: {error}; expected one such as sqlite:///charts.db") from error
-    except ModuleNotFoundError as error:
-        raise RepositoryError(
-            f"{shown} needs the driver {error.name!r}: pip install {error.name}, or name one that is installed, as in "
-            "postgresql+psycopg://..."
-        ) from error
-    if engine.dialect.name == "postgresql":
-        sa.event.listen(engine, "begin", _begin_postgresql)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine, shown, in_memory
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver would begin transactions of its own, and too late
-    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # else one bad text fails all
-    _write_ahead(connection)
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _write_ahead(connection: Any) -> None:
-    """Switch the file to its write-ahead log, for good: readers and the writer do not wait for each other then.
-
-    SQLite refuses the switch at once, whatever its timeout, while another connection writes to a file that is not
-    switched yet, as where two processes open a new one together.
-    """
-    give_up = time.monotonic() + SQLITE_TIMEOUT
-    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return  # in memory there is none, which is no error
-        except sqlite3.OperationalError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-
-
-def _begin_postgresql(connection: sa.Connection) -> None:
-    # What is read in several statements is of one moment, as it is with SQLite anyway.
-    if connection.get_execution_options().get("copilotlab_writes") is False:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock before it reads: two that both read first could not both go on.
-    writes = connection.get_execution_options().get("copilotlab_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
@@ -722,21 +691,28 @@ def _is_whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value <= MAX_REVISION
 
 
-def _has_key(row: Any) -> bool:
-    return _is_whole(row.chart_id, 0) and _is_whole(row.revision, 1)
+def _has_key(chart_id: object, revision: object, *_: object) -> bool:
+    return type(chart_id) is int and type(revision) is int and chart_id >= 0 < revision
 
 
 def _hash(stored: object) -> bytes:
-    content_hash = bytes(stored) if isinstance(stored, bytes | memoryview) else b""
-    return content_hash if len(content_hash) == HASH_BYTES else bytes(HASH_BYTES)
+    if isinstance(stored, memoryview):
+        stored = bytes(stored)
+    return stored if isinstance(stored, bytes) and len(stored) == HASH_BYTES else bytes(HASH_BYTES)
+
+
+_strings = msgspec.json.Decoder(list[str]).decode
 
 
 def _fits(row: Any) -> bool:
     """Whether the hash is that of the words, without making a chart of them; False too where that cannot be told."""
+    _, _, deleted, content_hash, *stored = row
+    words = dict(zip(_WORDS, stored, strict=True))
     try:
-        words = {name: _word(name, getattr(row, name)) for name in _WORDS}
-        return bool(row.deleted) or row.content_hash == hash_of(text_of(**words))
-    except (ValueError, TypeError, AttributeError):
+        for name in LISTS:
+            words[name] = _strings(words[name])
+        return bool(deleted) or content_hash == hash_of(text_of(**words))
+    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -746,10 +722,7 @@ def _edited(change: Change) -> Chart | None:
 
 
 def _checked_ids(chart_ids: Iterable[int]) -> list[int]:
-    wanted = list(chart_ids)
-    for chart_id in wanted:
-        check_chart_id(chart_id)
-    return wanted
+    return [check_chart_id(chart_id) for chart_id in chart_ids]
 
 
 def _parts(chart_ids: Sequence[int]) -> Iterator[Sequence[int]]:

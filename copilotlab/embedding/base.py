@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -58,6 +59,7 @@ class Embedder(ABC):
         self.fingerprint = fingerprint
         self.dim = dim
         self._told_of_empty = False
+        self._told_of_cut = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
@@ -65,6 +67,8 @@ class Embedder(ABC):
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
         """The vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
 
+        What a text has beyond the model's limit is left out, see `cut`.
+        Texts are composed first (Unicode's NFC): the same word typed on another system has the same vector.
         No texts give (0, dim). A text in which the model finds nothing (the empty string, for the models
         that have no special tokens) gets the first unit vector, and the log says so once.
 
@@ -89,12 +93,33 @@ class Embedder(ABC):
                     bar.update(len(rows))
         return vectors
 
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """Which of `texts` are longer than the model reads, by their place: what is beyond decides nothing.
+
+        None, for a model that reads everything. The log says so once, with the beginning of such a text. Takes texts
+        apart as `embed` does and goes no further: some hundredths of its time. Raises as `embed` does.
+        """
+        texts = _checked(texts)
+        too_long = self._too_long(texts)
+        if too_long and not self._told_of_cut:
+            self._told_of_cut = True
+            logger.warning(
+                "%s does not read to the end of the text that begins %r: put first what tells it apart (said once)",
+                self.name,
+                texts[too_long[0]][:80],
+            )
+        return too_long
+
     @abstractmethod
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
         """The vectors of one batch: numbers (len(batch), dim), of any length, in the order given.
 
         It may run in several threads at once. A lock that it takes should not be held while it computes.
         """
+
+    def _too_long(self, texts: list[str]) -> list[int]:
+        """The places of the texts that `_encode` cuts; none, unless overridden."""
+        return []
 
     def _lengths(self, texts: list[str]) -> list[int]:
         """How much work each text is; texts of like length share a batch. Characters, unless overridden."""
@@ -155,7 +180,7 @@ def _checked(texts: Iterable[object]) -> list[str]:
                 f"text {row} is not valid Unicode: {error.reason} at character {error.start} of "
                 f"{reprlib.repr(text)}; mend it with text.encode(errors='replace').decode()"
             ) from None
-        checked.append(text)
+        checked.append(unicodedata.normalize("NFC", text))
     return checked
 
 

@@ -26,6 +26,10 @@ class HalfPrecision(Embedder):
         """As `Embedder.embed`; of length 1 within 2**-11."""
         return self.inner.embed(texts, progress=progress, batch_size=batch_size).astype(np.float16).astype(np.float32)
 
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """As `Embedder.cut`."""
+        return self.inner.cut(texts)
+
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
         return self.inner.embed(batch)
 

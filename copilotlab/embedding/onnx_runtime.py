@@ -84,6 +84,10 @@ class OnnxEmbedder(Embedder):
             parts[len(ids)].append(row)
         yield from parts.values()
 
+    def _too_long(self, texts: list[str]) -> list[int]:
+        encodings = self._tokenizer.encode_batch(texts)
+        return [row for row, encoding in enumerate(encodings) if encoding.overflowing]
+
     def _lengths(self, texts: list[str]) -> list[int]:
         return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(texts)]
 

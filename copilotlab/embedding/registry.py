@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from copilotlab.cache import CacheError
 from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.embedding.onnx_runtime import int8_files, load_minilm_int8, load_minilm_onnx, onnx_files
@@ -138,7 +139,8 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
     Raises:
         UnknownModel: no model or folder has that name; the message lists the names and the closest one.
         ModelNotInstalled: its package is absent; the message holds the pip command.
-        EmbeddingError: the model is not in the cache and cannot be downloaded, or its files are damaged.
+        EmbeddingError: the model is not in the cache and cannot be downloaded, its files are damaged, or it is made on
+            this machine and the cache cannot be written.
         TypeError, ValueError: an option that this model does not have, or a wrong value.
     """
     name = os.fspath(name)
@@ -157,7 +159,10 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
                 packages = missing()
                 if packages:
                     raise ModelNotInstalled(f"the model {name!r} needs: pip install {' '.join(packages)}")
-                _loaded[key] = load(**call.arguments)
+                try:
+                    _loaded[key] = load(**call.arguments)
+                except CacheError as error:
+                    raise EmbeddingError(f"the model {name!r} is made on this machine, once: {error}") from error
     return _loaded[key]
 
 

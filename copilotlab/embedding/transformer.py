@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from copilotlab.embedding.base import Embedder, EmbeddingError
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
+from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -88,6 +89,23 @@ class TransformerEmbedder(Embedder):
                 return super()._lengths(texts)
             lengths.extend(features["attention_mask"].sum(dim=1).tolist())
         return lengths
+
+    def _too_long(self, texts: list[str]) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if not getattr(tokenizer, "is_fast", False):  # a model of token vectors reads everything
+            return []
+        prompted = [f"{self._prompt or ''}{text}" for text in texts]
+        counted: list[int] = []
+        for start in range(0, len(texts), 256):
+            with self._tokenising:
+                parts = tokenizer(
+                    prompted[start : start + 256],
+                    truncation=True,
+                    max_length=self.max_tokens,
+                    return_overflowing_tokens=True,
+                )["overflow_to_sample_mapping"]
+            counted += [start + row for row, more in enumerate(np.bincount(parts)) if more > 1]
+        return counted
 
     def _tokenise(self, texts: list[str]) -> dict[str, Any]:
         with self._tokenising:
@@ -197,8 +215,7 @@ def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={device!r}: {reason}; None takes the best that torch finds") from error
+        raise ValueError(f"device={device!r}: {reason(error)}; None takes the best that torch finds") from error
     try:
         with without_progress_bars():
             model = SentenceTransformer(

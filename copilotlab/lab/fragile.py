@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,10 @@ class FragileModel(Embedder):
         self._inner = inner
         self._noise = np.random.default_rng(seed)
         self._lock = threading.Lock()
+
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """As the model's own."""
+        return self._inner.cut(texts)
 
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
         if len(batch) > 1:

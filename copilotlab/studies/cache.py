@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 
 import copilotlab
-from copilotlab.cache import cache_folder
+from copilotlab.cache import cache_folder, writing
 from copilotlab.embedding import Embedder
 
 P = ParamSpec("P")
@@ -55,7 +55,8 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
 
     Arguments may be None, numbers, strings, paths (a file counts by what is in it), numpy arrays, frames, embedders
     (by fingerprint), dataclasses such as `Policy`, and sequences and mappings of these; others raise TypeError. The
-    parameter `progress` does not count. A call that raises or is interrupted keeps nothing.
+    parameter `progress` does not count. A call that raises or is interrupted keeps nothing. Raises CacheError, before
+    anything is measured, where the cache cannot be written.
     """
 
     def decorate(measure: Measuring[P]) -> Measuring[P]:
@@ -70,11 +71,13 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
             path = _path(measure.__name__, version, written, arguments)
             if path.exists() and not _anew.get():
                 return pl.read_parquet(path)
+            with writing(path.parent):  # before anything is measured in vain
+                path.parent.mkdir(parents=True, exist_ok=True)
             frame = measure(*args, **kwargs)
-            path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-            frame.write_parquet(unfinished)
-            unfinished.replace(path)  # whoever reads meanwhile sees the old file or the new one, whole
+            with writing(path.parent):
+                frame.write_parquet(unfinished)
+                unfinished.replace(path)  # whoever reads meanwhile sees the old file or the new one, whole
             return frame
 
         return measure_once

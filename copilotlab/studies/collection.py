@@ -12,6 +12,7 @@ import polars as pl
 from copilotlab.charts import ChartRepository
 from copilotlab.lab import catalogue
 from copilotlab.markup import GOOD, card
+from copilotlab.reasons import reason
 
 FrameOrPath = pl.DataFrame | str | Path
 
@@ -130,8 +131,7 @@ def _read(path: Path, origin: str) -> pl.DataFrame:
     try:
         return _READERS[path.suffix](path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason}") from error
+        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
 
 
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {

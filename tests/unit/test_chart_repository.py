@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from copilotlab import Chart, ChartRepository
+from copilotlab import Chart, ChartRepository, FaultProxy
 from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
 
 
@@ -135,6 +137,23 @@ def test_what_is_no_chart_id_is_refused_and_not_taken_for_a_chart_that_is_not_th
     assert wrong not in repository
     assert -1 not in repository
     assert 7 in repository
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint64])
+def test_integers_of_numpy_are_ids_and_revisions_like_others(repository, integer):
+    repository.save_many([chart(integer(i)) for i in (1, 2, 3)])
+
+    assert integer(3) in repository
+    assert integer(4) not in repository
+    assert np.float64(3) not in repository
+    assert repository.get(integer(3)) == chart(3)
+    known = repository.get_many(np.array([1, 2, 4], dtype=integer))
+    assert list(known) == [1, 2]
+    assert {type(chart_id) for chart_id in known} == {int}
+    assert [change.chart_id for change in repository.changes_since(integer(2))] == [3]
+    assert repository.heads_since(integer(2)).chart_ids.tolist() == [3]
+    assert repository.restamp(np.array([1, 2, 3], dtype=integer)) == []
+    assert repository.delete(integer(3)) == 4
 
 
 def test_many_charts_get_their_revisions_in_order(repository):
@@ -454,6 +473,209 @@ def test_a_catalogue_of_many_pages_is_read_whole_and_in_order(repository, monkey
     assert [change.chart_id for change in repository.changes_since(0)] == list(range(50, 0, -1))
     assert repository.heads_since(3).chart_ids.tolist() == list(range(47, 0, -1))
     assert repository.restamp() == [33]
+
+
+# --- a database that is silent, frozen or locked ------------------------------------------------------------------
+
+TIMEOUT = 2.0
+LIMIT = 60  # seconds for what takes a few and, without a bound, for ever
+
+
+def ends(call, *args):
+    """What a call gives or raises, in a thread that may be left behind."""
+    answer = Future()
+
+    def run():
+        try:
+            answer.set_result(call(*args))
+        except (RepositoryError, ChartError) as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(LIMIT)
+
+
+@pytest.fixture
+def line(postgres):
+    """A line to PostgreSQL that can be cut, and the URL at its other end."""
+    there = sa.make_url(postgres)
+    folder = there.query.get("host")
+    port = there.port or 5432
+    with FaultProxy((there.host, port) if folder is None else f"{folder}/.s.PGSQL.{port}") as line:
+        host, port = line.address
+        query = {key: value for key, value in there.query.items() if key != "host"}
+        url = there._replace(host=host, port=port, query=query).render_as_string(hide_password=False)
+        yield line, url
+    with ChartRepository(postgres) as repository:
+        repository._charts.metadata.drop_all(repository._engine)
+
+
+def test_every_call_to_a_postgres_that_went_silent_ends_in_a_clear_error_and_works_again(line):
+    line, url = line
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
+        repository.save(chart(1))
+        for call in (
+            lambda: repository.get(1),
+            lambda: repository.save(chart(2)),
+            lambda: repository.heads_since(0),
+            lambda: ChartRepository(url, timeout=TIMEOUT),
+        ):
+            line.cut("blackhole")
+            with pytest.raises(RepositoryError, match=r"the repository at .* cannot do this: .*\w"):
+                ends(call)
+            line.heal()
+            assert ends(repository.get, 1) == chart(1)
+
+
+def test_a_postgres_that_goes_silent_in_a_transaction_ends_it(line):
+    line, url = line
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
+        repository.save(chart(1))
+
+        def save(connection):
+            line.cut("blackhole")
+            repository._save(connection, [chart(2)])
+
+        def transaction():
+            with repository._transaction(writes=True) as connection:
+                save(connection)
+
+        with pytest.raises(RepositoryError, match="no answer in"):
+            ends(transaction)
+        line.heal()
+        assert list(repository) == [chart(1)]
+        assert ends(repository.save, chart(2)) == 2
+
+
+def test_a_frozen_postgres_is_an_error_and_a_connection_that_is_frozen_is_replaced(postgres):
+    if "COPILOTLAB_TEST_POSTGRES" in os.environ:
+        pytest.skip("the processes of that server may be on another machine")
+    with ChartRepository(postgres, timeout=TIMEOUT) as repository:
+        repository.save(chart(1))
+        with repository._transaction() as connection:
+            backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        parent = int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
+        frozen = [backend]
+        try:
+            os.kill(backend, signal.SIGSTOP)
+            assert ends(repository.get, 1) == chart(1)
+            with repository._transaction() as connection:
+                frozen += [connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one(), parent]
+            assert frozen[1] != backend
+            for process in frozen[1:]:
+                os.kill(process, signal.SIGSTOP)
+            with pytest.raises(RepositoryError):
+                ends(repository.get, 1)
+            with pytest.raises(RepositoryError):
+                ends(repository.save, chart(2))
+        finally:
+            for process in frozen:
+                os.kill(process, signal.SIGCONT)
+        assert ends(repository.save, chart(2)) == 2
+        repository._charts.metadata.drop_all(repository._engine)
+
+
+@pytest.mark.parametrize("url", ["memory", "file", "postgres"], indirect=True)
+def test_a_save_waits_for_another_one_no_longer_than_the_timeout(url):
+    with ChartRepository(url, timeout=TIMEOUT) as repository:
+        repository.save(chart(1))
+        writing, over = threading.Event(), threading.Event()
+
+        def write():
+            other = repository if url == "sqlite://" else ChartRepository(url, timeout=LIMIT)
+            with other._transaction(writes=True) as connection:
+                other._current(connection, lock=True)
+                writing.set()
+                over.wait(LIMIT)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            assert writing.wait(LIMIT)
+            with pytest.raises(RepositoryError, match=r"database is locked|statement timeout|longer than 2 s"):
+                ends(repository.save, chart(2))
+            if url == "sqlite://":
+                with pytest.raises(RepositoryError, match="another thread has used it for longer than"):
+                    ends(repository.get, 1)
+            else:
+                assert ends(repository.get, 1) == chart(1)
+        finally:
+            over.set()
+            thread.join()
+        assert ends(repository.save, chart(2)) == 2
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_a_writer_that_does_nothing_in_its_transaction_frees_the_catalogue(url):
+    with ChartRepository(url, timeout=TIMEOUT) as idle, ChartRepository(url, timeout=LIMIT) as repository:
+
+        def idles():
+            with idle._transaction(writes=True) as connection:
+                idle._current(connection, lock=True)
+                assert ends(repository.save, chart(1)) == 1
+                idle._save(connection, [chart(2)])
+
+        with pytest.raises(RepositoryError, match="idle-in-transaction"):
+            ends(idles)
+        assert idle.save(chart(3)) == 2
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced(line):
+    line, url = line
+    with ChartRepository(url) as repository:
+        for revision in (1, 2, 3):
+            assert repository.save(chart(revision)) == revision
+            assert line.reset() > 0
+            assert repository.revision == revision
+
+
+@pytest.mark.parametrize("url", ["file", "postgres"], indirect=True)
+def test_an_engine_of_the_caller_is_used_as_it_is_and_left_open(url):
+    engine = sa.create_engine(url)
+    with ChartRepository(engine) as repository, ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda start: [repository.save(chart(start + i)) for i in range(10)], range(0, 80, 10)))
+        assert [change.revision for change in repository.changes_since(0)] == list(range(1, 81))
+        connections = engine.pool.checkedin()
+        assert connections > 0
+    assert engine.pool.checkedin() == connections
+    with ChartRepository(url) as repository:
+        assert len(repository) == 80
+    engine.dispose()
+    with pytest.raises(ValueError, match=r"connect_args=.*give them to create_engine"):
+        ChartRepository(engine, connect_args={})
+
+
+def test_an_engine_in_memory_must_have_one_database_for_all_threads():
+    with pytest.raises(ValueError, match="poolclass=StaticPool"):
+        ChartRepository(sa.create_engine("sqlite://"))
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False})
+    with ChartRepository(engine) as repository, ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda chart_id: repository.save(chart(chart_id)), range(40)))
+        assert len(repository) == 40
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_the_arguments_of_the_driver_are_passed_on_and_come_first(url):
+    with ChartRepository(url, connect_args={"application_name": "mine", "connect_timeout": 17}) as repository:
+        with repository._transaction() as connection:
+            assert connection.exec_driver_sql("SHOW application_name").scalar_one() == "mine"
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "5s"
+            parameters = connection.connection.driver_connection.info.get_parameters()
+        assert parameters["connect_timeout"] == "17"
+        assert parameters["tcp_user_timeout"] == "5000"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "5", None])
+def test_a_timeout_that_is_none_is_refused(timeout):
+    with pytest.raises(ValueError, match=r"timeout=.*: expected seconds, more than 0"):
+        ChartRepository(timeout=timeout)
+
+
+@pytest.mark.parametrize("words", ["", "\n", " "])
+def test_an_error_of_the_driver_without_words_is_a_clear_error(words):
+    repository = ChartRepository()
+    with pytest.raises(RepositoryError, match=r"cannot do this: OSError$"), repository._transaction():
+        raise sa.exc.DBAPIError("", {}, OSError(words))
 
 
 # --- frames and files ---------------------------------------------------------------------------------------------

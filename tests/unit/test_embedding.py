@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,7 @@ from copilotlab.embedding import (
     load_embedder,
     size_on_disk,
 )
+from copilotlab.embedding.half import HalfPrecision
 
 CHARTS = [
     "Revenue by region. Bar chart of net sales",
@@ -105,6 +107,49 @@ def test_texts_of_like_length_share_a_batch_and_the_longest_come_first() -> None
     assert [len(batch) for batch in embedder.batches] == [3, 3, 2]
     lengths = [len(text) for batch in embedder.batches for text in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["hash", "wordllama", "minilm-int8"])
+def test_a_text_has_one_vector_however_its_letters_were_composed(name: str) -> None:
+    embedder = load_embedder(name)
+    composed = "Ébénisterie: Erlöse für Ähren"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert decomposed != composed
+    np.testing.assert_array_equal(embedder.embed([decomposed]), embedder.embed([composed]))
+
+
+LONG = "Revenue by region and month. " * 100
+
+
+@pytest.mark.parametrize("name", ["minilm", "minilm-onnx", "minilm-int8"])
+def test_a_model_tells_which_texts_it_does_not_read_to_the_end(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    embedder = load_embedder(name)
+    embedder._told_of_cut = False
+    texts = ["Costs", LONG, "word " * 254, "word " * 255, "", f"Other {LONG}"]
+    before = embedder.embed(texts)
+
+    assert embedder.cut(texts) == [1, 3, 5]
+    assert embedder.cut(texts[:1]) == embedder.cut([]) == []
+    assert HalfPrecision(embedder).cut(texts) == [1, 3, 5]
+    assert embedder.cut(["Costs"] * 300 + [LONG]) == [300]
+    np.testing.assert_allclose(embedder.embed([f"{LONG} tail"]), before[1:2], atol=1e-6)
+    (said,) = [message for message in caplog.messages if "does not read to the end" in message]
+    assert "Revenue by region" in said
+    assert len(said) < 250
+    np.testing.assert_allclose(embedder.embed(texts), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hash", "wordllama", "minilm-static"])
+def test_a_model_that_reads_everything_cuts_nothing(name: str) -> None:
+    embedder = load_embedder(name)
+    assert embedder.cut([LONG, LONG * 20]) == []
+    whole, changed = embedder.embed([LONG * 20, f"{LONG * 20} planes leaving late"])
+    assert not np.array_equal(whole, changed)
+
+
+def test_what_is_no_list_of_texts_cannot_be_cut() -> None:
+    with pytest.raises(TypeError, match="a list of texts"):
+        Recording().cut("one text")
 
 
 def test_no_texts_give_an_empty_array_of_the_right_width() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from copilotlab import Chart, ChartRepository, Node, load_embedder
@@ -28,6 +29,15 @@ def test_queries_are_a_list_of_texts(node, wrong):
     with pytest.raises(TypeError, match=f"search_many.*{wrong!r}.*expected a list of queries"):
         node.search_many(wrong)
     assert node.search_many(["revenue", "region"], k=1)["chart_id"].to_list() == [7, 7]
+
+
+def test_integers_of_numpy_are_ids_like_others(node):
+    node.charts.save(Chart(chart_id=np.int64(8), title="Costs by region"))
+    assert node.chart_changed(np.int64(8)).revision == 2
+    assert node.search("region", chart_ids=np.array([8, 9]))["chart_id"].to_list() == [8]
+    assert node.search_many(["region"], chart_ids={np.int32(8), np.int64(7)}).height == 2
+    assert node.delete_chart(np.int64(8)).revision == 3
+    assert np.int64(8) not in node.charts
 
 
 @pytest.mark.parametrize("wrong", ["7", True])

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from copilotlab import Policy, load_embedder
+from copilotlab.cache import CacheError
 from copilotlab.studies import cache
 from copilotlab.studies.cache import cached, measured_anew
 
@@ -141,3 +142,17 @@ def test_the_function_stays_what_it_was() -> None:
     measure, _ = counting()
     assert measure.__name__ == "measure"
     assert measure.__doc__ == "Measures."
+
+
+def test_a_study_that_cannot_be_kept_says_so_before_it_measures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COPILOTLAB_CACHE", str(tmp_path / "file"))
+
+    @cached(version=1)
+    def study(seed: int) -> pl.DataFrame:
+        pytest.fail("measured in vain")
+
+    with pytest.raises(CacheError, match="COPILOTLAB_CACHE"):
+        study(1)

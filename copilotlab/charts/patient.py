@@ -1,0 +1,82 @@
+"""Connections of psycopg whose every wait ends, also where the server is frozen or the line swallows everything.
+
+Neither TCP nor a statement's timeout ends these: the kernel of a frozen server acknowledges what it gets, and the
+server is who would have to time the statement.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.abc import PQGen
+
+T = TypeVar("T")
+
+GRACE = 0.5  # seconds that a server's own word that a statement took too long may take
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """Closes itself, and raises OperationalError, where the server says nothing for ``patience`` seconds."""
+
+    patience: float
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """As psycopg's own, which all that a connection does goes through."""
+        patience = self.patience if timeout is None else timeout
+        began = time.monotonic()
+        try:
+            return super().wait(gen, interval, patience)
+        except psycopg.errors.QueryCanceled:
+            raise  # the server's word
+        except psycopg.OperationalError as error:
+            if time.monotonic() - began < patience:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer in {patience:g} s") from error
+
+
+def connection_arguments(timeout: float) -> dict[str, Any]:
+    """What psycopg is to be given by default, so that connecting ends, and lines that are dead are noticed."""
+    seconds = max(1, round(timeout))
+    return {
+        "connect_timeout": max(
+            2, round(timeout / 2)
+        ),  # whole, and never shorter; half is for finding the last one dead
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "keepalives_count": 2,
+        "tcp_user_timeout": round(1_000 * timeout),
+    }
+
+
+def bound_waits(engine: sa.Engine, timeout: float) -> None:
+    """Have each statement on ``engine`` end within ``timeout`` seconds, by the server or, if it is silent, here.
+
+    The engine has to be in AUTOCOMMIT: its transactions begin in words, with their bounds, in one round trip. These
+    words are the test of a connection too, so they wait half as long: a fresh one may be needed.
+    """
+    bounds = f"SET LOCAL statement_timeout = {round(1_000 * timeout)}"
+    # Who holds the revision and is frozen must not hold up the whole catalogue.
+    holding = f"SET LOCAL idle_in_transaction_session_timeout = {round(2_000 * timeout)}"
+    read = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {bounds}"  # several statements see one moment
+    write = f"BEGIN; {bounds}; {holding}"
+
+    def connect(_dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> PatientConnection:
+        connection = PatientConnection.connect(*args, **options)
+        connection.patience = timeout + GRACE
+        return connection
+
+    def begin(connection: sa.Connection) -> None:
+        line = connection.connection.driver_connection
+        assert isinstance(line, PatientConnection)
+        line.patience = timeout / 2
+        connection.exec_driver_sql(
+            read if connection.get_execution_options().get("copilotlab_writes") is False else write
+        )
+        line.patience = timeout + GRACE
+
+    sa.event.listen(engine, "do_connect", connect)
+    sa.event.listen(engine, "begin", begin)
