@@ -23,6 +23,7 @@ from copilotlab import events
 from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
+from copilotlab.pages import PageBound, PageRefused
 from copilotlab.policy import Policy, check_policy
 from copilotlab.store import Record
 from copilotlab.store.records import as_integer
@@ -106,6 +107,7 @@ class Coordinator:
         self.metrics = Metrics() if metrics is None else metrics
         self.session = secrets.randbelow(2**62) + 1
         self.epoch = 0  # the highest that Redis was seen to have
+        self.pages = PageBound()
         self._model = blake2b(fingerprint.encode(), digest_size=8).hexdigest()
         self._carrier = _carrier(redis, self.policy.redis_timeout)
         _check_slot(self._carrier, self.namespace)
@@ -312,7 +314,7 @@ class Coordinator:
         """Renew the lease, and say ``event`` under it; with a ``chunk``, put that where the event says. In one step.
 
         How many listened, this node among them; None, and nothing was said, if the lease is not ours any more. Without
-        `fenced`, the event is said whoever has the lease.
+        `fenced`, the event is said whoever has the lease. Raises PageRefused for a chunk that is too large.
         """
         ttl = round(self.policy.batch_timeout * 1000) if self.policy.renew_lease else 0
         page = b""
@@ -325,7 +327,11 @@ class Coordinator:
             channel = self._scoped(events.BATCHES) if payload else ""
             keys = [self._scoped(BATCH_IN_PROGRESS), self._bulk(bulk)]
             arguments = [lease.value, ttl, page, round(self.policy.bulk_ttl * 1000), channel, payload]
-            heard = int(self._ask(lambda: self._carrier.run("keep_lease", keys, arguments)))
+            try:
+                heard = int(self._put(lambda: self._carrier.run("keep_lease", keys, arguments), len(page)))
+            except PageRefused:
+                self.said -= 1  # it was not said: nobody shall miss it
+                raise
         if heard < 0 and not self.policy.fenced:
             heard = self._say_regardless(bulk, page, channel, payload)
         if heard < 0:
@@ -413,9 +419,12 @@ class Coordinator:
         return None
 
     def put_bulk(self, bulk: str, page: events.RecordPage | events.ManifestPage) -> None:
-        """Put a page where another node can fetch it, for `bulk_ttl` seconds."""
+        """Put a page where another node can fetch it, for `bulk_ttl` seconds.
+
+        Raises PageRefused where it is too large for this Redis: `pages` has a smaller bound by then.
+        """
         payload = events.encode(page)
-        self._ask(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl))
+        self._put(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl), len(payload))
         self._count_sent(payload)
 
     def get_bulk(self, bulk: str) -> bytes | None:
@@ -474,6 +483,33 @@ class Coordinator:
             self._went_away(error)
             raise
 
+    def _put(self, operation: Callable[[], T], size: int) -> T:
+        """`_ask`, for what brings a page of ``size`` bytes: a refusal of that is no outage, and raises PageRefused."""
+        self._check_connected()
+        try:
+            answer = operation()
+        except CarrierAway as error:
+            if not self._refuses(size, error):
+                self._went_away(error)
+                raise
+            self.metrics.count("pages_refused")
+            self.journal.warn_once(
+                "pages_refused", f"of {size:,} bytes: {error}; at most {self.pages.bytes:,} from now on"
+            )
+            raise PageRefused(f"a page of {size:,} bytes: {error}") from error
+        self.pages.taken(size)
+        return answer
+
+    def _refuses(self, size: int, error: CarrierAway) -> bool:
+        """Whether Redis is there, and has answered to a page's size with an error or by cutting the line."""
+        if isinstance(error, CarrierRefused) or isinstance(error.__cause__, redis.exceptions.TimeoutError):
+            return False
+        try:
+            self._carrier.ping()
+        except CarrierAway:
+            return False
+        return self.pages.refused(size, str(error))
+
     def _went_away(self, error: CarrierAway) -> None:
         with self._lock:
             if self._away_since is None:
@@ -491,6 +527,7 @@ class Coordinator:
             self._away_since = None
             self._reason = ""
             self._connected = True
+            self.pages.reset()
 
     def __repr__(self) -> str:
         state = "connected" if self._connected else f"away: {self._reason or 'not connected yet'}"

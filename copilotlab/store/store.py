@@ -312,7 +312,8 @@ class VectorStore:
     def lacks(self, manifest: Manifest) -> Ints:
         """The charts, int64 ascending, of which a store with ``manifest`` has a record that would come in here."""
         now = self._snapshot
-        here = now.manifest()
+        ends = manifest.chart_ids[[0, -1]].tolist() if len(manifest) else [0, 0]
+        here = now.manifest(ends[0] - 1, up_to=ends[1])
         places = np.searchsorted(here.chart_ids, manifest.chart_ids)
         inside = np.minimum(places, max(len(here) - 1, 0))
         same = np.zeros(len(manifest), dtype=bool)
@@ -352,9 +353,12 @@ class VectorStore:
         """The highest revision that came in here: of a record, a removal or a list; -1 if nothing did."""
         return self._latest
 
-    def manifest(self) -> Manifest:
-        """What the store holds now, without the vectors."""
-        return self._snapshot.manifest()
+    def manifest(self, after: int = -1, most: int | None = None) -> Manifest:
+        """What the store holds now, without the vectors.
+
+        after, most: only of the charts after that one, and of so many. The digest of a part is empty.
+        """
+        return self._snapshot.manifest(after, most)
 
     @property
     def digest(self) -> str:
