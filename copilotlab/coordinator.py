@@ -23,7 +23,7 @@ from copilotlab import events
 from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.pages import PageBound, PageRefused
+from copilotlab.pages import PageBound, PageRefused, is_for_size
 from copilotlab.policy import Policy, check_policy
 from copilotlab.store import Record
 from copilotlab.store.records import as_integer
@@ -489,20 +489,26 @@ class Coordinator:
         try:
             answer = operation()
         except CarrierAway as error:
+            bound = self.pages.bytes
             if not self._refuses(size, error):
                 self._went_away(error)
                 raise
             self.metrics.count("pages_refused")
-            self.journal.warn_once(
-                "pages_refused", f"of {size:,} bytes: {error}; at most {self.pages.bytes:,} from now on"
-            )
-            raise PageRefused(f"a page of {size:,} bytes: {error}") from error
+            refused = f"a page of {size:,} bytes at {self.address}: {error.__cause__ or error}"
+            if self.pages.bytes < bound:
+                self.journal.warn_once(
+                    "pages_refused", f"{refused}; they have {self.pages.bytes:,} at most from now on"
+                )
+            else:
+                self.journal.note("page_refused", f"{refused}; it has a second try")
+            raise PageRefused(refused) from error
         self.pages.taken(size)
         return answer
 
     def _refuses(self, size: int, error: CarrierAway) -> bool:
         """Whether Redis is there, and has answered to a page's size with an error or by cutting the line."""
-        if isinstance(error, CarrierRefused) or isinstance(error.__cause__, redis.exceptions.TimeoutError):
+        silent = isinstance(error.__cause__, redis.exceptions.TimeoutError)
+        if not is_for_size(str(error)) and (silent or isinstance(error, CarrierRefused)):
             return False
         try:
             self._carrier.ping()

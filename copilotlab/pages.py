@@ -19,6 +19,11 @@ _FOR_ITS_SIZE = re.compile(
 )
 
 
+def is_for_size(reason: str) -> bool:
+    """Whether a server's words say that what it was sent is too large."""
+    return _FOR_ITS_SIZE.search(reason) is not None
+
+
 class PageRefused(Exception):
     """Redis did not take a page, most likely for its size: make it again, by the bound that holds now."""
 
@@ -59,7 +64,7 @@ class PageBound:
                 return False
             self._cuts += 1
             self._cut_at = size
-            if self._cuts > 1 or _FOR_ITS_SIZE.search(reason):
+            if self._cuts > 1 or is_for_size(reason):
                 self.bytes = max(LEAST_PAGE_BYTES, min(self.bytes, size) // 2)
                 self._cuts = 0
             return True

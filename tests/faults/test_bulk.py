@@ -101,6 +101,24 @@ def test_a_server_that_takes_one_megabyte_takes_all_that_nodes_put_there(count, 
         assert (full.counters["embeddings"], empty.counters["embeddings"]) == (count + 1, 0)
 
 
+def test_what_a_real_server_does_to_a_page_that_is_too_large_is_understood(monkeypatch):
+    monkeypatch.setattr("copilotlab.pages.PAGE_BYTES", 4 * 1024 * 1024)
+    charts, model = catalogue(200), InstantModel(4096)
+    policy = Policy(redis_timeout=5.0, chunk_size=128)  # chunks and pages of 2 MB
+    with LocalRedis() as server:
+        server.client().config_set("proto-max-bulk-len", 1024 * 1024)
+        full, empty = (Node(charts, model, server.url, policy=policy, node_id=name) for name in ("full", "empty"))
+        with full:
+            full.wait_complete(60)
+            wait_for_rest(full)
+            with empty:
+                wait_for_rest(full, empty)
+                assert len(empty.store) == 200
+        assert 0 < full.counters["pages_refused"] <= 4
+        assert full.coordinator.pages.bytes < 2 * 1024 * 1024
+        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
+
+
 @pytest.mark.parametrize("manner", ["says so", "cuts the line"])
 def test_a_refusal_for_size_is_met_with_smaller_pages_and_is_no_outage(manner, caplog):
     count = 6_000
@@ -126,7 +144,7 @@ def test_a_refusal_for_size_is_met_with_smaller_pages_and_is_no_outage(manner, c
         assert full.counters["gaps"] == 0  # what was refused counts as not said
         assert empty.counters["pages_refused"] > 0
         assert full.counters["embeddings"] + empty.counters["embeddings"] == count + 2_000
-        said = [r for r in caplog.records if "pages refused" in r.getMessage() and r.levelname == "WARNING"]
+        said = [r for r in caplog.records if "pages refused" in r.getMessage() and "from now on" in r.getMessage()]
         assert {r.getMessage().split()[1] for r in said} == {"full:", "empty:"}
         assert len(said) == 2
 
