@@ -23,6 +23,7 @@ from copilotlab.charts import Chart, ChartRepository, Heads
 from copilotlab.clock import Clock
 from copilotlab.coordinator import Coordinator, Lease, Need
 from copilotlab.embedding import Embedder
+from copilotlab.pages import PageRefused
 from copilotlab.policy import Policy
 from copilotlab.store import Record, VectorStore
 
@@ -445,10 +446,20 @@ class Batch:
             self._end("published" if self._sharing else "local")
 
     def _send(self, chunk: list[Record]) -> None:
-        if self._bulk and self._sharing:
-            sent = self._tell(events.BatchChunkStored(self.name, self.epoch, secrets.token_hex(16)), chunk)
-        else:
-            sent = self._tell(events.BatchChunk(self.name, self.epoch, [events.pack(record) for record in chunk]))
+        if not (self._bulk and self._sharing):
+            event = events.BatchChunk(self.name, self.epoch, [events.pack(record) for record in chunk])
+            self._count_sent(chunk, self._tell(event))
+            return
+        while chunk:
+            piece = chunk[: self._coordinator.pages.records(self._store.dim)]
+            try:
+                sent = self._tell(events.BatchChunkStored(self.name, self.epoch, secrets.token_hex(16)), piece)
+            except PageRefused:
+                continue  # fewer go into a page now
+            self._count_sent(piece, sent)
+            chunk = chunk[len(piece) :]
+
+    def _count_sent(self, chunk: list[Record], sent: bool) -> None:
         if sent:
             self._sent += len(chunk)
         elif self.kind == "rebuild":

@@ -25,6 +25,7 @@ from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrie
 from copilotlab.charts import Identity
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
+from copilotlab.pages import PageBound, PageRefused, is_for_size
 from copilotlab.policy import Policy, check_policy
 from copilotlab.store import Manifest, Record
 from copilotlab.store.records import as_integer
@@ -116,6 +117,7 @@ class Coordinator:
         self.identity = identity or events.NO_CATALOGUE
         self.alive_for = SILENT_BEATS * self.policy.heartbeat_interval + self.policy.redis_timeout
         """Seconds without a heartbeat after which this node's lease and claims are nobody's."""
+        self.pages = PageBound()
         self._carrier = _carrier(redis, self.policy.redis_timeout)
         _check_slot(self._carrier, self.namespace)
         self._inbox = f"{events.INBOX}:{node_id}"
@@ -334,7 +336,7 @@ class Coordinator:
         """Renew the lease, and say ``event`` under it; with a ``chunk``, put that where the event says. In one step.
 
         How many listened, this node among them; None, and nothing was said, if the lease is not ours any more. Without
-        `fenced`, the event is said whoever has the lease.
+        `fenced`, the event is said whoever has the lease. Raises PageRefused for a chunk that is too large.
         """
         ttl = round(self.policy.batch_timeout * 1000) if self.policy.renew_lease else 0
         page = b""
@@ -347,7 +349,11 @@ class Coordinator:
             channel = self._scoped(events.BATCHES) if payload else ""
             keys = [self._scoped(BATCH_IN_PROGRESS), self._bulk(bulk), self._alive]
             arguments = [lease.value, ttl, page, round(self.policy.bulk_ttl * 1000), channel, payload, self._life[0]]
-            heard = int(self._ask(lambda: self._carrier.run("keep_lease", keys, arguments)))
+            try:
+                heard = int(self._put(lambda: self._carrier.run("keep_lease", keys, arguments), len(page)))
+            except PageRefused:
+                self.said -= 1  # it was not said: nobody shall miss it
+                raise
         if heard < 0 and not self.policy.fenced:
             heard = self._say_regardless(bulk, page, channel, payload)
         if heard < 0:
@@ -435,9 +441,12 @@ class Coordinator:
         return None
 
     def put_bulk(self, bulk: str, page: events.RecordPage | events.ManifestPage) -> None:
-        """Put a page where another node can fetch it, for `bulk_ttl` seconds."""
+        """Put a page where another node can fetch it, for `bulk_ttl` seconds.
+
+        Raises PageRefused where it is too large for this Redis: `pages` has a smaller bound by then.
+        """
         payload = events.encode(page, self.identity)
-        self._ask(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl))
+        self._put(lambda: self._carrier.set(self._bulk(bulk), payload, ttl=self.policy.bulk_ttl), len(payload))
         self._count_sent(payload)
 
     def get_bulk(self, bulk: str) -> bytes | None:
@@ -452,7 +461,11 @@ class Coordinator:
 
     def decode_records(self, payload: bytes) -> list[Record]:
         """The records of a page that another node put there. Raises EventRejected."""
-        return events.decode_records(payload, fingerprint=self.fingerprint, dim=self.dim, identity=self.identity)
+        return self.decode_record_page(payload)[0]
+
+    def decode_record_page(self, payload: bytes) -> tuple[list[Record], bool]:
+        """`decode_records`, and whether there are more of those that were asked for."""
+        return events.decode_record_page(payload, fingerprint=self.fingerprint, dim=self.dim, identity=self.identity)
 
     def decode_manifest(self, payload: bytes) -> tuple[Manifest, bool]:
         """A page of another node's manifest, and whether there is more of it. Raises EventRejected."""
@@ -526,6 +539,39 @@ class Coordinator:
             self._went_away(error)
             raise
 
+    def _put(self, operation: Callable[[], T], size: int) -> T:
+        """`_ask`, for what brings a page of ``size`` bytes: a refusal of that is no outage, and raises PageRefused."""
+        self._check_connected()
+        try:
+            answer = operation()
+        except CarrierAway as error:
+            bound = self.pages.bytes
+            if not self._refuses(size, error):
+                self._went_away(error)
+                raise
+            self.metrics.count("pages_refused")
+            refused = f"a page of {size:,} bytes at {self.address}: {error.__cause__ or error}"
+            if self.pages.bytes < bound:
+                self.journal.warn_once(
+                    "pages_refused", f"{refused}; they have {self.pages.bytes:,} at most from now on"
+                )
+            else:
+                self.journal.note("page_refused", f"{refused}; it has a second try")
+            raise PageRefused(refused) from error
+        self.pages.taken(size)
+        return answer
+
+    def _refuses(self, size: int, error: CarrierAway) -> bool:
+        """Whether Redis is there, and has answered to a page's size with an error or by cutting the line."""
+        silent = isinstance(error.__cause__, redis.exceptions.TimeoutError)
+        if not is_for_size(str(error)) and (silent or isinstance(error, CarrierRefused)):
+            return False
+        try:
+            self._carrier.ping()
+        except CarrierAway:
+            return False
+        return self.pages.refused(size, str(error))
+
     def _went_away(self, error: CarrierAway) -> None:
         with self._lock:
             if self._away_since is None:
@@ -543,6 +589,7 @@ class Coordinator:
             self._away_since = None
             self._reason = ""
             self._connected = True
+            self.pages.reset()
 
     def __repr__(self) -> str:
         state = "connected" if self._connected else f"away: {self._reason or 'not connected yet'}"

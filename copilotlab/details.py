@@ -1,20 +1,22 @@
 """What people read of the charts that a search finds: titles and the like, kept at hand.
 
 They are in the repository, which may be slow or away. A search that needs some of them waits for it, shortly; while a
-read that took too long is under way, no other search waits.
+read that took too long is under way, no other search waits. What comes too late for one search serves the next.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from copilotlab.charts import Change, Chart, ChartRepository, RepositoryError
+from copilotlab.charts import Chart, ChartRepository, RepositoryError
 from copilotlab.monitoring import Journal, Metrics
+from copilotlab.patience import PATIENCE, PatientCall
 
-MOST_DETAILS = 20_000  # charts that are kept at hand
-PATIENCE = 0.25  # seconds that a search waits for the repository
+MOST_DETAILS = 20_000  # charts that are kept at hand; and as many may wait to be read
+READ_AT_ONCE = 1_000
 
 
 class Details:
@@ -28,16 +30,18 @@ class Details:
         self._journal = journal
         self._counters = counters
         self._known: OrderedDict[int, tuple[int, Chart]] = OrderedDict()
+        self._wanted: OrderedDict[int, int] = OrderedDict()  # chart_id -> the least revision that will do, newest last
+        self._reading: dict[int, int] = {}  # likewise: taken from the queue, by the read under way
+        self._refused: set[int] = set()  # of the last read, if it failed
+        self._reason = ""  # why it did
+        self._restored = 0  # how often the repository was: what a read brings from before that is not so
         self._lock = threading.Lock()
-        self._late: threading.Event | None = None  # set when the read that took too long has ended
+        self._reads = PatientCall(self._read, "copilotlab-details")
 
     def note(self, chart: Chart, revision: int) -> None:
         """This is the chart at that revision."""
         with self._lock:
-            self._known[chart.chart_id] = (revision, chart)
-            self._known.move_to_end(chart.chart_id)
-            if len(self._known) > MOST_DETAILS:
-                self._known.popitem(last=False)
+            self._note(chart, revision)
 
     def forget(self, chart_id: int) -> None:
         """The chart was deleted."""
@@ -47,53 +51,91 @@ class Details:
     def forget_after(self, revision: int) -> None:
         """The repository was restored from a backup: nothing newer than that is so."""
         with self._lock:
+            self._restored += 1
             for chart_id in [i for i, (noted, _) in self._known.items() if noted > revision]:
                 del self._known[chart_id]
 
     def of(self, wanted: Mapping[int, int]) -> dict[int, Chart]:
         """The charts ``wanted``, each chart_id -> the least revision that will do.
 
-        Of what the repository does not tell in time, an older revision, or nothing.
+        Of what the repository does not tell in time (`PATIENCE` for all), an older revision, or nothing: it is read all
+        the same, for whoever asks next.
         """
+        deadline = time.monotonic() + PATIENCE
         with self._lock:
-            held = {chart_id: self._known[chart_id] for chart_id in wanted if chart_id in self._known}
-        known = {chart_id: chart for chart_id, (_, chart) in held.items()}
-        unread = [i for i, revision in wanted.items() if i not in held or held[i][0] < revision]
-        if unread:
-            for change in self._read(unread):
-                if change.chart is not None:
-                    known[change.chart_id] = change.chart
-                    self.note(change.chart, change.revision)
-        return known
-
-    def _read(self, chart_ids: Sequence[int]) -> list[Change]:
-        """What the repository says of these; nothing if it does not answer in time."""
-        if self._late is not None and not self._late.is_set():
-            self._counters.count("details_missing", len(chart_ids))
-            return []
-        found: list[Change] = []
-        reason = f"no answer in {PATIENCE:g} s"
-        ended = threading.Event()
-
-        def read() -> None:
-            nonlocal reason
-            try:
-                found.extend(self._charts.get_many(chart_ids).values())
-                reason = ""
-            except RepositoryError as error:
-                reason = str(error)
-            finally:
-                ended.set()
-
-        # A thread of its own, since nobody can end a call into a database that hangs.
-        threading.Thread(target=read, name="copilotlab-details", daemon=True).start()
-        if not ended.wait(PATIENCE):
-            self._late = ended
-        if reason:
-            self._counters.count("details_missing", len(chart_ids))
-            self._journal.warn_once("details_missing", f"the repository does not answer: {reason}")
-            return []
+            found = {i: self._known[i][1] for i in wanted if i in self._known}
+            unread = [(i, revision) for i, revision in wanted.items() if not self._has(i, revision)]
+        for start in range(0, len(unread), READ_AT_ONCE):
+            found |= self._ask(dict(unread[start : start + READ_AT_ONCE]), deadline)
         return found
+
+    def _ask(self, wanted: Mapping[int, int], deadline: float) -> dict[int, Chart]:
+        with self._lock:
+            for chart_id, revision in wanted.items():
+                self._wanted[chart_id] = max(revision, self._wanted.pop(chart_id, revision))
+            while len(self._wanted) > MOST_DETAILS:
+                self._wanted.popitem(last=False)
+        self._reads.begin()
+        self._reads.wait(lambda: not self._awaited(wanted), deadline - time.monotonic())
+        late = self._awaited(wanted)
+        with self._lock:
+            found = {i: self._known[i][1] for i in wanted if i in self._known}
+            refused = [i for i, revision in wanted.items() if i in self._refused and not self._has(i, revision)]
+            reason = self._reason if refused else f"no answer in {PATIENCE:g} s"
+        if missing := {*late, *refused}:
+            self._counters.count("details_missing", len(missing))
+            self._journal.warn_once("details_missing", f"the repository does not answer: {reason}")
+        return found
+
+    def _awaited(self, wanted: Mapping[int, int]) -> list[int]:
+        """Those of ``wanted`` that a read has yet to bring."""
+        with self._lock:
+            return [
+                i
+                for i, revision in wanted.items()
+                if (i in self._wanted or i in self._reading) and not self._has(i, revision)
+            ]
+
+    def _read(self) -> None:
+        """Read what is wanted, the newest first, a piece a call; also for searches that have not waited for it."""
+        with self._lock:
+            reading: dict[int, int] = {}
+            while self._wanted and len(reading) < READ_AT_ONCE:
+                chart_id, revision = self._wanted.popitem()
+                if not self._has(chart_id, revision):  # what the read before this one brought
+                    reading[chart_id] = revision
+            self._reading = reading
+            restored = self._restored
+            more = bool(self._wanted)
+        if more:
+            self._reads.begin()  # without the lock: who waits for reads takes it under theirs
+        if not reading:
+            return
+        changes, reason = {}, ""
+        try:
+            changes = self._charts.get_many(reading)
+        except RepositoryError as error:
+            reason = str(error)
+        finally:
+            with self._lock:
+                self._refused, self._reason = (set(reading) if reason else set()), reason
+                for change in changes.values() if restored == self._restored else ():
+                    if change.chart is not None:
+                        self._note(change.chart, change.revision)
+                if self._reading is reading:  # else it hung, and another has taken its place
+                    self._reading = {}
+
+    def _note(self, chart: Chart, revision: int) -> None:
+        if self._has(chart.chart_id, revision + 1):
+            return  # saved anew while this was read
+        self._known[chart.chart_id] = (revision, chart)
+        self._known.move_to_end(chart.chart_id)
+        if len(self._known) > MOST_DETAILS:
+            self._known.popitem(last=False)
+
+    def _has(self, chart_id: int, revision: int) -> bool:
+        """Whether the chart is at hand, at that revision or a later one."""
+        return chart_id in self._known and self._known[chart_id][0] >= revision
 
     def __repr__(self) -> str:
         return f"Details({len(self._known)} charts)"

@@ -207,13 +207,17 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 class RecordPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes, and `dim` floats a record,
-    all float32 or all float16."""
+    all float32 or all float16.
+
+    more: whether, of what was asked for, there are charts after the last of these that did not fit.
+    """
 
     fingerprint: Name
     chart_ids: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_RECORDS)]
     revisions: bytes
     content_hashes: bytes
     vectors: bytes
+    more: bool = False
 
 
 class ManifestPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -258,13 +262,20 @@ def decode(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGU
 
 def decode_records(payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE) -> list[Record]:
     """The records of the `RecordPage` in ``payload``; EventRejected, for all, if one is not what it should be."""
+    return decode_record_page(payload, fingerprint=fingerprint, dim=dim, identity=identity)[0]
+
+
+def decode_record_page(
+    payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE
+) -> tuple[list[Record], bool]:
+    """`decode_records`, and whether there are more."""
     page = _ours(_decoded(_record_pages, payload, MAX_BULK_BYTES, identity), fingerprint)
     chart_ids, revisions, hashes = _numbers(page.chart_ids), _numbers(page.revisions), _hashes(page.content_hashes)
     if not len(chart_ids) == len(revisions) == len(hashes):
         raise EventRejected("malformed", f"{len(chart_ids)} ids, {len(revisions)} revisions, {len(hashes)} hashes")
     vectors = _unpacked(page.vectors, dim * len(chart_ids), f"{len(chart_ids)} vectors").reshape(-1, dim)
     try:
-        return Record.of_columns(chart_ids, revisions, hashes, vectors)
+        return Record.of_columns(chart_ids, revisions, hashes, vectors), page.more
     except ValueError as error:
         raise EventRejected("bad_vector", str(error)) from error
 
@@ -275,6 +286,8 @@ def record_page(
     revisions: npt.NDArray[np.int64],
     content_hashes: npt.NDArray[np.uint8],
     vectors: npt.NDArray[np.float32],
+    *,
+    more: bool = False,
 ) -> RecordPage:
     """The page of these columns, one row a record."""
     return RecordPage(
@@ -283,6 +296,7 @@ def record_page(
         revisions.astype("<i8").tobytes(),
         content_hashes.tobytes(),
         _packed(vectors),
+        more,
     )
 
 

@@ -494,6 +494,7 @@ class Node:
             "owes_rebuild": replica.owes,
             "last_sync_age": None if replica.last_sync is None else self.clock.now() - replica.last_sync,
             "index": self.store.index_state,
+            "recall": self.store.recall,
         }
 
     def _state(self) -> str:
@@ -515,12 +516,15 @@ class Node:
         return pl.DataFrame(rows, schema={**schema, "tries": pl.Int64}, orient="row")
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the node was made, and gauges: charts, bytes of vectors, connected (1 or 0)."""
+        """Counters since the node was made, and gauges: charts, bytes of vectors, connected (1 or 0), and recall (0 to
+        1; left out while searches are exact or none was measured)."""
+        recall = self.store.recall
         return {
             **self.counters.as_dict(),
             "charts": len(self.store),
             "store_bytes": self.store.nbytes,
             "connected": int(self.coordinator.connected),
+            **({} if recall is None else {"recall": recall}),
         }
 
     def __repr__(self) -> str:

@@ -2,7 +2,8 @@
 
 The reader asks in the peer's inbox; the peer puts one page into a key with a short life and says so; the reader
 fetches it and asks for the next. A few requests are under way at a time, so a reader that sleeps leaves a few pages in
-Redis and nothing else, and the peer keeps no state: what it is asked twice it answers twice.
+Redis and nothing else, and the peer keeps no state: what it is asked twice it answers twice. Who puts a page bounds it
+in bytes; what did not fit is asked for again.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from copilotlab import events
 from copilotlab.carrier import CarrierAway
 from copilotlab.clock import Clock
 from copilotlab.coordinator import Coordinator
+from copilotlab.pages import PageRefused
 from copilotlab.policy import Policy
-from copilotlab.store import VectorStore
+from copilotlab.store import Record, VectorStore
 
-RECORDS_AT_ONCE = 256
 REQUESTS_AT_ONCE = 4
 TRIES = 3
 
@@ -89,8 +90,8 @@ class Transfers:
             return True
 
     def _queue(self, chart_ids: npt.NDArray[np.int64]) -> None:
-        starts = range(0, len(chart_ids), RECORDS_AT_ONCE)
-        self._ids.extend(chart_ids[start : start + RECORDS_AT_ONCE] for start in starts)
+        at_once = min(events.MAX_RECORDS, self._coordinator.pages.records(self._coordinator.dim))
+        self._ids.extend(chart_ids[start : start + at_once] for start in range(0, len(chart_ids), at_once))
 
     def _go_on(self) -> None:
         while self._ids and len(self._under_way) < REQUESTS_AT_ONCE:
@@ -153,11 +154,8 @@ class Transfers:
         self._coordinator.drop_bulk(question.bulk)
         try:
             if isinstance(question, events.RecordsWanted):
-                records = self._coordinator.decode_records(payload)
-                wanted = set(events.unpack_ids(question.chart_ids).tolist())
-                taken = self._store.put_many(record for record in records if record.chart_id in wanted)
-                self.fetched += taken
-                self.taken += taken
+                records, more = self._coordinator.decode_record_page(payload)
+                self._take(records, events.unpack_ids(question.chart_ids), more=more)
                 return
             manifest, more = self._coordinator.decode_manifest(payload)
             if len(manifest) and manifest.chart_ids[0] <= question.after:
@@ -170,23 +168,47 @@ class Transfers:
         if more and len(manifest):
             self._send(events.ManifestWanted(secrets.token_hex(16), int(manifest.chart_ids[-1])))
 
+    def _take(self, records: list[Record], wanted: npt.NDArray[np.int64], *, more: bool) -> None:
+        asked = set(wanted.tolist())
+        records = [record for record in records if record.chart_id in asked]
+        taken = self._store.put_many(records)
+        self.fetched += taken
+        self.taken += taken
+        if more:
+            if not records:
+                raise events.EventRejected("malformed", "a page of no records, and more to come: it would never end")
+            self._queue(wanted[wanted > max(record.chart_id for record in records)])
+
     # --- answering --------------------------------------------------------------------------------------------
 
     def answer(self, source: str, question: Question) -> None:
         """Put what ``source`` asks for where it can fetch it, and say so. Raises CarrierAway."""
-        fingerprint = self._coordinator.fingerprint
-        page: events.RecordPage | events.ManifestPage
-        if isinstance(question, events.ManifestWanted):
-            page = events.manifest_page(fingerprint, self._store.manifest(), after=question.after)
-        else:
-            try:
-                chart_ids = events.unpack_ids(question.chart_ids)
-            except events.EventRejected as error:
-                self._coordinator.reject(error)
-                return
-            page = events.record_page(fingerprint, *self._store.columns(chart_ids.tolist()))
-        self._coordinator.put_bulk(question.bulk, page)
+        try:
+            while not self._put(question):
+                pass  # it was too large: its bound is smaller now, or Redis counts as away
+        except events.EventRejected as error:
+            self._coordinator.reject(error)
+            return
         self._coordinator.tell(source, events.BulkReady(question.bulk))
+
+    def _put(self, question: Question) -> bool:
+        try:
+            self._coordinator.put_bulk(question.bulk, self._page(question))
+        except PageRefused:
+            return False
+        return True
+
+    def _page(self, question: Question) -> events.RecordPage | events.ManifestPage:
+        fingerprint, bound = self._coordinator.fingerprint, self._coordinator.pages
+        if isinstance(question, events.ManifestWanted):
+            after, rows = question.after, bound.manifest_rows
+            manifest = self._store.manifest(after, rows + 1)  # one more tells whether there are more
+            return events.manifest_page(fingerprint, manifest, after=after, rows=rows)
+        asked = events.unpack_ids(question.chart_ids)
+        held = asked[self._store.heads(asked)[0] >= 0]
+        fits = min(events.MAX_RECORDS, bound.records(self._coordinator.dim))
+        columns = self._store.columns(held[:fits].tolist())
+        return events.record_page(fingerprint, *columns, more=len(held) > fits and len(columns[0]) > 0)
 
     def __repr__(self) -> str:
         return f"Transfers({f'from {self._peer}, {self.fetched} fetched' if self._peer else 'idle'})"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from copilotlab.digest import as_text, entry
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
-from copilotlab.store.records import HASH_BYTES, Bytes, Floats, Ints, Manifest, Matches, Record
+from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, Record
 
 NEVER = 2**63 - 1
 ROWS_AT_ONCE = 4096  # copied or rescored; between two such pieces other threads get their turn
@@ -198,15 +198,23 @@ class Snapshot:
         held = self.rows
         return held.chart_ids[rows], held.revisions[rows], held.content_hashes[rows], held.vectors[rows]
 
-    def manifest(self) -> Manifest:
+    def manifest(self, after: int = -1, most: int | None = None, *, up_to: int = LARGEST) -> Manifest:
+        """Of the charts after ``after`` and up to ``up_to``, at most so many; its digest is empty for a part."""
         rows = self.live_rows()
-        rows = rows[np.argsort(self.rows.chart_ids[rows])]
+        chart_ids = self.rows.chart_ids[rows]
+        if after >= 0 or up_to < LARGEST:
+            inside = (chart_ids > after) & (chart_ids <= up_to)
+            rows, chart_ids = rows[inside], chart_ids[inside]
+        if most is not None and most < len(rows):
+            first = np.argpartition(chart_ids, most)[:most]
+            rows, chart_ids = rows[first], chart_ids[first]
+        rows = rows[np.argsort(chart_ids)]
         return Manifest(
             self.rows.chart_ids[rows],
             self.rows.revisions[rows],
             self.rows.content_hashes[rows],
             self.rows.vector_hashes[rows],
-            as_text(self.digest),
+            as_text(self.digest) if len(rows) == self.live else "",
         )
 
     def moved(self, capacity: int) -> Snapshot:

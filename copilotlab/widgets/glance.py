@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from copilotlab.charts import ChartRepository, RepositoryError
-
-PATIENCE = 0.25  # seconds that a look waits for the repository
+from copilotlab.patience import PatientCall
 
 
 class Glance:
@@ -16,16 +13,12 @@ class Glance:
         self._charts = charts
         self._told = ""
         self._answers = False
-        self._thread: threading.Thread | None = None
+        self._look = PatientCall(self._ask, "copilotlab-glance")
 
     def words(self) -> str:
         """ "39 charts, revision 41", in `PATIENCE` seconds at most; while it hangs, at once."""
-        if self._thread is None or not self._thread.is_alive():
-            # A thread of its own, since nobody can end a call into a database that hangs.
-            self._thread = threading.Thread(target=self._ask, name="copilotlab-glance", daemon=True)
-            self._thread.start()
-            self._thread.join(PATIENCE)
-        if self._answers and not self._thread.is_alive():
+        self._look.begin()
+        if self._look.wait() and self._answers:
             return self._told
         return f"{self._told}, when it answered" if self._told else "no answer yet"
 

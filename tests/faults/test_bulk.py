@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
+from request_limit import RequestLimit
 from rest import wait_for_rest
 from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy
 from copilotlab.coordinator import BULK
 from copilotlab.lab.instant import InstantModel
+from copilotlab.pages import LEAST_PAGE_BYTES
 
 DIM = 384
 
@@ -66,3 +68,93 @@ def drive(sleeper: Node, holder: Node) -> bool:
         if not sleeper.listen(0.05) and not sleeper.work():
             break
     return sleeper.store.digest == holder.store.digest
+
+
+def catalogue(count: int) -> ChartRepository:
+    charts = ChartRepository()
+    charts.save_many([Chart(chart_id=i, title=f"Revenue of product {i}") for i in range(count)])
+    return charts
+
+
+@pytest.mark.parametrize(("count", "dim"), [(25_000, 8), (200, 4096), (30, 16_384)])
+def test_a_server_that_takes_one_megabyte_takes_all_that_nodes_put_there(count, dim):
+    """Manifests of many charts, chunks and pages of long vectors: 1.2 MB, 1 MB and 2 MB, if nothing bounded them."""
+    charts, model = catalogue(count), InstantModel(dim)
+    policy = Policy(redis_timeout=5.0)
+    with LocalRedis() as server:
+        server.client().config_set("proto-max-bulk-len", 1024 * 1024)
+        full, empty = (
+            Node(charts, model, server.url, policy=policy, node_id=name, exact_limit=count)
+            for name in ("full", "empty")
+        )
+        with full:
+            full.wait_complete(60)
+            wait_for_rest(full)
+            with empty:
+                wait_for_rest(full, empty)
+                assert len(empty.store) == count
+                charts.save(Chart(chart_id=1, title="Other words"))
+                full.rebuild()
+                wait_for_rest(full, empty)
+        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
+        assert [node.counters["pages_refused"] for node in (full, empty)] == [0, 0]
+        assert (full.counters["embeddings"], empty.counters["embeddings"]) == (count + 1, 0)
+
+
+def test_what_a_real_server_does_to_a_page_that_is_too_large_is_understood(monkeypatch):
+    monkeypatch.setattr("copilotlab.pages.PAGE_BYTES", 4 * 1024 * 1024)
+    charts, model = catalogue(200), InstantModel(4096)
+    policy = Policy(redis_timeout=5.0, chunk_size=128)  # chunks and pages of 2 MB
+    with LocalRedis() as server:
+        server.client().config_set("proto-max-bulk-len", 1024 * 1024)
+        full, empty = (Node(charts, model, server.url, policy=policy, node_id=name) for name in ("full", "empty"))
+        with full:
+            full.wait_complete(60)
+            wait_for_rest(full)
+            with empty:
+                wait_for_rest(full, empty)
+                assert len(empty.store) == 200
+        assert 0 < full.counters["pages_refused"] <= 4
+        assert full.coordinator.pages.bytes < 2 * 1024 * 1024
+        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
+
+
+@pytest.mark.parametrize("manner", ["says so", "cuts the line"])
+def test_a_refusal_for_size_is_met_with_smaller_pages_and_is_no_outage(manner, caplog):
+    count = 6_000
+    charts, model = catalogue(count), InstantModel(64)
+    policy = Policy(redis_timeout=5.0, chunk_size=1024)  # chunks of 298 KB, pages of a manifest of 288 KB
+    with LocalRedis() as server, RequestLimit(server.endpoint, 100_000, manner) as line:
+        full, empty = (Node(charts, model, line.url, policy=policy, node_id=name) for name in ("full", "empty"))
+        with full:
+            full.wait_complete(60)
+            wait_for_rest(full)
+            before = full.counters["pages_refused"]
+            assert 0 < before <= 6  # from 512 KB to below 100,000 in three steps, each tried twice at most
+            with empty:
+                wait_for_rest(full, empty)
+                assert len(empty.store) == count
+                charts.save_many([Chart(chart_id=i, title=f"Other words {i}") for i in range(2_000)])
+                empty.rebuild()
+                wait_for_rest(full, empty)
+        assert line.refused == full.counters["pages_refused"] + empty.counters["pages_refused"]
+        assert full.counters["pages_refused"] == before  # what was learned is kept
+        assert full.coordinator.pages.bytes < 100_000
+        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
+        assert full.counters["gaps"] == 0  # what was refused counts as not said
+        assert empty.counters["pages_refused"] > 0
+        assert full.counters["embeddings"] + empty.counters["embeddings"] == count + 2_000
+        said = [r for r in caplog.records if "pages refused" in r.getMessage() and "from now on" in r.getMessage()]
+        assert {r.getMessage().split()[1] for r in said} == {"full:", "empty:"}
+        assert len(said) == 2
+
+
+def test_a_server_that_takes_no_page_at_all_is_away_and_the_node_answers(caplog):
+    charts, model = catalogue(500), InstantModel(64)
+    with LocalRedis() as server, RequestLimit(server.endpoint, LEAST_PAGE_BYTES // 2, "says so") as line:
+        with Node(charts, model, line.url, policy=Policy(redis_timeout=5.0, chunk_size=512), node_id="a") as node:
+            node.wait_complete(60)
+            wait_until(lambda: node.counters["outages"] > 0, "the smallest page is refused, too")
+            assert "max request size exceeded" in caplog.text
+            assert node.search("revenue", k=3).height == 3
+        assert node.counters["pages_refused"] > 0

@@ -124,6 +124,27 @@ def test_a_manifest_that_never_ends_ends(c):
     assert not any(node._replica.transfers.peer for node in c.nodes)
 
 
+def test_pages_of_records_that_never_end_end(c):
+    liar, asked = Liar(c), []
+
+    def answer(source, question):
+        if isinstance(question, events.ManifestWanted):
+            liar.put(question.bulk, events.encode(liar.page_of([5, 6, 7], more=False)))
+        else:
+            asked.append(question)
+            page = events.page_of(liar.fingerprint, [])
+            liar.put(question.bulk, events.encode(msgspec.structs.replace(page, more=True)))
+        liar.say(events.BulkReady(question.bulk), to=source)
+
+    living_beside(c, liar, 10, answer)
+    assert asked
+    assert c.nodes[0].counters["dropped_malformed"] > 0
+    living_beside(c, liar, 10)
+    c.settle(10)
+    assert c.agree()
+    assert not any(node._replica.transfers.peer for node in c.nodes)
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 1_000, HUGE])
 def test_a_batch_of_an_epoch_that_nobody_took_is_not_obeyed(c, epoch):
     liar = Liar(c)

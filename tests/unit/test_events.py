@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tracemalloc
+from functools import partial
+from hashlib import blake2b
 from zlib import crc32
 
 import msgspec
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copilotlab import events
+from copilotlab.charts import Identity
 from copilotlab.store import Record, VectorStore
 
 MODEL = "hash-4"
@@ -28,7 +31,8 @@ def envelope(event):
 
 def framed(body):
     """``body`` as the wire has it: well versioned, and unharmed."""
-    return bytes([events.WIRE_VERSION]) + crc32(body).to_bytes(4, "little") + body
+    rest = bytes(events.MARK_BYTES) + blake2b(body, digest_size=events.MARK_BYTES).digest() + body
+    return bytes([events.WIRE_VERSION]) + crc32(rest).to_bytes(4, "little") + rest
 
 
 def updated(**changes):
@@ -46,8 +50,8 @@ BULK = "0" * 32
         events.BatchStarted("b1", 5),
         events.BatchChunk("b1", 5, [events.pack(record(1)), events.pack(record(2))]),
         events.BatchChunkStored("b1", 5, BULK),
-        events.BatchFinished("b1", 5, 2, 9, events.pack_ids([2, 1])),
-        events.BatchFinished("b1", 5, 2, 9, None),
+        events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
+        events.BatchFinished("b1", 5, 2, 9, False, None),
         events.Heartbeat("ab" * 16, 3, 9, "rebuild", True),
         events.ManifestWanted(BULK, -1),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
@@ -234,6 +238,27 @@ def test_a_list_of_ids_that_is_none_is_refused(packed):
         events.unpack_ids(packed)
 
 
+OURS, ANOTHER = Identity("1" * 32, b"key"), Identity("2" * 32, b"key")
+FORGED = Identity("1" * 32, b"guessed")
+
+
+@pytest.mark.parametrize(("speaker", "kind"), [(ANOTHER, "foreign_catalogue"), (FORGED, "forged")])
+def test_who_speaks_of_another_catalogue_or_does_not_know_the_key_is_named_and_not_heard(speaker, kind):
+    page = events.page_of(MODEL, [record()])
+    manifest = events.manifest_page(MODEL, store_of(record()).manifest(), after=-1)
+    for decode, message in (
+        (events.decode, envelope(updated())),
+        (partial(events.decode_records, dim=4), page),
+        (events.decode_manifest, manifest),
+    ):
+        decode(events.encode(message, OURS), fingerprint=MODEL, identity=OURS)
+        with pytest.raises(events.EventRejected) as error:
+            decode(events.encode(message, speaker), fingerprint=MODEL, identity=OURS)
+        assert error.value.kind == kind
+    with pytest.raises(events.EventRejected, match="a node that calls itself 'a'"):
+        events.decode(events.encode(envelope(updated()), speaker), fingerprint=MODEL, identity=OURS)
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_decoder(noise):
     for payload in (noise, bytes([events.WIRE_VERSION]) + noise, framed(noise)):
@@ -248,30 +273,29 @@ def store_of(*records):
 
 
 def page_of(store, after=-1, rows=65_536):
-    return events.encode(events.manifest_page(MODEL, store.manifest(), store.tombstones(), after=after, rows=rows))
+    return events.encode(events.manifest_page(MODEL, store.manifest(), after=after, rows=rows))
 
 
 def test_a_manifest_travels_in_pages():
     store = store_of(*(record(i, revision=i + 1) for i in range(1, 6)))
     store.remove(5, 9)
 
-    first, removed, more = events.decode_manifest(page_of(store, rows=3), fingerprint=MODEL)
-    assert (first.chart_ids.tolist(), first.revisions.tolist(), removed, more) == ([1, 2, 3], [2, 3, 4], {5: 9}, True)
-    last, removed, more = events.decode_manifest(page_of(store, after=3, rows=3), fingerprint=MODEL)
-    assert (last.chart_ids.tolist(), removed, more) == ([4], {}, False)
+    first, more = events.decode_manifest(page_of(store, rows=3), fingerprint=MODEL)
+    assert (first.chart_ids.tolist(), first.revisions.tolist(), more) == ([1, 2, 3], [2, 3, 4], True)
+    last, more = events.decode_manifest(page_of(store, after=3, rows=3), fingerprint=MODEL)
+    assert (last.chart_ids.tolist(), more) == ([4], False)
     assert store_of().lacks(first).tolist() == [1, 2, 3]
     assert store.lacks(first).tolist() == []
 
 
 def test_a_manifest_that_is_none_is_refused():
-    page = events.manifest_page(MODEL, store_of(record(1), record(2)).manifest(), {3: 4}, after=-1)
+    page = events.manifest_page(MODEL, store_of(record(1), record(2)).manifest(), after=-1)
     for wrong in (
         {"chart_ids": page.chart_ids[:-1]},
         {"chart_ids": page.chart_ids[8:] + page.chart_ids[:8]},
         {"revisions": page.revisions[8:]},
         {"content_hashes": page.content_hashes[1:]},
         {"vector_hashes": page.vector_hashes[16:]},
-        {"removed_revisions": b""},
     ):
         with pytest.raises(events.EventRejected) as error:
             events.decode_manifest(events.encode(msgspec.structs.replace(page, **wrong)), fingerprint=MODEL)
@@ -320,7 +344,7 @@ REAL = [
     for event in (
         updated(),
         events.BatchChunk("b1", 5, [events.pack(record(i)) for i in range(3)]),
-        events.BatchFinished("b1", 5, 2, 9, events.pack_ids([2, 1])),
+        events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
         events.Heartbeat("ab" * 16, 3, 9, "rebuild", True),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
     )

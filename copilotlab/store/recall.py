@@ -1,0 +1,83 @@
+"""How much of what there is to find the graphs find: now and then a search is done again, exactly, beside the searches.
+
+One query at a time is kept, and whoever builds the graphs asks it both ways, so nobody's search takes longer for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+
+from copilotlab.store.records import Floats
+from copilotlab.store.snapshot import Snapshot
+
+SHARE = 0.01  # of one core's time, at most
+SHORTEST_PAUSE = 1.0  # seconds between two measurements
+KEPT = 50  # measurements
+ENOUGH = 5  # of them before anything is said
+POOR = 0.9
+
+_log = logging.getLogger("copilotlab.store")
+
+
+class Recall:
+    """The last measurements of one store, 50 at most."""
+
+    def __init__(self) -> None:
+        self._query: tuple[Floats, int] | None = None
+        self._next = 0.0
+        self._found: deque[tuple[int, int]] = deque(maxlen=KEPT)  # how many were right, of how many
+        self._has_warned = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to measure."""
+        return self._query is not None
+
+    @property
+    def value(self) -> float | None:
+        """The share, 0 to 1, of the right answers of late that were given; None before the first measurement."""
+        found = list(self._found)
+        return sum(right for right, _ in found) / sum(there for _, there in found) if found else None
+
+    def offer(self, query: Floats, k: int) -> bool:
+        """Keep this search, (dim,), for the next measurement unless it is too soon for one; whether one waits."""
+        if self._query is None and time.monotonic() >= self._next:
+            self._query = query.copy(), k
+        return self.waits
+
+    def measure(self, now: Snapshot) -> None:
+        """Ask what waits both ways, in the same snapshot.
+
+        An answer is right if its score is as good as the exact answer's last: charts of like vectors are alike.
+        """
+        if self._query is None:
+            return
+        query, k = self._query
+        began = time.monotonic()
+        (given,) = now.search(query[None], k, None, exact=False)
+        (exact,) = now.search(query[None], k, None, exact=True)
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(SHORTEST_PAUSE, took * (1 / SHARE - 1))
+        self._query = None
+        if len(exact.scores):
+            self._found.append((int((given.scores >= exact.scores[-1]).sum()), len(exact.scores)))
+        value = self.value
+        if value is not None and value < POOR and len(self._found) >= ENOUGH and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "searches through the graph find %.2f of what an exact search finds (the last %d that were measured, "
+                "%d charts): many charts may have nearly the same words; a larger exact_limit searches exactly",
+                value,
+                len(self._found),
+                now.live,
+            )
+
+    def clear(self) -> None:
+        """Searches are exact: what was measured is over."""
+        self._query = None
+        self._found.clear()
+
+    def __repr__(self) -> str:
+        return f"Recall({self.value}, {len(self._found)} measurements)"
