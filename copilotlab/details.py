@@ -48,12 +48,11 @@ class Details:
         with self._lock:
             self._known.pop(chart_id, None)
 
-    def forget_after(self, revision: int) -> None:
-        """The repository was restored from a backup: nothing newer than that is so."""
+    def clear(self) -> None:
+        """Forget all: the repository is another than it was, and its revisions with it."""
         with self._lock:
             self._restored += 1
-            for chart_id in [i for i, (noted, _) in self._known.items() if noted > revision]:
-                del self._known[chart_id]
+            self._known.clear()
 
     def of(self, wanted: Mapping[int, int]) -> dict[int, Chart]:
         """The charts ``wanted``, each chart_id -> the least revision that will do.

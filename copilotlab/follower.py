@@ -46,8 +46,8 @@ class Follower:
 
     store, backlog: what it keeps in step. new_patience: seconds until what was there before this store was is its own
     to embed; what changes later is waited for as long as the policy's `adopt_after`.
-    went_back: called with the repository's revision where that is older than what was seen of it. is_another: called
-    with the identity of a catalogue that has taken the place of the one that was followed.
+    went_back: called where the repository is not what was followed: all that was read of it may be of another past.
+    is_another: called with the identity of a catalogue that has taken the place of the one that was followed.
 
     Not safe for threads: whoever works for the store looks.
     """
@@ -63,7 +63,7 @@ class Follower:
         journal: Journal,
         counters: Metrics,
         new_patience: float,
-        went_back: Callable[[int], object],
+        went_back: Callable[[], object],
         is_another: Callable[[Identity], object],
     ) -> None:
         self._charts = charts
@@ -202,6 +202,7 @@ class Follower:
 
     def _compare(self) -> Heads:
         """Take in the whole catalogue, since what was followed is not what is there."""
+        self._tell_went_back()
         self._counters.count("compared_anew")
         self._journal.note(
             "compared_anew",
@@ -218,7 +219,7 @@ class Follower:
 
         It was restored from a backup, or a peer told of what never was: the repository says what is so.
         """
-        self._tell_went_back(look.revision)
+        self._tell_went_back()
         self._backlog.clear()
         self.has_read = False
         if look.identity == self._identity:

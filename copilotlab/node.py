@@ -131,7 +131,7 @@ class Node:
             journal=self.journal,
             counters=self.counters,
             exact_limit=self._exact_limit,
-            went_back=self._details.forget_after,
+            went_back=self._details.clear,
         )
 
     @property

@@ -62,7 +62,7 @@ class Replica:
         journal: Journal,
         counters: Metrics,
         exact_limit: int,
-        went_back: Callable[[int], object],
+        went_back: Callable[[], object],
     ) -> None:
         self.charts = charts
         self.embedder = embedder

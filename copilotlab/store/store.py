@@ -261,7 +261,10 @@ class VectorStore:
         self._watermark = revision
         self._latest = max(self._latest, revision)
         # Of no other chart need it be known that it was removed by then: nothing of it comes in.
-        self._tombstones = {i: t for i, t in self._tombstones.items() if t > revision or i in self._expected}
+        expected = self._expected
+        self._tombstones = {
+            i: t for i, t in self._tombstones.items() if t > revision or (i in expected and t < expected[i][0])
+        }
 
     def _holds(self, chart_id: int, revision: int, content_hash: bytes) -> bool:
         head = self.head(chart_id)

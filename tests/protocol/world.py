@@ -319,7 +319,7 @@ class World:
         self._seen: dict[str, dict[int, int]] = {}
         self._epochs: dict[str, int] = {}
         self._deferred: dict[str, dict[int, int]] = {}
-        self._misled: dict[str, float] = {}  # nodes that may hold what the repository has not, and since when
+        self._misled: float | None = None  # since when nodes may hold what the repository has not; None if none may
         for _ in range(size):
             self.add_node()
 
@@ -430,9 +430,9 @@ class World:
         self._mislead()
 
     def _mislead(self) -> None:
-        """Until a node has looked again, it may hold what is not so, and what was deferred may never have been."""
+        """Until all have looked again, a node may hold what is not so, and what was deferred may never have been."""
+        self._misled = self.clock.now()
         for node in self.nodes:
-            self._misled[node.node_id] = self.clock.now()
             self._deferred[node.node_id].clear()
 
     def lie(self, chart_id: int, ahead: int, *, deletes: bool, identity: Identity, knows: bool) -> None:
@@ -598,10 +598,11 @@ class World:
         """The safety promises, as of now."""
         if self.redis.broken:
             raise Broken(self.redis.broken)
-        for node, carrier in self._pairs():
-            if self._is_misled(node, carrier):
-                self._seen[node.node_id].clear()
-                continue
+        if self._are_misled():
+            for seen in self._seen.values():
+                seen.clear()
+            return
+        for node in self.nodes:
             seen = self._seen[node.node_id]
             held = node.store.manifest().chart_ids.tolist()
             for record in map(node.store.get, held):
@@ -619,13 +620,14 @@ class World:
                 if chart_id not in held:
                     seen[chart_id] = max(seen.get(chart_id, 0), revision + 1)
 
-    def _is_misled(self, node: Node, carrier: CrashingCarrier) -> bool:
-        """Whether a node may still hold what it was told, or what the repository had in another past."""
-        since = self._misled.get(node.node_id)
-        looked_at = node._replica.follower.looked_at
-        if since is not None and not carrier.arrived and looked_at is not None and looked_at > since + LOOKS:
-            del self._misled[node.node_id]
-        return node.node_id in self._misled
+    def _are_misled(self) -> bool:
+        """Whether a node may hold, and pass on, what it was told, or what the repository had in another past."""
+        if self._misled is None:
+            return False
+        looked_at = [node._replica.follower.looked_at or 0.0 for node in self.nodes]
+        if min(looked_at) > self._misled + LOOKS and not any(carrier.arrived for carrier in self.carriers):
+            self._misled = None
+        return self._misled is not None
 
     def _deleted_since(self, chart_id: int, revision: int) -> int | None:
         """The first revision at which the chart was deleted after that one; None if it was not."""

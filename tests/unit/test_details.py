@@ -244,7 +244,8 @@ def test_a_late_read_brings_nothing_from_before_a_restore(quick):
     details, _ = details_of(charts)
     charts.gate.clear()
     assert titles(details, 0) == {}
-    details.forget_after(0)
+    wait_until(lambda: charts.reads)
+    details.clear()
     charts.gate.set()
     assert charts.ended.acquire(timeout=LIMIT)
     wait_until(lambda: hanging_threads() == 0)

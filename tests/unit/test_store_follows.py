@@ -124,6 +124,13 @@ def test_a_tombstone_stays_where_the_chart_is_expected_again(store):
     assert store.put(record(7, 6, b"b"))
 
 
+def test_a_tombstone_of_another_past_keeps_out_nothing_that_is_expected(store):
+    store.remove(7, 5)
+    follow(store, [(7, 4, b"b")], since=0, revision=6)
+
+    assert store.put(record(7, 4, b"b"))
+
+
 def test_a_look_that_leaves_a_gap_moves_no_watermark(store):
     follow(store, [(1, 1, b"a")], since=0, revision=1)
     follow(store, [(2, 9, None), (3, 8, b"c")], since=6, revision=9)
