@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.lifetime import renewed_by_fork
 from copilotlab.markup import facts_table, rows_table, text
 from copilotlab.urls import hide_password
 
@@ -154,6 +155,14 @@ class ChartRepository:
         self._charts, self._counter = _tables()
         with self._transaction(writes=True) as connection:
             self._create(connection)
+        renewed_by_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: connect anew; what is in memory is a copy, and goes its own way from now on."""
+        self._lock = threading.RLock()
+        if not self._in_memory:
+            self._inherited = self._engine.pool  # never closed here: its connections are the parent's
+            self._engine.dispose(close=False)
 
     @classmethod
     def from_frame(cls, frame_or_path: pl.DataFrame | str | Path, url: str = "sqlite://") -> Self:
@@ -340,7 +349,8 @@ class ChartRepository:
             with self._engine.connect().execution_options(copilotlab_writes=writes) as connection, connection.begin():
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            cause = getattr(error, "orig", None) or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]  # some drivers raise without words
             raise RepositoryError(f"the repository at {self._shown_url} cannot do this: {reason}") from error
         finally:
             if self._in_memory:

@@ -122,6 +122,14 @@ _loaded: dict[str, Embedder] = {}
 _loading = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.Lock()  # a thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:
     """The embedder of that name. Loaded once per process for equal name and options, then shared.
 

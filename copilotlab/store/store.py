@@ -76,6 +76,12 @@ class VectorStore:
         self._indexer: _Indexer | None = None
         self._indexer_lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """In a forked child, whose owner calls it: go on with what was held; locks and threads are the parent's."""
+        self._lock, self._index_lock, self._indexer_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._build = None  # a thread of the parent may have been in the middle of it
+        self._indexer = None
+
     # --- writing ----------------------------------------------------------------------------------------------
 
     def put(self, record: Record) -> bool:
