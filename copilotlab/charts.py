@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab.lifetime import renewed_by_fork
+from copilotlab.lifetime import ForkGate, renewed_by_fork
 from copilotlab.markup import facts_table, rows_table, text
 from copilotlab.urls import hide_password
 
@@ -151,14 +151,26 @@ class ChartRepository:
 
     def __init__(self, url: str = "sqlite://") -> None:
         self._engine, self._shown_url, self._in_memory = _engine(url)
+        self._fork_gate = ForkGate()
         self._lock = threading.RLock()  # in memory all threads share one connection
         self._charts, self._counter = _tables()
         with self._transaction(writes=True) as connection:
             self._create(connection)
         renewed_by_fork(self)
 
+    def before_fork(self) -> None:
+        """Wait for transactions under way. SQLite keeps locks by process: a child would take the parent's for its own,
+        so it begins without any connection to a file."""
+        if self._fork_gate.shut() and self._engine.dialect.name == "sqlite" and not self._in_memory:
+            self._engine.dispose()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._fork_gate.open()
+
     def after_fork(self) -> None:
         """In a forked child: connect anew; what is in memory is a copy, and goes its own way from now on."""
+        self._fork_gate = ForkGate()
         self._lock = threading.RLock()
         if not self._in_memory:
             self._inherited = self._engine.pool  # never closed here: its connections are the parent's
@@ -346,7 +358,11 @@ class ChartRepository:
         if self._in_memory:
             self._lock.acquire()
         try:
-            with self._engine.connect().execution_options(copilotlab_writes=writes) as connection, connection.begin():
+            with (
+                self._fork_gate,
+                self._engine.connect().execution_options(copilotlab_writes=writes) as connection,
+                connection.begin(),
+            ):
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error

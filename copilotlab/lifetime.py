@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import Protocol
 
 STOP_SECONDS = 10.0  # how long an end waits for threads that are in a model or a database; what hangs there is left
+FORK_SECONDS = 5.0  # how long a fork waits for a transaction that is under way
 HANDLER_SECONDS = 1.0  # likewise in a signal handler, which holds up the very call that the threads may wait for
 
 
@@ -109,8 +111,48 @@ class Mortal(Protocol):
     def stop(self, timeout: float = STOP_SECONDS) -> None: ...
 
 
+class ForkGate:
+    """``with gate:`` around what a fork in another thread must not cut in two, since the child could never end it.
+
+    A fork waits for those who are inside, at most FORK_SECONDS, and who comes meanwhile waits for the fork.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: Counter[int] = Counter()  # threads
+        self._shut = False
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut or self._inside[me], 2 * FORK_SECONDS)
+            self._inside[me] += 1
+
+    def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
+            self._changed.notify_all()
+
+    def shut(self) -> bool:
+        """Before a fork; whether nobody is inside now."""
+        with self._changed:
+            self._shut = True
+            others = self._inside.keys() - {threading.get_ident()}
+            self._changed.wait_for(lambda: not others & self._inside.keys(), FORK_SECONDS)
+            return not self._inside
+
+    def open(self) -> None:
+        """After it, in the parent."""
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+
+
 class Heir(Protocol):
-    """What a forked child has a copy of."""
+    """What a forked child has a copy of. `before_fork` and `after_fork_in_parent` are called where it has them."""
 
     def after_fork(self) -> None:
         """In the child, before anything else runs there: no thread of the parent is here, and a lock that one held
@@ -123,6 +165,11 @@ def ends_with_the_interpreter(mortal: Mortal) -> None:
     _mortals[next(_numbers)] = mortal
     atexit.unregister(_end)  # so that it comes first at the end: handlers are called in reverse
     atexit.register(_end)
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _end, exitpriority=0)  # a child of multiprocessing calls these, and not those of atexit
 
 
 def renewed_by_fork(heir: Heir) -> None:
@@ -169,8 +216,20 @@ def _end() -> None:
 def _after_fork() -> None:
     _threads.clear()
     _mortals.clear()
+    _call("after_fork")
+
+
+def _call(name: str) -> None:
     for _, heir in sorted(_heirs.items()):
-        heir.after_fork()
+        getattr(heir, name, _nothing)()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _nothing() -> None:
+    pass
+
+
+os.register_at_fork(
+    before=lambda: _call("before_fork"),
+    after_in_parent=lambda: _call("after_fork_in_parent"),
+    after_in_child=_after_fork,
+)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import gc
+import json
+import multiprocessing
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
+import psutil
 import pytest
 
-from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy, load_embedder
+from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, load_embedder
 from copilotlab.charts import RepositoryError
 from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lifetime import Bell, Latch
 
 LIMIT = 60.0  # seconds for a process, or for what is waited for; no test waits for it to pass
-QUICK = Policy(probe_interval=0.05, heartbeat_interval=0.3, redis_timeout=1.0)  # a busy machine is not an outage
+QUICK = Policy(
+    probe_interval=0.05, heartbeat_interval=0.3, adopt_after=0.3, redis_timeout=1.0
+)  # a busy machine is not an outage
 
 
 @pytest.fixture(scope="module")
@@ -407,3 +417,293 @@ def test_a_node_that_does_not_start_leaves_nothing_running(server, monkeypatch):
         pytest.fail("it started")
     assert own_threads() <= before
     wait_until(lambda: clients(server) == 0)
+
+
+def test_a_lab_that_nobody_holds_goes_with_its_nodes_its_lines_and_its_server(server):
+    before = own_threads()
+    for _ in range(2):
+        lab = Lab(nodes=2, model="hash", charts=catalogue(), policy=QUICK).start()
+        pid, lines = lab.redis.pid, [weakref.ref(proxy) for proxy in lab.proxies]
+        gone = [weakref.ref(lab), *(weakref.ref(node) for node in lab.nodes)]
+        del lab
+        wait_until(lambda: collected(*gone, *lines))  # noqa: B023 - called before they change
+        wait_until(lambda: own_threads() <= before)
+        wait_until(lambda: not psutil.pid_exists(pid))  # noqa: B023
+    theirs = Lab(nodes=2, model="hash", charts=catalogue(), policy=QUICK, redis=server).start()
+    gone = [weakref.ref(theirs)]
+    del theirs
+    wait_until(lambda: collected(*gone))
+    wait_until(lambda: own_threads() <= before)
+    wait_until(lambda: clients(server) == 0)
+    assert server.ping()
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def forked(work):
+    """A child made by a bare fork that sends back what ``work()`` returns, as JSON; killed at the end if it hangs."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            answer = json.dumps(work()).encode()
+        except BaseException as error:  # noqa: BLE001 - nothing of the child may go on in the test
+            answer = json.dumps({"error": repr(error)}).encode()
+        os.write(writing, answer)
+        os._exit(0)
+    os.close(writing)
+    try:
+        yield lambda: json.loads(read_all(reading))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+
+
+def read_all(descriptor, limit=LIMIT):
+    found = b""
+    while select.select([descriptor], [], [], limit)[0]:
+        if not (piece := os.read(descriptor, 65536)):
+            return found
+        found += piece
+    raise TimeoutError(f"the child has not answered within {limit:g} s")
+
+
+def who(node):
+    return [node.node_id, node.coordinator.session]
+
+
+def test_a_node_made_before_a_fork_is_another_one_in_each_child_and_all_follow_each_other(server, tmp_path):
+    charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
+    named = Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="web")
+    unnamed = Node(charts, load_embedder("hash"), server.url, policy=QUICK)
+    named.connect()  # the connection is the parent's
+    named.rebuild()
+    seen = [who(named), who(unnamed)]
+
+    def work():
+        with named:
+            chart_id = 1_000 + os.getpid()
+            outcome = named.update_chart(Chart(chart_id=chart_id, title=f"Made by {chart_id}")).outcome
+            wait_until(lambda: len(named.store) == 23)  # 20, and one of each child
+            return [who(named), who(unnamed), outcome, named.counters["embeddings"], named.store.digest]
+
+    with forked(work) as first, forked(work) as second, forked(work) as third:
+        found = [first(), second(), third()]
+    for name, other, outcome, embeddings, _ in found:
+        assert (outcome, embeddings) == ("published", 1)
+        assert name[0].startswith("web-")
+        seen += [name, other]
+    assert len({name for name, _ in seen}) == len({session for _, session in seen}) == 8
+    assert len({digest for *_, digest in found}) == 1
+    assert named.node_id == "web"
+    assert named.update_chart(Chart(chart_id=1, title="The parent's line is whole")).outcome == "published"
+    named.stop()
+
+
+def test_a_node_that_runs_in_the_parent_refuses_in_the_child_until_it_is_started_there(server, tmp_path):
+    charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
+    with Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="web") as node:
+        node.rebuild()
+        count = len(charts)
+
+        def work():
+            said = []
+            calls = (
+                lambda: node.update_chart(Chart(chart_id=77, title="Orders")),
+                lambda: node.delete_chart(1),
+                lambda: node.search("revenue"),
+                node.rebuild,
+                node.status,
+            )
+            for call in calls:
+                with pytest.raises(RuntimeError, match=r"start\(\) it here") as error:
+                    call()
+                said.append(str(error.value))
+            said.append(repr(node))
+            held = len(charts)
+            node.start()
+            outcome = node.update_chart(Chart(chart_id=77, title="Orders")).outcome
+            node.stop()
+            return [said, held, outcome]
+
+        with forked(work) as answer, forked(lambda: node.stop()) as stopped:
+            said, held, outcome = answer()
+            assert stopped() is None
+        assert held == count, "what was refused has changed nothing"
+        assert outcome == "published"
+        assert all("'web'" in words for words in said[:5])
+        wait_until(lambda: 77 in node.store)
+        assert node.running
+        assert node.update_chart(Chart(chart_id=1, title="And goes on")).outcome == "published"
+
+
+def test_children_forked_in_the_middle_of_traffic_never_hang(server, tmp_path):
+    charts = catalogue(200, url=f"sqlite:///{tmp_path}/charts.db")
+    running = Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="running").start()
+    idle = Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="idle")
+    idle.connect()
+    ending = threading.Event()
+
+    def traffic(node, first):
+        turn = 0
+        while not ending.is_set():
+            turn += 1
+            node.update_chart(Chart(chart_id=first + turn % 50, title=f"Orders {turn} of {first}"))
+            node.search("revenue by region")
+
+    threads = [threading.Thread(target=traffic, args=(node, 300 + 50 * i)) for i in (0, 1) for node in (running, idle)]
+    for thread in threads:
+        thread.start()
+
+    def work():
+        idle.search("orders")
+        idle.connect()
+        outcomes = [idle.update_chart(Chart(chart_id=5_000, title=f"Child {os.getpid()}")).outcome]
+        running.start()
+        running.search("orders")
+        outcomes.append(running.update_chart(Chart(chart_id=5_001, title=f"Child {os.getpid()}")).outcome)
+        for node in (running, idle):
+            node.stop()
+        return outcomes
+
+    try:
+        for _ in range(25):
+            with forked(work) as answer:
+                outcomes = answer()
+                assert set(outcomes) <= {"published", "deferred"}, outcomes
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join(LIMIT)
+        running.stop()
+        idle.stop()
+    wait_until(lambda: clients(server) == 0)
+
+
+def in_a_pool(number):
+    node = POOLED[0]
+    outcome = node.update_chart(Chart(chart_id=100 + number, title=f"Made in a pool, {number}")).outcome
+    return [*who(node), outcome, node.search("made in a pool", k=1).height]
+
+
+POOLED = []
+
+
+def test_a_pool_of_multiprocessing_works_with_a_node_that_was_made_before_it(server, tmp_path):
+    charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
+    POOLED[:] = [Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="pooled")]
+    with Node(charts, load_embedder("hash"), server.url, policy=QUICK) as parent:
+        parent.rebuild()
+        with multiprocessing.get_context("fork").Pool(3, initializer=POOLED[0].start) as pool:
+            found = pool.map_async(in_a_pool, range(12), chunksize=1).get(LIMIT)
+            pool.close()
+            pool.join()
+        wait_until(lambda: len(parent.store) == 32)
+        wait_until(lambda: parent.status()["peers"] == 0)
+    assert {(outcome, height) for *_, outcome, height in found} == {("published", 1)}
+    assert len({name for name, *_ in found}) == len({session for _, session, *_ in found}) <= 3
+    assert not server.client().keys("vector:batch:in_progress")
+    wait_until(lambda: clients(server) == 0)
+    POOLED.clear()
+
+
+def test_a_lab_in_a_child_is_closed_and_the_parents_goes_on():
+    with Lab(nodes=2, model="hash", charts=catalogue(), policy=QUICK) as lab:
+        pid = lab.redis.pid
+
+        def work():
+            states = [lab.closed, lab.redis.state, [proxy.state for proxy in lab.proxies]]
+            lab.close()
+            return states
+
+        with forked(work) as answer:
+            assert answer() == [True, "closed", ["closed", "closed"]]
+        assert lab.redis.pid == pid
+        lab.nodes[0].update_chart(Chart(chart_id=99, title="Orders"))
+        lab.partition(1)
+        lab.heal(1)
+        lab.wait_converged(LIMIT)
+
+
+APP = """
+import json, os
+from urllib.parse import parse_qs
+from copilotlab import Chart, ChartRepository, Node, Policy, load_embedder
+
+charts = ChartRepository(os.environ["CHARTS"])
+node = Node(charts, load_embedder("wordllama"), os.environ["REDIS"], policy=Policy(redis_timeout=1.0), node_id="web")
+
+def app(environ, start_response):
+    asked = {key: values[0] for key, values in parse_qs(environ["QUERY_STRING"]).items()}
+    if "title" in asked:
+        node.update_chart(Chart(chart_id=int(asked["id"]), title=asked["title"]))
+    found = node.search(asked["q"], k=1)["title"].to_list()
+    said = {"name": node.node_id, "found": found, "charts": len(node.store), "made": node.counters["embeddings"],
+            "session": node.coordinator.session, "running": node.running}
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(said).encode()]
+"""
+CONFIG = """
+def post_fork(server, worker):
+    from app import node
+    node.start()
+"""
+
+
+def test_two_workers_of_gunicorn_with_a_preloaded_node_search_update_and_end_in_order(server, tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
+    url = f"sqlite:///{tmp_path}/charts.db"
+    charts = catalogue(url=url)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--preload", "--workers", "2", "--bind", f"127.0.0.1:{port}", "--log-level", "warning"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", *options, "--graceful-timeout", "20", "app:app"],
+        cwd=tmp_path,
+        env={**os.environ, "CHARTS": url, "REDIS": server.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(**query):
+        with urlopen(f"http://127.0.0.1:{port}/?{urlencode(query)}", timeout=LIMIT) as answer:
+            return json.load(answer)
+
+    workers = {}
+
+    def asked(**query):
+        answer = ask(**query)
+        workers[answer["name"]] = answer
+        return answer
+
+    def up():
+        try:
+            return asked(q="revenue")["running"]
+        except URLError:
+            assert process.poll() is None
+            return False
+
+    try:
+        wait_until(up)
+        wait_until(lambda: asked(q="revenue")["charts"] == 20 and len(workers) == 2)
+        for number in range(20):
+            asked(q="orders", id=100 + number, title=f"Espresso orders of machine {number}")
+        wait_until(lambda: asked(q="x") and {worker["charts"] for worker in workers.values()} == {40})
+        assert all(name.startswith("web-") and worker["running"] for name, worker in workers.items())
+        assert len({worker["session"] for worker in workers.values()}) == 2
+        assert sum(worker["made"] for worker in workers.values()) == len(charts) == 40
+        assert asked(q="espresso orders of machine 7")["found"] == ["Espresso orders of machine 7"]
+        process.terminate()
+        assert ended(process) == (0, "")
+        wait_until(lambda: clients(server) == 0)
+        assert not server.client().exists(BATCH_IN_PROGRESS)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
