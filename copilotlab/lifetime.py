@@ -228,8 +228,9 @@ def _nothing() -> None:
     pass
 
 
-os.register_at_fork(
-    before=lambda: _call("before_fork"),
-    after_in_parent=lambda: _call("after_fork_in_parent"),
-    after_in_child=_after_fork,
-)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(
+        before=lambda: _call("before_fork"),
+        after_in_parent=lambda: _call("after_fork_in_parent"),
+        after_in_child=_after_fork,
+    )

@@ -127,7 +127,8 @@ def _after_fork() -> None:
     _loading = threading.Lock()  # a thread of the parent may have held it
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.lifetime import STOP_SECONDS
 from copilotlab.markup import facts_table
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.records import (
@@ -543,7 +544,7 @@ class _Indexer(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         if self.is_alive():
-            self.join()
+            self.join(STOP_SECONDS)
 
     def _step(self) -> bool:
         store = self._store()

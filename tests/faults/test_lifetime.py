@@ -197,6 +197,87 @@ def test_a_node_is_stopped_by_a_signal_handler_in_the_middle_of_its_own_traffic(
     wait_until(lambda: clients(server) == 0)
 
 
+LOCKS = """
+class Stopped(BaseException):
+    pass
+class Interrupted:
+    def __init__(self, lock):
+        self.lock, self.armed, self.wanted = lock, True, threading.Event()
+    def __enter__(self):
+        self.acquire()
+    def __exit__(self, *_):
+        self.lock.release()
+    def acquire(self, *arguments, **named):
+        if threading.current_thread() is not threading.main_thread():
+            if self.lock.acquire(blocking=False):
+                return True
+            self.wanted.set()
+            return self.lock.acquire(*arguments, **named)
+        taken = self.lock.acquire(*arguments, **named)
+        if self.armed:
+            self.armed = False
+            self.wanted.clear()
+            self.wanted.wait(0.5)  # until a thread of the node waits for it too, if one ever does
+            try:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            except Stopped:
+                self.lock.release()
+                raise
+        return taken
+    def __getattr__(self, name):
+        return getattr(self.lock, name)
+def stop(*_):
+    began = time.monotonic()
+    node.stop()
+    say(f"{name} {time.monotonic() - began:.3f}")
+    raise Stopped
+signal.signal(signal.SIGUSR1, stop)
+kinds = (type(threading.Lock()), type(threading.RLock()))
+model, number = HashEmbedder(), 0
+while True:
+    name = ""
+    node = Node(catalogue(40), model, url, policy=Policy(redis_timeout=1.0, heartbeat_interval=0.05)).start()
+    node.rebuild()
+    owners = {"node": node, "replica": node._replica, "coordinator": node.coordinator, "store": node.store,
+              "counters": node.counters, "details": node._details, "backlog": node._replica.backlog,
+              "transfers": node._replica.transfers, "carrier": node.coordinator._carrier}
+    found = [(part, attribute) for part, owner in owners.items()
+             for attribute, value in sorted(vars(owner).items()) if isinstance(value, kinds)]
+    if number == len(found):
+        node.stop()
+        break
+    part, attribute = found[number]
+    name = f"{part}.{attribute}"
+    lock = Interrupted(getattr(owners[part], attribute))
+    setattr(owners[part], attribute, lock)
+    try:
+        for turn in range(3):
+            node.update_chart(Chart(chart_id=turn, title=f"Orders of turn {turn}"))
+            node.search("orders of turn", k=3)
+            node.delete_chart(turn)
+            node.charts.save(Chart(chart_id=turn, title="Saved elsewhere"))
+            node.chart_changed(turn)
+            node.status(), node.metrics()
+            node.rebuild()
+    except Stopped:
+        pass
+    lock.armed = False
+    node.stop()
+    left = [thread.name for thread in threading.enumerate() if node.node_id in thread.name]
+    assert not left, (name, left)
+    number += 1
+"""
+
+
+def test_a_signal_handler_may_stop_a_node_while_the_code_that_it_interrupts_holds_any_of_its_locks(server):
+    with script(LOCKS, server.url) as process:
+        out, errors = process.communicate(timeout=2 * LIMIT)
+    assert (process.returncode, errors) == (0, "")
+    took = {name: float(seconds) for name, seconds in map(str.split, out.splitlines())}
+    assert {"coordinator._speaking", "counters._lock", "store._lock"} <= took.keys()
+    assert max(took.values()) < 5.0, took  # it states 1 s; the machine is shared
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_a_signal_in_a_rebuild_gives_the_lease_back(server, started):
     code = """
@@ -582,6 +663,25 @@ def test_children_forked_in_the_middle_of_traffic_never_hang(server, tmp_path):
         running.stop()
         idle.stop()
     wait_until(lambda: clients(server) == 0)
+
+
+def test_a_fork_waits_for_a_transaction_that_is_under_way_and_the_child_writes_at_once(tmp_path):
+    charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
+    inside = threading.Event()
+
+    def write():
+        with charts._transaction(writes=True):
+            inside.set()
+            time.sleep(0.3)  # a slow one
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert inside.wait(LIMIT)
+    with forked(lambda: charts.save(Chart(chart_id=1, title="Made in the child"))) as answer:
+        assert answer() == 21
+    writing.join()
+    assert charts.get(1).title == "Made in the child"
+    assert charts.save(Chart(chart_id=1, title="Made in the parent")) == 22
 
 
 def in_a_pool(number):
