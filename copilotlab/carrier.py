@@ -17,6 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from copilotlab.lifetime import renewed_by_fork
 from copilotlab.urls import hide_password
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -118,6 +119,17 @@ class RedisCarrier:
         self._scripts: dict[str, redis.commands.core.Script] = {}
         self._subscription: redis.client.PubSub | None = None
         self._broken = False
+        renewed_by_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: connect anew. The connections are the parent's, and a lock of their pool may be held."""
+        if self._subscription is not None:
+            self._subscription.connection = None  # or its finalizer would give it back to the pool
+            self._subscription = None
+        if isinstance(self._target, str) and isinstance(self._client, redis.Redis):
+            self._client.auto_close_connection_pool = False  # likewise
+            self._client = _client(self._target, self.timeout)
+        self._scripts.clear()
 
     @property
     def address(self) -> str:

@@ -7,12 +7,14 @@ vectors in step.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -34,11 +36,23 @@ from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
+from copilotlab.lifetime import (
+    HANDLER_SECONDS,
+    STOP_SECONDS,
+    Background,
+    Latch,
+    ends_with_the_interpreter,
+    interrupted_one_of_our_calls,
+    renewed_by_fork,
+)
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.policy import Policy, check_policy
 from copilotlab.replica import Admission, Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 MAX_QUERY_LENGTH = 2_000
 
@@ -77,8 +91,15 @@ class Node:
     them; above, a graph is built in the background, which costs a core for a minute per 100,000 charts.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
-    hears nothing of the others. Raises ValueError for a wrong URL, name or exact_limit, and TypeError for what is no
-    policy, clock, repository or model, before it connects to anything.
+    hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when nobody
+    holds it any more: then too its threads and connections go, and a batch gives its lease back.
+
+    In a forked child a node is another one: its name is followed by the process's id (a random name is drawn anew), its
+    session, connections and counters are new, its vectors are those of the fork. One that ran in the parent does not
+    run in the child: there it raises RuntimeError, whatever it is asked, until it is started.
+
+    Raises ValueError for a wrong URL, name or exact_limit, and TypeError for what is no policy, clock, repository or
+    model, before it connects to anything.
     """
 
     def __init__(
@@ -101,26 +122,34 @@ class Node:
         check_clock(clock)
         self.charts = charts
         self.policy = policy or Policy()
-        self.node_id = node_id if node_id is not None else uuid.uuid4().hex[:8]
+        self.node_id = node_id if node_id is not None else _random_id()
         self.clock = clock or SystemClock()
+        self._given_id = node_id
         self.journal = Journal(self.node_id, self.clock)
         self.counters = Metrics()
         self._namespace = namespace
         self._exact_limit = exact_limit
         self._details = Details(charts, self.journal, self.counters)
+        self._not_here = ""  # why it does not run in this process; "" where it may
+        self._living: list[Replica] = []
         self._replica = self._make_replica(self._as_chosen(embedder), redis)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
-        self._stopping = threading.Event()
+        self._stopping = Latch()
+        weakref.finalize(self, _abandon, self._living).atexit = False  # the interpreter's end stops it in order
+        renewed_by_fork(self)
 
     def _as_chosen(self, embedder: Embedder) -> Embedder:
         return rounded(embedder) if self.policy.vectors == "float16" else embedder
 
     def _make_replica(
-        self, embedder: Embedder, redis: str | redis_py.Redis | redis_py.RedisCluster | Carrier
+        self,
+        embedder: Embedder,
+        redis: str | redis_py.Redis | redis_py.RedisCluster | Carrier,
+        store: VectorStore | None = None,
     ) -> Replica:
-        return Replica(
+        replica = Replica(
             self.charts,
             embedder,
             redis,
@@ -132,7 +161,23 @@ class Node:
             counters=self.counters,
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
+            store=store,
         )
+        self._living.append(replica)
+        return replica
+
+    @property
+    def _replica(self) -> Replica:
+        self._check_here()
+        return self._present
+
+    @_replica.setter
+    def _replica(self, replica: Replica) -> None:
+        self._present = replica
+
+    def _check_here(self) -> None:
+        if self._not_here:
+            raise RuntimeError(self._not_here)
 
     @property
     def embedder(self) -> Embedder:
@@ -156,36 +201,89 @@ class Node:
         return self._replica.connect()
 
     def start(self) -> Self:
-        """Connect, listen and work in the background.
+        """Connect, listen and work in the background; what of that is at work already goes on.
 
         With Redis away the node starts all the same, says so once in the log and in `status`, and connects when Redis
         is there. Raises CarrierRefused if Redis refuses the password, RuntimeError if the node was stopped before.
         """
         if self._stopping.is_set():
             raise RuntimeError(f"node {self.node_id!r} was stopped; make a new Node, it costs nothing to share charts")
+        self._not_here = ""
         if self.running:
             return self
-        self._replica.connect()
+        if not self.coordinator.connected:
+            self._replica.connect()
         self.journal.note("started", self.coordinator.address)
+        ends_with_the_interpreter(self)
         self._replica.start()
         return self
 
-    def stop(self) -> None:
-        """End the threads, give a batch that is under way back, leave Redis. A second call does nothing."""
-        if self._stopping.is_set():
+    def stop(self, timeout: float = STOP_SECONDS) -> None:
+        """End the threads, give a batch that is under way back, leave Redis. A second call does nothing.
+
+        timeout: the seconds (10) that it takes at most. A thread that is then still in the model or the database is
+        left there, which the log says; it does the rest when it comes back.
+
+        A signal handler may call it. Where the signal has interrupted a call of this node, which may hold what the
+        threads need, it takes at most 1 second: they go on to the end after the handler has returned or raised, and the
+        end of the interpreter waits for them.
+        """
+        interrupted = interrupted_one_of_our_calls()
+        self.let_go()
+        if self._not_here:
             return
+        until = time.monotonic() + (min(timeout, HANDLER_SECONDS) if interrupted else timeout)
+        living = list(self._living)
+        stopped = [replica.stop(max(0.0, until - time.monotonic()), in_handler=interrupted) for replica in living]
+        if interrupted:
+            return  # the log may be what it has interrupted
+        if left := ", ".join(filter(None, stopped)):
+            said = f"still at work after {timeout:g} s: {left}; it ends when it comes back"
+            self.journal.note("left_behind", said, level=logging.WARNING)
+        elif living:
+            self._living.clear()
+            self.journal.note("stopped")
+
+    def let_go(self) -> None:
+        """Begin to stop, and wait for nothing; it takes no lock."""
         self._stopping.set()
-        for replica in self._replicas():
-            replica.stop()
-        self.journal.note("stopped")
+        if not self._not_here:
+            for replica in list(self._living):
+                replica.let_go()
+
+    def after_fork(self) -> None:
+        """In a forked child, before anything else runs there: be another node."""
+        former, stopped = self._present, self._stopping.is_set()
+        if not former.driven and not stopped:
+            self._not_here = (
+                f"node {self.node_id!r} ran when this process was forked: its threads are in the parent, not here; "
+                "start() it here, as another node, or make nodes after the fork"
+            )
+        self.node_id = f"{self._given_id}-{os.getpid()}" if self._given_id is not None else _random_id()
+        self.journal = Journal(self.node_id, self.clock)
+        self.counters = Metrics()
+        self._details = Details(self.charts, self.journal, self.counters)
+        self._switching = threading.Lock()
+        self._stopping = Latch()
+        self._successor = None
+        self._living.clear()
+        former.store.after_fork()
+        carrier = former.coordinator.another_carrier()
+        self._present = self._make_replica(former.embedder, carrier, former.store)
+        if stopped:
+            self.let_go()
 
     @property
     def running(self) -> bool:
         """Whether the background threads are at work."""
-        return self._replica.running
+        return not self._not_here and self._replica.running
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # an interrupt too: a node that did not start leaves nothing running
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -258,6 +356,7 @@ class Node:
         Raises ChartNotFound if there is no such chart, RepositoryError.
         """
         chart_id = check_chart_id(chart_id)
+        self._check_here()  # before anything is deleted
         return self._spread_deletion(chart_id, self.charts.delete(chart_id))
 
     def _read(self, chart_id: int) -> Change | None:
@@ -368,39 +467,29 @@ class Node:
         return self._run("rebuild" if self.policy.reconcile else "sync", progress=progress)
 
     def _run(self, kind: Kind, *, progress: bool) -> BatchResult:
-        batch = self._replica.batch
-        if batch is None or batch.kind != kind:
-            # A node without threads hears nobody while this call drives the batch, so it asks nobody either.
-            batch = self._replica.begin(kind, without_redis=True, ask_peers=self.running) or self._replica.batch
-        if batch is None or batch.kind != kind:  # another's; what this node's own thread began just now is waited for
-            return BatchResult("cancelled" if self._stopping.is_set() else "deferred")
-        self._replica.wake()
-        self._await(batch, progress)
-        if batch.error is not None:
-            raise batch.error
-        return batch.result
-
-    def _await(self, batch: Batch, progress: bool) -> None:
         from tqdm.auto import tqdm
 
+        replica = self._replica
+        ends_with_the_interpreter(self)
+        run = _Run(replica, kind)
         # None: a bar where somebody watches, in a terminal or a notebook; none in a log file.
-        bar = tqdm(total=0, desc=f"{batch.kind} by {self.node_id}", unit="chart", disable=None if progress else True)
+        bar = tqdm(total=0, desc=f"{kind} by {self.node_id}", unit="chart", disable=None if progress else True)
         try:
-            while not batch.finished.is_set():
-                if self._replica.driven:
-                    self._replica.advance()
-                else:
-                    batch.finished.wait(0.1)
-                bar.total = batch.total
-                bar.update(batch.done - bar.n)
-        except KeyboardInterrupt:
-            batch.cancel()
-            self._replica.wake()
-            if self._replica.driven:
-                self._replica.advance()
+            run.start()
+            while not run.ended.wait(0.1):
+                run.show(bar)
+            run.show(bar)
+        except BaseException:  # Ctrl-C, or what the handler of another signal raises
+            run.cancel()
+            run.ended.wait(STOP_SECONDS)
             raise
         finally:
             bar.close()
+        if run.error is not None:
+            raise run.error
+        if run.batch is None:
+            return BatchResult("cancelled" if self._stopping.is_set() else "deferred")
+        return run.batch.result
 
     # --- another model ----------------------------------------------------------------------------------------
 
@@ -434,9 +523,15 @@ class Node:
         finally:
             self._successor = None
             if self._replica is not successor:
-                successor.stop()
+                self._drop(successor)
         self.journal.note("model_switched", embedder.fingerprint, level=logging.INFO)
-        former.stop()
+        self._drop(former)
+
+    def _drop(self, replica: Replica) -> None:
+        if left := replica.stop():
+            self.journal.note("left_behind", f"{left} is still at work", level=logging.WARNING)
+        elif replica in self._living:
+            self._living.remove(replica)
 
     def wait_complete(self, timeout: float | None = None, *, progress: bool = False) -> None:
         """Wait until this node holds all that the repository holds, by whomever it was embedded.
@@ -475,6 +570,7 @@ class Node:
         return {
             "node": self.node_id,
             "state": self._state(),
+            "trouble": "; ".join(replica.trouble.values()),
             "charts": len(self.store),
             "digest": self.store.digest,
             "complete_to": replica.complete_to,
@@ -528,6 +624,8 @@ class Node:
         }
 
     def __repr__(self) -> str:
+        if self._not_here:
+            return f"Node({self.node_id!r}, not started in this process)"
         status = self.status()
         return (
             f"Node({self.node_id!r}, {status['state']}, {status['charts']} charts, "
@@ -547,6 +645,73 @@ class Node:
         well = status["state"] == "running" and redis == "connected" and not lag
         heading = f"Node {self.node_id}: {status['state']}"
         return card(heading, facts, colour=GOOD if well else DOUBTFUL)
+
+
+class _Run(Background):
+    """One batch that a caller waits for.
+
+    It begins, and without other threads goes on, in a thread of its own, where no signal is handled: so an interrupt
+    only ever cuts the waiting short, and never a step between the lease in Redis and what is known of it here.
+    """
+
+    def __init__(self, replica: Replica, kind: Kind) -> None:
+        super().__init__(self._do, f"copilotlab-{kind}-of-{replica.node_id}")
+        self.batch: Batch | None = None
+        self.error: BaseException | None = None
+        self._replica = replica
+        self._kind = kind
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End it after the chunk that is under way."""
+        self._cancelled = True
+        if self.batch is not None:
+            self.batch.cancel()
+        self._replica.wake()
+
+    def show(self, bar: tqdm) -> None:
+        """Bring the bar up to date."""
+        if self.batch is not None:
+            bar.total = self.batch.total
+            bar.update(self.batch.done - bar.n)
+
+    def _do(self) -> None:
+        replica = self._replica
+        try:
+            batch = replica.batch
+            if batch is None or batch.kind != self._kind:
+                # A node without threads hears nobody while this drives the batch, so it asks nobody either.
+                batch = replica.begin(self._kind, without_redis=True, ask_peers=replica.running) or replica.batch
+            if batch is None or batch.kind != self._kind:
+                return  # another's; what this node's own thread began just now is waited for
+            self.batch = batch
+            if self._cancelled:
+                batch.cancel()
+            self._go_through(batch)
+            self.error = batch.error
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+            self.error = error
+
+    def _go_through(self, batch: Batch) -> None:
+        replica = self._replica
+        replica.wake()
+        while replica.driven and not batch.finished.is_set():
+            with replica.driving:
+                replica.advance()
+        while not (batch.finished.wait(0.1) or replica.gone):
+            pass
+        if replica.driven and replica.stopped:  # by somebody who did not wait for as long as this took
+            replica.leave()
+
+
+def _abandon(replicas: list[Replica]) -> None:
+    """Nobody holds the node any more."""
+    for replica in replicas:
+        replica.let_go()
+
+
+def _random_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _embed_query(embedder: Embedder, query: str) -> np.ndarray:

@@ -11,9 +11,14 @@ what it has. The third is mended by asking the peers, and, if none has it, by a 
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
+import time
+import traceback
 from collections.abc import Callable
+from functools import partial
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -28,6 +33,7 @@ from copilotlab.clock import Clock
 from copilotlab.coordinator import Coordinator, Flags, Lease, Need
 from copilotlab.embedding import Embedder
 from copilotlab.follower import Follower
+from copilotlab.lifetime import STOP_SECONDS, Background, Bell, Latch
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.peers import ALIVE_BEATS, Peers
 from copilotlab.policy import Policy
@@ -46,7 +52,8 @@ ANYBODY = ""
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    Parameters are those of `Node`; a `Carrier` is this replica's own. went_back: see `Follower`.
+    Parameters are those of `Node`; a `Carrier` is this replica's own. went_back: see `Follower`. store: vectors of this
+    model to begin with; none by default.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Replica:
         counters: Metrics,
         exact_limit: int,
         went_back: Callable[[], object],
+        store: VectorStore | None = None,
     ) -> None:
         self.charts = charts
         self.embedder = embedder
@@ -71,7 +79,8 @@ class Replica:
         self.clock = clock
         self.journal = journal
         self.counters = counters
-        self.store = VectorStore(embedder.dim, ordered=policy.ordered, exact_limit=exact_limit)
+        made = VectorStore(embedder.dim, ordered=policy.ordered, exact_limit=exact_limit) if store is None else store
+        self.store = made
         self.coordinator = Coordinator(
             redis,
             node_id=node_id,
@@ -123,9 +132,16 @@ class Replica:
         """When this replica last held all that the repository held, the whole catalogue compared; None if never."""
         self.failure: BaseException | None = None
         """What the last batch here has failed with; None if it did not."""
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self.trouble: dict[str, str] = {}
+        """What the last step of a thread has failed with, by the thread's name; empty once each works again."""
+        self.driving = threading.Lock()
+        """Of whoever drives a batch of a replica without threads."""
+        self._threads: dict[str, Background] = {}
+        self._starting = threading.Lock()
+        self._stopping = Latch()
+        self._leaving = threading.Lock()
+        self._gone = Latch()
+        self._wake = Bell()
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -137,60 +153,126 @@ class Replica:
         return True
 
     def start(self) -> None:
-        """Listen and work in the background."""
-        self._threads = [
-            threading.Thread(target=self._guard, args=[step], name=f"copilotlab-{self.node_id}-{name}", daemon=True)
-            for name, step in (("listen", self._listen_on), ("work", self._work_on))
-        ]
-        for thread in self._threads:
-            thread.start()
+        """Listen and work in the background; where a thread has failed, that one begins again."""
+        with self._starting:
+            for name, step in (("listen", self._listen_on), ("work", self._work_on)):
+                thread = self._threads.get(name)
+                if thread is None or thread.ended.is_set():
+                    label = f"copilotlab-{self.node_id}-{name}"
+                    self._threads[name] = Background(partial(self._go_on, name, step), label)
+                    self._threads[name].start()
 
-    def stop(self) -> None:
-        """End the threads, give a batch that is under way back, leave Redis."""
+    def let_go(self) -> None:
+        """Have the threads end, give a batch that is under way back and leave Redis; without waiting for it.
+
+        It takes no lock, so a signal handler or a finalizer may call it.
+        """
         self._stopping.set()
-        self._wake.set()
-        for thread in self._threads:
-            thread.join()
-        with self._batch_lock:  # a caller may be about to begin one; nobody does any more
-            batch = self.batch
-        if batch is not None:
+        if (batch := self.batch) is not None:
             batch.cancel()
-            self.advance()
-        self.coordinator.close()
+        self._wake.set()
+
+    def stop(self, patience: float = STOP_SECONDS, *, in_handler: bool = False) -> str:
+        """`let_go`, and wait at most ``patience`` seconds until all that is done; "", or in words what is left.
+
+        in_handler: whether the calling thread may hold locks that this needs; then it takes none.
+        """
+        until = time.monotonic() + patience
+        self.let_go()
+        if self.driven and in_handler:
+            _thread.start_new_thread(self.leave, ())  # a Thread would take a lock of `threading`
+        elif self.driven:
+            self.leave(patience)
+        if self._gone.wait(until - time.monotonic()):
+            return ""
+        threads = [thread.name for thread in self._threads.values() if not thread.ended.is_set()]
+        return ", ".join(threads) or "who drives its batch"
+
+    def leave(self, patience: float = STOP_SECONDS) -> None:
+        """Give the batch back and leave Redis, once nobody is at work; whoever is, does it when that is done."""
+        if not self.driving.acquire(timeout=patience):
+            return
+        try:
+            with self._leaving:
+                if self._gone.is_set():
+                    return
+                with self._batch_lock:  # a caller may be about to begin one; nobody does any more
+                    batch = self.batch
+                if batch is not None:
+                    batch.cancel()
+                    self.advance()
+                self.coordinator.close()
+                self._gone.set()
+        finally:
+            self.driving.release()
 
     @property
     def running(self) -> bool:
         """Whether the background threads are at work."""
-        return bool(self._threads) and not self._stopping.is_set() and all(t.is_alive() for t in self._threads)
+        ended = [thread.ended.is_set() for thread in list(self._threads.values())]
+        return len(ended) == 2 and not self._stopping.is_set() and not any(ended)
 
     @property
     def driven(self) -> bool:
         """Whether its steps are taken by whoever calls them: it has no threads."""
         return not self._threads
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping.is_set()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was told to end, and has left Redis."""
+        return self._gone.is_set()
+
     def wake(self) -> None:
         """There is work to do now."""
         self._wake.set()
 
-    def _guard(self, loop: Callable[[], None]) -> None:
-        """A thread that ends by a mistake of ours says so, here, in the log and in the node's state."""
+    def _go_on(self, name: str, step: Callable[[], None]) -> None:
+        """A thread: it takes its step again and again; then the worker, whose the batch is, leaves Redis."""
+        pause = self.policy.probe_interval
+        failed_at = -inf
         try:
-            loop()
+            while not self._stopping.is_set():
+                try:
+                    step()
+                    # What is tried once a heartbeat has worked since, or there was no need for it.
+                    if name in self.trouble and self.clock.now() - failed_at > 2 * self.policy.heartbeat_interval:
+                        del self.trouble[name]
+                        pause = self.policy.probe_interval
+                except Exception as error:  # noqa: BLE001 - a driver, a model: what it is, nobody knows; it may pass
+                    self._tell_trouble(name, error, pause)
+                    self._stopping.wait(pause)
+                    pause = min(2 * pause, self.policy.heartbeat_interval)
+                    failed_at = self.clock.now()
+            if name == "work":
+                self._threads["listen"].ended.wait(STOP_SECONDS)
+                self.leave()
         except BaseException as error:
-            self.journal.note("thread_failed", repr(error), level=logging.CRITICAL)
+            self.trouble[name] = f"{name}: {error!r}"
+            self.journal.note("thread_failed", f"{name}: {error!r}; start() begins it again", level=logging.CRITICAL)
             raise
 
+    def _tell_trouble(self, name: str, error: Exception, pause: float) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{name}: {error!r} at {where.filename}:{where.lineno}"
+        known, self.trouble[name] = self.trouble.get(name), said
+        self.counters.count("steps_failed")
+        level = logging.DEBUG if said == known else logging.ERROR
+        self.journal.note("step_failed", f"{said}; it is tried again after {pause:g} s", level=level)
+
     def _listen_on(self) -> None:
-        while not self._stopping.is_set():
-            patience = min(LISTEN_SECONDS, max(0.0, self._next_beat - self.clock.now()))
-            if not self.listen(patience) and not self.coordinator.connected:
-                self._stopping.wait(min(LISTEN_SECONDS, self.policy.probe_interval / 4))
+        patience = min(LISTEN_SECONDS, max(0.0, self._next_beat - self.clock.now()))
+        if not self.listen(patience) and not self.coordinator.connected:
+            self._stopping.wait(min(LISTEN_SECONDS, self.policy.probe_interval / 4))
 
     def _work_on(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            if not self.work():
-                self._wake.wait(min(self.policy.probe_interval, self.policy.heartbeat_interval))
+        self._wake.clear()
+        if not self.work():
+            self._wake.wait(min(self.policy.probe_interval, self.policy.heartbeat_interval))
 
     # --- what it holds ----------------------------------------------------------------------------------------
 

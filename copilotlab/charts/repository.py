@@ -33,6 +33,7 @@ from copilotlab.charts.chart import (
 from copilotlab.charts.database import RepositoryError, check_timeout, database_of
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
+from copilotlab.lifetime import ForkGate, renewed_by_fork
 from copilotlab.markup import rows_table, text
 from copilotlab.reasons import reason
 
@@ -169,10 +170,31 @@ class ChartRepository:
         self._database = database_of(url, self.timeout, connect_args)
         self._engine, self._shown_url = self._database.engine, self._database.shown_url
         self._lock = threading.RLock()  # of what threads cannot do at once
+        self._fork_gate = ForkGate()
         self._charts, self._counter = _tables()
         self._told: dict[int, Unreadable] = {}
         with self._transaction(writes=True) as connection:
             self.identity = self._create(connection)
+        renewed_by_fork(self)
+
+    def before_fork(self) -> None:
+        """Wait for transactions under way. SQLite keeps locks by process: a child would take the parent's for its own,
+        so it begins without any connection to a file."""
+        database = self._database
+        if self._fork_gate.shut() and self._engine.dialect.name == "sqlite" and not database.in_memory:
+            self._engine.dispose()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._fork_gate.open()
+
+    def after_fork(self) -> None:
+        """In a forked child: connect anew; what is in memory is a copy, and goes its own way from now on."""
+        self._fork_gate = ForkGate()
+        self._lock = threading.RLock()
+        if not self._database.in_memory:
+            self._inherited = self._engine.pool  # never closed here: its connections are the parent's
+            self._engine.dispose(close=False)
 
     @classmethod
     def from_frame(
@@ -325,7 +347,7 @@ class ChartRepository:
 
         since: a revision: what changed after it, tombstones too. 0: all live charts. None, the default: no heads.
         """
-        with self._transaction(snapshot=True) as connection:
+        with self._transaction() as connection:
             state = self._state(connection)
             heads = Heads.of([])
             if since is not None and (since == 0 or state.revision > since):
@@ -504,19 +526,16 @@ class ChartRepository:
         self.close()
 
     @contextmanager
-    def _transaction(self, *, writes: bool = False, snapshot: bool = False) -> Iterator[sa.Connection]:
-        """A connection in a transaction. snapshot: what it reads, by however many statements, is of one moment."""
+    def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
+        """A connection in a transaction; what it reads, by however many statements, is of one moment."""
         import sqlalchemy as sa
 
         # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
         alone = self._lock if self._database.is_alone(writes) else None
         if alone is not None and not alone.acquire(timeout=self.timeout):
             raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
-        options: dict[str, Any] = {"copilotlab_writes": writes}
-        if snapshot and self._engine.dialect.name == "postgresql":  # elsewhere every transaction reads one moment
-            options["isolation_level"] = "REPEATABLE READ"
         try:
-            with self._begun(options) as connection:
+            with self._fork_gate, self._begun(writes) as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             raise self._error(reason(getattr(error, "orig", None) or error)) from error
@@ -528,21 +547,21 @@ class ChartRepository:
         return RepositoryError(f"the repository at {self._shown_url} cannot do this: {why}")
 
     @contextmanager
-    def _begun(self, options: Mapping[str, Any]) -> Iterator[sa.Connection]:
+    def _begun(self, writes: bool) -> Iterator[sa.Connection]:
         """A transaction, on another connection if the first one was dead before anything was begun."""
         import sqlalchemy as sa
 
         with ExitStack() as stack:
             try:
-                connection = self._begin(stack, options)
+                connection = self._begin(stack, writes)
             except sa.exc.DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                connection = self._begin(stack, options)
+                connection = self._begin(stack, writes)
             yield connection
 
-    def _begin(self, stack: ExitStack, options: Mapping[str, Any]) -> sa.Connection:
-        connection = stack.enter_context(self._engine.connect().execution_options(**options))
+    def _begin(self, stack: ExitStack, writes: bool) -> sa.Connection:
+        connection = stack.enter_context(self._engine.connect().execution_options(copilotlab_writes=writes))
         stack.enter_context(connection.begin())
         return connection
 

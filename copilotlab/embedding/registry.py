@@ -123,6 +123,15 @@ _loaded: dict[str, Embedder] = {}
 _loading = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.Lock()  # a thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:
     """The embedder of that name. Loaded once per process for equal name and options, then shared.
 

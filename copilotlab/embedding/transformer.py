@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from copilotlab.embedding.base import Embedder, EmbeddingError
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
+from copilotlab.lifetime import renewed_by_fork
 from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class TransformerEmbedder(Embedder):
             dim = self._forward(self._tokenise(["dimension"])).shape[1]
         label = re.sub(r"[^\w./-]+", "-", name, flags=re.ASCII)[-50:]
         super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}", dim=dim)
+        renewed_by_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a thread of the parent may have held the lock."""
+        self._tokenising = threading.Lock()
 
     @property
     def max_tokens(self) -> int:

@@ -95,8 +95,8 @@ class FragileRepository(ChartRepository):
         super().__init__(url)
 
     @contextmanager
-    def _transaction(self, *, writes: bool = False, snapshot: bool = False) -> Iterator[sa.Connection]:
+    def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
         if not self.gate.passes():
             raise RepositoryError(f"the repository at {self._shown_url} is unreachable, as it was told to be")
-        with super()._transaction(writes=writes, snapshot=snapshot) as connection:
+        with super()._transaction(writes=writes) as connection:
             yield connection

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
@@ -15,6 +17,7 @@ from copilotlab.lab.frozen import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.summary import summary_html
+from copilotlab.lifetime import Latch, renewed_by_fork
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
 from copilotlab.policy import Policy, check_policy
@@ -44,7 +47,8 @@ class Lab:
     policy: for all nodes; `Policy()` by default. redis: a LocalRedis to use (it is then yours to stop); by default
     the lab starts one for itself. exact_limit: of every node, see `Node`.
 
-    Use it as a context manager, or call `start` and `close`. `nodes` are ordinary `Node` objects.
+    Use it as a context manager, or call `start` and `close`. One that nobody holds any more closes itself; a forked
+    child's copy is closed: nodes and server are the parent's. `nodes` are ordinary `Node` objects.
     Raises ValueError for less than one node, or a wrong exact_limit; TypeError for what is no model, policy or server.
     """
 
@@ -84,6 +88,13 @@ class Lab:
         self._started: float | None = None
         self._closed = False
         self._panel: LabPanel | None = None
+        self._over = Latch()
+        weakref.finalize(self, self._over.set).atexit = False  # the interpreter's end stops each node
+        renewed_by_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child it is closed: nodes, lines and server are the parent's."""
+        self._closed = True
 
     def start(self, *, progress: bool = False) -> Self:
         """Start the server and the nodes, and, if there are charts, bring them into every node.
@@ -94,7 +105,11 @@ class Lab:
         if self._started is not None:
             return self
         self._started = self._clock.now()
-        self.redis.watcher = lambda event: self.note(event, "server")
+        # The collector of garbage, which comes in the middle of anything, must not close what it finds: this does.
+        parts = (self._over, self.nodes, self._clocks, self.proxies, self.redis if self._owns_redis else None)
+        threading.Thread(target=_close_when_over, args=parts, name="copilotlab-lab-end", daemon=True).start()
+        noted = weakref.WeakMethod(self.note)  # a server of somebody else's does not keep the lab
+        self.redis.watcher = lambda event: (note := noted()) and note(event, "server")
         if not self.redis.running:
             self.redis.start()
         for _ in range(self._size):
@@ -106,14 +121,9 @@ class Lab:
     def close(self) -> None:
         """Stop the nodes, the proxies and, if it is the lab's own, the server."""
         self._closed = True
-        for clock, node in zip(self._clocks, self.nodes, strict=True):
-            clock.resume()
-            node.stop()
-        for proxy in self.proxies:
-            proxy.close()
         self.redis.watcher = None
-        if self._owns_redis:
-            self.redis.close()
+        _close(self.nodes, self._clocks, self.proxies, self.redis if self._owns_redis else None)
+        self._over.set()
 
     def _must_be_open(self) -> None:
         if self._closed:
@@ -315,3 +325,23 @@ class Lab:
 
     def _repr_html_(self) -> str:
         return summary_html(self)
+
+
+def _close(
+    nodes: list[Node], clocks: list[FreezableClock], proxies: list[FaultProxy], server: LocalRedis | None
+) -> None:
+    for clock in clocks:
+        clock.resume()
+    for node in nodes:
+        node.let_go()  # all at once
+    for node in nodes:
+        node.stop()
+    for proxy in proxies:
+        proxy.close()
+    if server is not None:
+        server.close()
+
+
+def _close_when_over(over: Latch, *parts: Any) -> None:
+    over.wait()
+    _close(*parts)

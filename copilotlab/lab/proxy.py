@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar, cast, get_args
 from urllib.parse import quote
 
 from copilotlab.lab.server import ReservedPort
+from copilotlab.lifetime import renewed_by_fork
 
 Direction = Literal["to_server", "to_client"]
 CutMode = Literal["refuse", "blackhole"]
@@ -67,6 +68,7 @@ class FaultProxy:
         name = f"copilotlab-proxy-{self.address[1]}"
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
+        renewed_by_fork(self)
         try:
             self.heal()
         except BaseException:
@@ -156,6 +158,14 @@ class FaultProxy:
             self._thread.join()
             self._loop.close()
             self._port.close()
+
+    def after_fork(self) -> None:
+        """In a forked child it is closed: the line is the parent's, and so is what the loop waits with."""
+        self._closed = True
+        self._lock = threading.Lock()
+        if self._listener is not None:
+            self._listener.close()  # the child's copy; not through the loop, whose epoll both processes share
+        self._port.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from copilotlab.digest import MODULUS, as_text, entry
+from copilotlab.lifetime import STOP_SECONDS
 from copilotlab.markup import facts_table
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.recall import Recall
@@ -100,6 +101,12 @@ class VectorStore:
         self._background = background
         self._indexer: _Indexer | None = None
         self._indexer_lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """In a forked child, whose owner calls it: go on with what was held; locks and threads are the parent's."""
+        self._lock, self._index_lock, self._indexer_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._build = None  # a thread of the parent may have been in the middle of it
+        self._indexer = None
 
     # --- writing ----------------------------------------------------------------------------------------------
 
@@ -719,7 +726,7 @@ class _Indexer(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         if self.is_alive():
-            self.join()
+            self.join(STOP_SECONDS)
 
     def _step(self) -> bool:
         store = self._store()

@@ -64,8 +64,7 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
         ]
         row = self._question_row()
         ticks = self._row(*self._ticks, name="cl-ticks")
-        for tick in self._ticks:
-            tick.observe(lambda _: self._changed(), "value")
+        self._follow(*self._ticks)
         self._table = self._html("cl-comparison")
         return [row, ticks, self._progress_line, self._scroller(self._table, "44rem")]
 

@@ -55,6 +55,7 @@ class LabPanel(Panel):
     # --- building -----------------------------------------------------------------------------------------------
 
     def _build(self) -> list[widgets.Widget]:
+        self._cards = []
         self._verdict = self._html("cl-verdict-widget")
         self._server = self._html("cl-server")
         self._grid = widgets.GridBox()
@@ -114,7 +115,7 @@ class LabPanel(Panel):
         self._begin = self._button("Begin", BEGIN, self._begin_fault, icon="bolt")
         self._end = self._button("End", "fault: end", self._end_fault, icon="check")
         self._hint = self._html("cl-hint")
-        self._fault.observe(lambda _: self._changed(), "value")
+        self._follow(self._fault)
         return self._row(label("Fault"), self._fault, self._victim, self._begin, self._end, self._hint)
 
     def _change_row(self) -> widgets.HBox:
@@ -139,8 +140,7 @@ class LabPanel(Panel):
         self._like = widgets.Text(
             description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem")
         )
-        for control in (self._of, self._like):
-            control.observe(lambda _: self._changed(), "value")
+        self._follow(self._of, self._like)
         return self._row(label("Timeline"), self._of, self._like)
 
     def _add_card(self, index: int) -> widgets.VBox:

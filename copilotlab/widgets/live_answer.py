@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,6 +16,9 @@ from IPython import get_ipython
 from IPython.core.formatters import DisplayFormatter
 from IPython.display import display
 
+from copilotlab.lifetime import Background
+from copilotlab.widgets import cells
+from copilotlab.widgets.cells import weakly
 from copilotlab.widgets.panel import parts, view
 
 WORKING = "<span role='status' style='opacity:.7'>working ...</span>"
@@ -36,7 +40,8 @@ class LiveAnswer:
     kernel stays free; where changes come faster than answers, only the last of them is answered. What goes wrong then
     is shown in place of the answer. Show it as the last line of a cell, in JupyterLab or under Voila; where there is no
     widget manager, what was shown first stays, each thing as an output of its own (`ipywidgets.interactive_output`
-    would leave nothing there). Close it with `close` or as a context manager.
+    would leave nothing there). Close it with `close` or as a context manager. It closes itself when nobody holds it any
+    more, and when the cell that shows it is run again; controls that another one has by then stay.
     """
 
     def __init__(
@@ -59,10 +64,14 @@ class LiveAnswer:
         self._notice = widgets.HTML(layout={"min_height": "1.8em"})  # what is below it stays where it is
         self._top = widgets.VBox([widgets.VBox(list(self._controls.values())) if box is None else box, self._notice])
         if start is not None:
-            start.on_click(self._ask)
+            start.on_click(weakly(self._ask))
         else:
             for control in self._controls.values():
-                control.observe(self._ask, "value")
+                control.observe(weakly(self._ask), "value")
+        others = [] if start is None else [start]
+        self._widgets = [self._top, *self._places, *self._controls.values(), *others]
+        weakref.finalize(self, _close_what_nobody_has, self._widgets).atexit = False
+        _open[id(self)] = self
 
     @property
     def closed(self) -> bool:
@@ -74,15 +83,23 @@ class LiveAnswer:
 
         An answer that is under way is given up as soon as it yields or returns. Closing twice does nothing.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._wanted = None
-            others = [] if self._start is None else [self._start]
-            for widget in (self._top, *self._places, *self._controls.values(), *others):
+        if self._end():
+            for widget in self._widgets:
                 for part in list(parts(widget)):
                     part.close()
+
+    def off_the_page(self) -> None:
+        """No cell shows it any more: it is closed, but for what another one has."""
+        if self._end():
+            _close_what_nobody_has(self._widgets)
+
+    def _end(self) -> bool:
+        """Answer no more; False if that was so already."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+            self._wanted = None
+            _open.pop(id(self), None)
+        return not closed
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +119,7 @@ class LiveAnswer:
                 return
             self._working = True
             self._notice.value = WORKING
-        threading.Thread(target=self._work, name="copilotlab-live-answer", daemon=True).start()
+        Background(self._work, "copilotlab-live-answer").start()
 
     def _work(self) -> None:
         while (values := self._next()) is not None:
@@ -151,12 +168,26 @@ class LiveAnswer:
             yield {"text/plain": "", **output.get("data", {}), **live(place)}, output.get("metadata", {})
 
     def _ipython_display_(self) -> None:
+        if not self._closed:
+            cells.show(self)
         for data, metadata in self._bundles():
             display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
         facts = [*(f"{name}={value!r}" for name, value in self._values().items()), *["closed"] * self._closed]
         return f"LiveAnswer({', '.join(facts)})"
+
+
+_open: weakref.WeakValueDictionary[int, LiveAnswer] = weakref.WeakValueDictionary()
+
+
+def _close_what_nobody_has(closing: list[widgets.Widget]) -> None:
+    """Close these widgets, and what is in them, but for those of an answer that is open."""
+    kept = {id(part) for answer in list(_open.values()) for widget in answer._widgets for part in parts(widget)}
+    for widget in closing:
+        for part in list(parts(widget)):
+            if id(part) not in kept:
+                part.close()
 
 
 def _outputs(answer: Any) -> list[dict[str, Any]]:

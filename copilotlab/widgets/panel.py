@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple, Self
 
 import ipywidgets as widgets
 
+from copilotlab.lifetime import Background
 from copilotlab.markup import text
+from copilotlab.widgets import cells
+from copilotlab.widgets.cells import weakly
 from copilotlab.widgets.refresher import Refresher
 
 MESSAGES_KEPT = 50
@@ -37,9 +42,11 @@ class Panel(ABC):
 
     Show it by leaving it as the last line of a cell, or with ``display``; put `widget` into a layout of your own. One
     thread refreshes it while something shows it, and sends only what changed. Where there is no widget manager, a
-    static table is shown in its place. Close it with `close` or as a context manager; a panel that is shown lives on
-    when its name is gone, as every widget does. A browser that goes without taking the panel off its page (a closed
-    tab) is not noticed: then the refreshing goes on until `close` or the end of the kernel.
+    static table is shown in its place. Close it with `close` or as a context manager. It closes itself, with all its
+    widgets, when nobody holds it any more and no page shows it; whoever puts its `widget` into a layout keeps the panel
+    too. When the cell that shows it is run again and does not show it again, its widgets go; shown once more, it makes
+    new ones. A browser that goes without taking the panel off its page (a closed tab) is not noticed: then the
+    refreshing goes on until `close` or the end of the kernel.
 
     interval: seconds between two refreshes, 0.5 by default.
     """
@@ -51,6 +58,8 @@ class Panel(ABC):
         self._widget: widgets.VBox | None = None
         self._refresher: Refresher | None = None
         self._closed = False
+        self._finalizer: Callable[[], object] | None = None  # closes the widgets, with or after this
+        self._actions: dict[str, tuple[str, Callable[[], object]]] = {}  # of the buttons, by the widget's id
         self._messages: deque[Message] = deque(maxlen=MESSAGES_KEPT)
         self._under_way: set[str] = set()
         self._broken = ""  # why the last refresh failed
@@ -91,7 +100,10 @@ class Panel(ABC):
                     _view_count=0,
                 )
                 self._widget.add_class("copilotlab")
-                self._widget.observe(self._watched, "_view_count")
+                self._widget.observe(weakly(self._watched), "_view_count")
+                finalizer = weakref.finalize(self, _close_all, self._widget)
+                finalizer.atexit = False
+                self._finalizer = finalizer
                 self.refresh()
             return self._widget
 
@@ -110,6 +122,9 @@ class Panel(ABC):
 
         What goes wrong is shown in the panel, and the next refresh tries again.
         """
+        widget = self._widget
+        if widget is not None and widget.comm is None:  # `Widget.close_all`, or the like
+            self._drop()
         with self._lock:
             if self._closed or self._widget is None:
                 return False
@@ -129,16 +144,26 @@ class Panel(ABC):
         """End the refreshing, take the panel off every page and close all its widgets. Closing twice does nothing."""
         with self._lock:
             self._closed = True
+        self._drop()
+
+    def off_the_page(self) -> None:
+        """No cell shows it any more: its widgets go, until it is shown again."""
+        self._drop()
+
+    def _drop(self) -> None:
+        """End the refreshing and close the widgets."""
+        with self._lock:
             refresher, self._refresher = self._refresher, None
-            widget, self._widget = self._widget, None
+            finalizer, self._finalizer = self._finalizer, None
+            self._widget = None
+            self._actions.clear()
+            _viewed.discard(self)
         if refresher is not None:
             refresher.stop()
             if refresher is not threading.current_thread():
                 refresher.join()
-        if widget is not None:
-            widget._view_count = None  # a page need not count, and tell a closed comm, that the panel is gone
-            for part in list(parts(widget)):
-                part.close()
+        if finalizer is not None:
+            finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +174,9 @@ class Panel(ABC):
     def _watched(self, change: Mapping[str, Any]) -> None:
         """A page shows the panel, or none does any more."""
         with self._lock:
-            if self._closed:
+            if self._widget is None:
                 return
+            (_viewed.add if change["new"] else _viewed.discard)(self)
             if change["new"] and (self._refresher is None or not self._refresher.is_alive()):
                 self._refresher = Refresher(self)
                 self._refresher.start()
@@ -191,7 +217,7 @@ class Panel(ABC):
                 return
             self._under_way.add(action)
         name = f"copilotlab-panel-action {action}"
-        threading.Thread(target=self._act, args=(action, call), name=name, daemon=True).start()
+        Background(partial(self._act, action, call), name).start()
 
     def _act(self, action: str, call: Callable[[], object]) -> None:
         began = time.perf_counter()
@@ -223,8 +249,21 @@ class Panel(ABC):
         button.add_class("cl-button")
         if tone:
             button.add_class(f"cl-{tone}")
-        button.on_click(lambda _: self._run(action, call))
+        self._actions[button.model_id] = (action, call)
+        button.on_click(weakly(self._pressed))
         return button
+
+    def _pressed(self, button: widgets.Button) -> None:
+        if (known := self._actions.get(button.model_id)) is not None:
+            self._run(*known)
+
+    def _follow(self, *controls: widgets.Widget) -> None:
+        """Show what follows from a control when its value is changed."""
+        for control in controls:
+            control.observe(weakly(self._value_changed), "value")
+
+    def _value_changed(self, _: object) -> None:
+        self._changed()
 
     @staticmethod
     def _html(name: str = "") -> widgets.HTML:
@@ -251,7 +290,19 @@ class Panel(ABC):
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         """Three faces, and the page takes the best that it can show: the live widget, static HTML, plain text."""
         bundle: dict[str, object] = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        return bundle if self._closed else bundle | view(self.widget)
+        if self._closed:
+            return bundle
+        cells.show(self)
+        return bundle | view(self.widget)
+
+
+_viewed: set[Panel] = set()  # that a page shows, and so holds
+
+
+def _close_all(widget: widgets.VBox) -> None:
+    widget._view_count = None  # a page need not count, and tell a closed comm, that the panel is gone
+    for part in list(parts(widget)):
+        part.close()
 
 
 def view(widget: widgets.Widget) -> dict[str, object]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from html import escape
 from typing import Generic, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ import ipywidgets as widgets
 from copilotlab.charts import ChartRepository
 from copilotlab.embedding import Embedder, available_embedders
 from copilotlab.lab import Lab
+from copilotlab.lifetime import Background
 from copilotlab.markup import text
 from copilotlab.node import Node
 from copilotlab.widgets.drawings import drawing
@@ -137,9 +137,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
         ask = self._button("Ask", "ask the question again", self._ask_again, icon="search")
         self._progress_line = self._html()
         row = self._row(self._question, self._k, *more, ask)
-        for part in (self._question, self._k, *more):
-            if part.has_trait("value"):
-                part.observe(lambda _: self._changed(), "value")
+        self._follow(*(part for part in (self._question, self._k, *more) if part.has_trait("value")))
         return row
 
     def ask(self, question: str) -> None:
@@ -157,7 +155,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
         wanted = (self._request(), held)
         if self._question.value.strip() and wanted != self._asked and not self._asking and self._may_ask(wanted[0]):
             self._asking = True
-            threading.Thread(target=self._ask, args=wanted, name="copilotlab-panel-question", daemon=True).start()
+            Background(partial(self._ask, *wanted), "copilotlab-panel-question").start()
         busy = text(self._busy) if self._busy else ""
         self._progress_line.value = f"<div class='cl-progress' role='status'>{busy}</div>"
         if self._answer is not None:

@@ -7,6 +7,8 @@ import time
 import weakref
 from typing import Protocol
 
+from copilotlab.lifetime import Bell
+
 IDLE_FACTOR = 10  # a refresher rests at least so many times as long as its last refresh took
 
 
@@ -27,7 +29,7 @@ class Refresher(threading.Thread):
 
     def __init__(self, panel: Refreshable) -> None:
         super().__init__(name=f"copilotlab-panel-{type(panel).__name__}", daemon=True)
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._stopped = False
         wake = self._wake
         self._panel = weakref.ref(panel, lambda _: wake.set())

@@ -369,15 +369,6 @@ def test_stopping_a_node_ends_the_rebuild_that_somebody_waits_for():
         assert not server.client().exists(BATCH_IN_PROGRESS)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_node_whose_thread_dies_says_so(monkeypatch, caplog):
-    with LocalRedis() as server, Node(catalogue(3), load_embedder("hash"), server.url, policy=QUICK) as node:
-        node.wait_complete(timeout=10)
-        monkeypatch.setattr(node._replica, "listen", lambda timeout: 1 / 0)
-        wait_until(lambda: node.status()["state"] == "failed")
-        assert "thread failed" in caplog.text
-
-
 def test_a_lab_that_does_not_start_leaves_nothing_running():
     class Broken(HashEmbedder):
         def _encode(self, batch):

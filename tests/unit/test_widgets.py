@@ -12,11 +12,15 @@ import weakref
 from base64 import b64encode
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import comm
 import ipywidgets
 import polars as pl
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from ipywidgets.widgets import widget as ipywidgets_widget
 
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
@@ -179,20 +183,122 @@ def test_its_thread_runs_only_while_something_shows_it(panel):
     wait_until(lambda: panel_threads() == ["copilotlab-panel-LabPanel"])
 
 
-def test_its_thread_dies_with_it(shared_lab):
+def count_widgets():
+    gc.collect()
+    return len(ipywidgets_widget._instances)
+
+
+@pytest.mark.parametrize("make", [LabPanel, SearchPanel, ComparisonPanel])
+def test_a_panel_that_nobody_holds_goes_with_its_widgets_and_its_thread(shared_lab, make):
+    before, comms_before = count_widgets(), len(comm.get_comm_manager().comms)
+    for _ in range(3):
+        panel = make(shared_lab)
+        panel.widget._view_count = 1
+        wait_until(panel_threads)
+        shown(panel)
+        panel.widget._view_count = 0
+        gone = weakref.ref(panel)
+        del panel
+        wait_until(lambda: gc.collect() is not None and gone() is None)  # noqa: B023 - called before it changes
+    wait_until(lambda: panel_threads() == [])
+    assert count_widgets() == before
+    assert len(comm.get_comm_manager().comms) == comms_before
+
+
+def test_a_panel_that_a_page_shows_lives_without_a_name(shared_lab):
+    panel = SearchPanel(shared_lab, models=[])
+    seen, widget = weakref.ref(panel), panel.widget
+    widget._view_count = 1
+    del panel
+    gc.collect()
+    assert seen() is not None
+    wait_until(lambda: len(panel_threads()) == 1)
+    widget._view_count = 0  # the page has dropped it
+    wait_until(lambda: gc.collect() is not None and seen() is None)
+    assert widget.comm is None
+    wait_until(lambda: panel_threads() == [])
+
+
+def test_a_panel_whose_widgets_were_closed_elsewhere_ends_its_thread_and_makes_new_ones(shared_lab):
     panel = LabPanel(shared_lab)
     panel.widget._view_count = 1
     wait_until(panel_threads)
-    for part in list(ipywidgets_widget._instances.values()):
-        part.close()  # as Widget.close_all does: nothing but `panel` knows it now
-    gone = weakref.ref(panel)
-    del panel, part
+    for part in list(parts(panel.widget)):
+        part.close()  # as Widget.close_all does
+    panel._changed()
+    wait_until(lambda: panel_threads() == [])
+    assert "all 3 nodes agree" in shown(panel).lower()
+    panel.close()
 
-    def ended():
-        gc.collect()
-        return gone() is None and panel_threads() == []
 
-    wait_until(ended)
+@pytest.fixture
+def notebook(shared_lab):
+    """Runs cells as a kernel does, whose output cache holds all that was ever shown."""
+    shell = InteractiveShell()
+    sys_hook = sys.displayhook
+    shell.user_ns |= {"lab": shared_lab, "LiveAnswer": LiveAnswer, "SearchPanel": SearchPanel}
+    shell.user_ns |= {"ComparisonPanel": ComparisonPanel, "widgets": ipywidgets}
+
+    def run(cell):
+        with patch("copilotlab.widgets.cells.get_ipython", return_value=shell), capture_output():
+            shell.run_cell(cell, store_history=True).raise_error()
+        return count_widgets()
+
+    run.shell = shell
+    yield run
+    shell.reset()
+    sys.displayhook = sys_hook
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "SearchPanel(lab)",
+        "ComparisonPanel(lab, models=['hash', 'wordllama'])",
+        "panel = SearchPanel(lab, models=[])\ndisplay(panel)\nNone",
+        "LiveAnswer(lambda number: number, {'number': widgets.IntSlider(1)})",
+        "answer = LiveAnswer(lambda number: number, {'number': widgets.IntSlider(1)})\nanswer",
+    ],
+)
+def test_a_cell_that_is_run_again_leaves_no_more_widgets_than_after_its_first_run(notebook, cell):
+    first = notebook(cell)
+    assert [notebook(cell) for _ in range(7)] == [first] * 7
+    assert notebook("None") == first  # another cell takes nothing off the page
+
+
+def test_a_cell_that_shows_the_same_panel_again_keeps_it_and_one_that_shows_none_lets_it_go(notebook):
+    before = notebook("panel = SearchPanel(lab, models=[])")
+    first = notebook("panel")
+    widget = notebook.shell.user_ns["panel"].widget
+    assert notebook("panel") == first > before
+    assert notebook.shell.user_ns["panel"].widget is widget
+    notebook("show = panel")
+    assert notebook("show") == first
+    notebook("panel = None")
+    notebook.shell.events.trigger("pre_run_cell", SimpleNamespace(cell_id=None, raw_cell="panel"))
+    notebook.shell.events.trigger("post_run_cell", None)
+    assert widget.comm is not None, "another cell shows it"
+    notebook.shell.events.trigger("pre_run_cell", SimpleNamespace(cell_id=None, raw_cell="show"))
+    notebook.shell.events.trigger("post_run_cell", None)
+    assert widget.comm is None
+    assert notebook("show") == first, "shown again, it makes new ones"
+
+
+def test_controls_that_two_answers_share_stay_with_the_one_that_is_left():
+    control = number_control()
+    first = LiveAnswer(lambda number: f"first {number}", {"number": control})
+    second = LiveAnswer(lambda number: f"second {number}", {"number": control})
+    first.off_the_page()
+    assert first.closed
+    control.value = 5
+    assert seen(second)[0]["text/plain"] == "'second 5'"
+    before = count_widgets()
+    gone = weakref.ref(second)
+    del second
+    wait_until(lambda: gc.collect() is not None and gone() is None)
+    assert count_widgets() < before
+    assert control.comm is None
 
 
 class Gate(threading.Event):
