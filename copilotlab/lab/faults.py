@@ -30,7 +30,8 @@ ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not k
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
-PATIENCE = 5.0  # seconds that a server may take to answer; one that is frozen never does
+STRIKE = 1.0  # seconds that a storm waits for one answer of the server
+STORM_ENDS = 20.0  # seconds in which the last round is over, whatever the server does: a few answers
 
 
 class Breakable(Protocol):
@@ -84,11 +85,18 @@ class _Storm:
     """Kills every connection of a server, again and again, from a thread, until its end or that of the lab."""
 
     def __init__(self) -> None:
-        self._ends: WeakKeyDictionary[LocalRedis, threading.Event] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._raging: WeakKeyDictionary[LocalRedis, tuple[threading.Event, threading.Thread]] = WeakKeyDictionary()
 
     def start(self, lab: Breakable, _index: int) -> None:
-        end = self._ends[lab.redis] = threading.Event()
-        threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True).start()
+        """Begin; there is one of a server at most."""
+        with self._lock:
+            if lab.redis in self._raging and self._raging[lab.redis][1].is_alive():
+                return
+            end = threading.Event()
+            thread = threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True)
+            thread.start()
+            self._raging[lab.redis] = end, thread
 
     def _rage(self, known: ReferenceType[Breakable], end: threading.Event) -> None:
         while not end.wait(STORM_PAUSE) and self._strike(known()):
@@ -99,15 +107,23 @@ class _Storm:
         if lab is None or lab.closed:
             return False
         try:
-            with lab.redis.client(socket_timeout=PATIENCE) as client:
+            with lab.redis.client(socket_timeout=STRIKE, socket_connect_timeout=STRIKE) as client:
                 _kill_clients(client)
-        except (redis.ConnectionError, redis.TimeoutError):
-            pass  # the server is away for the moment, and with it every connection
+        except redis.RedisError:
+            pass  # the server is away for the moment, and with it every connection; or it takes no orders just now
         return True
 
     def end(self, lab: Breakable, _index: int) -> None:
-        if (end := self._ends.pop(lab.redis, None)) is not None:
+        """Return when nobody will be killed any more. Raises RuntimeError if that is not so within STORM_ENDS."""
+        with self._lock:
+            end, thread = self._raging.get(lab.redis, (None, None))
+            if end is None or thread is None:
+                return
             end.set()
+            thread.join(STORM_ENDS)
+            if thread.is_alive():
+                raise RuntimeError(f"the storm on {lab.redis!r} is not over after {STORM_ENDS:g} s; end it again")
+            del self._raging[lab.redis]
 
 
 def _kill_clients(client: redis.Redis) -> None:
@@ -117,16 +133,24 @@ def _kill_clients(client: redis.Redis) -> None:
 
 def _command(*words: str) -> Callable[[Breakable, int], object]:
     def run(lab: Breakable, _index: int) -> object:
-        with lab.redis.client(socket_timeout=PATIENCE) as client:
-            return client.execute_command(*words)
+        return lab.redis.command(lambda client: client.execute_command(*words))
 
     return run
 
 
-def _rotate(lab: Breakable, _index: int) -> None:
-    lab.redis.set_password(ROTATED + (lab.redis.password or ""))
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        _kill_clients(client)
+def _start_empty(lab: Breakable, _index: int) -> None:
+    if not lab.redis.running:
+        lab.redis.start(keep_data=False)
+
+
+def _rotate(lab: Breakable, index: int) -> None:
+    known = (lab.redis.password or "").removeprefix(ROTATED)
+    lab.redis.set_password(ROTATED + known)
+    try:
+        lab.redis.command(_kill_clients)
+    except BaseException:  # an interrupt too: a fault that did not begin leaves nothing behind
+        _rotate_back(lab, index)
+        raise
 
 
 def _rotate_back(lab: Breakable, _index: int) -> None:
@@ -135,16 +159,26 @@ def _rotate_back(lab: Breakable, _index: int) -> None:
 
 def _overflow(lab: Breakable, index: int) -> None:
     """Send, while one node does not read, until the server cuts it off."""
-    lab.proxies[index].one_way("to_client")
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
-        before = _subscriptions(client)
-        for number in range(MOST_JUNK):
-            client.publish(UPDATES, bytes(JUNK_BYTES))
-            if number % 64 == 0 and not before <= _subscriptions(client):
-                return
+    try:
+        lab.proxies[index].one_way("to_client")
+        if lab.redis.command(_is_cut_off):
+            return
+    except BaseException:  # an interrupt too: a fault that did not begin leaves nothing behind
+        _drain(lab, index)
+        raise
     _drain(lab, index)
     raise RuntimeError(f"node {index} was not cut off after {MOST_JUNK} messages: is it behind {lab.proxies[index]!r}?")
+
+
+def _is_cut_off(client: redis.Redis) -> bool:
+    """Send junk; whether a subscriber was cut off over it."""
+    client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
+    before = _subscriptions(client)
+    for number in range(MOST_JUNK):
+        client.publish(UPDATES, bytes(JUNK_BYTES))
+        if number % 64 == 0 and not before <= _subscriptions(client):
+            return True
+    return False
 
 
 def _subscriptions(client: redis.Redis) -> set[str]:
@@ -153,8 +187,7 @@ def _subscriptions(client: redis.Redis) -> set[str]:
 
 def _drain(lab: Breakable, index: int) -> None:
     lab.proxies[index].heal()
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+    lab.redis.command(lambda client: client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60"))
 
 
 def _gate(part: Any, example: str) -> Gate:
@@ -193,7 +226,7 @@ FAULTS: dict[str, Fault] = {
             "the server is killed, and comes back empty",
             "server",
             lambda lab, _: lab.redis.kill(),
-            lambda lab, _: lab.redis.start(keep_data=False),
+            _start_empty,
         ),
         Fault(
             "server restarted with data",
