@@ -132,10 +132,10 @@ def _kill_clients(client: redis.Redis) -> None:
 
 
 def _command(*words: str) -> Callable[[Breakable, int], object]:
-    def run(lab: Breakable, _index: int) -> object:
-        return lab.redis.command(lambda client: client.execute_command(*words))
+    def say(client: redis.Redis) -> object:
+        return client.execute_command(*words)
 
-    return run
+    return lambda lab, _index: lab.redis.command(say)
 
 
 def _start_empty(lab: Breakable, _index: int) -> None:
