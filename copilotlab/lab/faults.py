@@ -133,7 +133,7 @@ def _kill_clients(client: redis.Redis) -> None:
 
 def _command(*words: str) -> Callable[[Breakable, int], object]:
     def say(client: redis.Redis) -> object:
-        return client.execute_command(*words)
+        return client.execute_command(*words)  # type: ignore[no-untyped-call]
 
     return lambda lab, _index: lab.redis.command(say)
 
