@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,15 +28,18 @@ PATIENCE = 60.0  # seconds for one answer of a process that runs
 
 
 class NodeProcess:
-    """One process with some nodes. group: the process group that it is put into."""
+    """One process with some nodes.
 
-    def __init__(self, given: dict, group: int) -> None:
+    group: the process group that it is put into. prefix: what runs it, as sudo would.
+    """
+
+    def __init__(self, given: dict, group: int, prefix: Sequence[str] = ()) -> None:
         self.nodes = list(given["nodes"])
         self.alive = True
         self.frozen = False
         self.pauses: list[tuple[float, float]] = []  # from when to when it was frozen
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), json.dumps(given)],
+            [*prefix, sys.executable, str(SCRIPT), json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -174,10 +178,8 @@ class Processes:
         self.folder = self._folder.name
         self._log = Path(self.folder, "embedded.log")
         self._log.touch()
-        self.url = f"sqlite:///{self.folder}/charts.db"
-        self.repository = ChartRepository(self.url)
+        self._start_services()
         self.repository.save_many(charts)
-        self.redis = LocalRedis(password="known").start()
         self.embedder = SimpleNamespace(gate=_Gate(self, "model"))
         self.charts = SimpleNamespace(gate=_Gate(self, "repository"))
         self.trials, self.sound = 0, True  # that it went through; whether the last one ended well
@@ -194,12 +196,25 @@ class Processes:
             self.__exit__()
             raise
 
+    def _start_services(self) -> None:
+        """Start what all nodes share: the server, and the repository with its URL, as the nodes know it."""
+        self.url = f"sqlite:///{self.folder}/charts.db"
+        self.repository = ChartRepository(self.url)
+        self.redis = LocalRedis(password="known").start()
+
+    def _new_line(self, index: int) -> str:
+        """The URL of the server, as node ``index`` knows it."""
+        self.proxies.append(FaultProxy(self.redis.endpoint))
+        return self.proxies[index].url("known")
+
+    def _prefix(self) -> Sequence[str]:
+        """What runs the next process."""
+        return ()
+
     def add_process(self, *, wait: bool = False) -> NodeProcess:
         """One more, with new nodes that hold nothing."""
-        nodes = {}
-        for _ in range(self._per_process):
-            self.proxies.append(FaultProxy(self.redis.endpoint))
-            nodes[f"node-{len(self.proxies) - 1}"] = self.proxies[-1].url("known")
+        first = len(self._process_of)
+        nodes = {f"node-{index}": self._new_line(index) for index in range(first, first + self._per_process)}
         process = NodeProcess(
             {
                 "repository": self.url,
@@ -211,6 +226,7 @@ class Processes:
             },
             # The server's: what is in it ends with the owner, even if the owner is killed and it is frozen.
             self.redis._watchdog.pid,
+            self._prefix(),
         )
         self.processes.append(process)
         self._process_of += [process] * self._per_process
