@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -31,11 +32,11 @@ _hindrance = cache(hindrance)
 
 
 class Cut(NamedTuple):
-    """What is done to one node's line, or to all. reaches_repository: whether that node can save meanwhile."""
+    """What is done to one node's line, or to all. refuses: whether it refuses edits then; None where that depends."""
 
     what: str
     begin: Callable[[Namespaces], object]
-    reaches_repository: bool = False
+    refuses: bool | None = True
 
 
 def _rules(*rules: str) -> Callable[[Namespaces], object]:
@@ -68,12 +69,12 @@ CUTS = {
     "packets to Redis dropped": Cut(
         "what one node sends to Redis is dropped (iptables); it reaches PostgreSQL",
         _rules(f"-A OUTPUT -p tcp --dport {REDIS} -j DROP"),
-        reaches_repository=True,
+        refuses=False,
     ),
     "packets from Redis dropped": Cut(
         "what Redis sends to one node is dropped (iptables); it reaches PostgreSQL",
         _rules(f"-A INPUT -p tcp --sport {REDIS} -j DROP"),
-        reaches_repository=True,
+        refuses=False,
     ),
     "packets to PostgreSQL dropped": Cut(
         "what one node sends to PostgreSQL is dropped (iptables); it reaches Redis",
@@ -82,6 +83,7 @@ CUTS = {
     "large packets dropped": Cut(
         "packets of one node above 600 bytes are dropped, both ways, as by a wrong MTU (iptables)",
         _rules("-A INPUT -i eth0 -m length --length 600: -j DROP", "-A OUTPUT -o eth0 -m length --length 600: -j DROP"),
+        refuses=None,
     ),
 }
 
@@ -117,15 +119,15 @@ class NetworkTrial(Trial):
                 raise
             self.refused += 1
 
-    def edit_until_accepted(self) -> None:
-        """Once more on each node, now that all is whole again, as often as it takes the nodes to see that."""
+    def edit_until_accepted(self) -> float:
+        """Once more on each node, now that all is whole again, until each accepts it; the seconds that it took."""
 
         def accepted() -> bool:
             before = self.refused
             self.edit()
             return self.refused == before
 
-        wait_until(accepted, f"every node accepts an edit after {self.fault}")
+        return wait_until(accepted, f"every node accepts an edit after {self.fault}")
 
     def _saved(self) -> dict[int, str]:
         return {chart.chart_id: chart.title for chart in self.cluster.repository}
@@ -144,8 +146,21 @@ def clusters():
         yield clusters
 
 
+@pytest.fixture(scope="module")
+def waits(notes):
+    """For how many seconds after each cut somebody still refused edits, one of them included."""
+    waited = []
+    yield waited
+    if waited:
+        notes.append(
+            f"Three network namespaces, {len(waited)} cuts: after the cut was healed every node had accepted an edit "
+            f"within {statistics.median(waited):.1f} s (median), {max(waited):.1f} s at most; "
+            "*agreed after* begins there."
+        )
+
+
 @pytest.mark.parametrize("name", CUTS)
-def test_no_accepted_edit_is_lost_and_each_is_embedded_once(clusters, name, faults_table, run):
+def test_no_accepted_edit_is_lost_and_each_is_embedded_once(clusters, name, faults_table, waits, run):
     cluster, cut = clusters(), CUTS[name]
     trial = NetworkTrial(cluster, f"{name}, in a namespace", cut.what)
     cut.begin(cluster)
@@ -153,16 +168,18 @@ def test_no_accepted_edit_is_lost_and_each_is_embedded_once(clusters, name, faul
         trial.hold(until=lambda: True)
     finally:
         cluster.network.heal()
-    assert (trial.refused == 0) == cut.reaches_repository, trial.refused
-    trial.edit_until_accepted()
+    assert cut.refuses in (None, trial.refused > 0), trial.refused
+    waits.append(trial.edit_until_accepted())
     faults_table.append(trial.row())
 
 
-IN_A_BATCH = ["packets dropped", "link down"]
+IN_A_BATCH = ["packets dropped", "link down", "large packets dropped"]
 
 
 @pytest.mark.parametrize("name", IN_A_BATCH)
-def test_a_batch_whose_holder_is_cut_off_for_less_than_its_lease_is_embedded_once(clusters, name, faults_table, run):
+def test_a_batch_whose_holder_is_cut_off_for_less_than_its_lease_is_embedded_once(
+    clusters, name, faults_table, waits, run
+):
     cluster, cut = clusters(), CUTS[name]
     trial = NetworkTrial(cluster, f"{name}, in a namespace, in a batch", cut.what)
     trial.begin_batch(VICTIM)
@@ -171,12 +188,12 @@ def test_a_batch_whose_holder_is_cut_off_for_less_than_its_lease_is_embedded_onc
         trial.hold(edits=False)
     finally:
         cluster.network.heal()
-    trial.edit_until_accepted()
+    waits.append(trial.edit_until_accepted())
     faults_table.append(trial.row())
 
 
-@pytest.mark.parametrize("name", IN_A_BATCH)
-def test_a_batch_whose_holder_is_cut_off_for_longer_is_finished_by_another(clusters, name, faults_table, run):
+@pytest.mark.parametrize("name", ["packets dropped", "link down"])
+def test_a_batch_whose_holder_is_cut_off_for_longer_is_finished_by_another(clusters, name, faults_table, waits, run):
     """Neither side knows of the other: what was left when the line was cut may be made on both."""
     cluster, cut = clusters(), CUTS[name]
     trial = NetworkTrial(cluster, f"{name}, in a namespace, in a batch, longer than the lease", cut.what)
@@ -187,7 +204,7 @@ def test_a_batch_whose_holder_is_cut_off_for_longer_is_finished_by_another(clust
         trial.hold(until=lambda: not cluster.differences(others))
     finally:
         cluster.network.heal()
-    trial.edit_until_accepted()
+    waits.append(trial.edit_until_accepted())
     faults_table.append(trial.row(spare=BATCH))
 
 
