@@ -4,8 +4,8 @@
     fault = FAULTS["cut off"]
     fault.start(lab, 1); ...; fault.end(lab, 1)
 
-A fault of the server, the model or the repository concerns all nodes, whatever the index. Faults of different lines,
-and one of a line beside one of the server, can be in force together.
+A fault of the server, the model, the repository or its data concerns all nodes, whatever the index. Faults of different
+lines, and one of a line beside one of the server, can be in force together.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import redis
 
 from copilotlab.embedding.half import HalfPrecision
 from copilotlab.events import UPDATES
-from copilotlab.lab.fragile import Gate
+from copilotlab.lab.fragile import FragileRepository, Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
 
-Scope = Literal["server", "line", "model", "repository"]
+Scope = Literal["server", "line", "model", "repository", "data"]
 
 ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not know it yet
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
@@ -55,7 +55,8 @@ class Fault:
     """One way in which things go wrong.
 
     name: how it is asked for; what: a sentence that says what happens; scope: what is broken; start, end: called with
-    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more.
+    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more. One
+    of "data" changes what the repository says, and the nodes have to follow; after all others what was saved stands.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Fault:
                 _model(lab)
             elif self.scope == "repository":
                 _repository(lab)
+            elif self.scope == "data":
+                _data(lab)
         except TypeError as error:
             return str(error)
         return ""
@@ -206,6 +209,17 @@ def _model(lab: Breakable) -> Gate:
 
 def _repository(lab: Breakable) -> Gate:
     return _gate(lab.charts, "Lab(charts=FragileRepository.from_frame(...))")
+
+
+def _data(lab: Breakable) -> FragileRepository:
+    charts = lab.charts
+    if not isinstance(charts, FragileRepository):
+        example = "Lab(charts=FragileRepository.from_frame(...))"
+        raise TypeError(
+            f"the database of {charts!r} cannot be tampered with: give the lab one that can, as in {example}"
+        )
+    charts.check_restorable()
+    return charts
 
 
 def _heal(lab: Breakable, index: int) -> None:
@@ -367,6 +381,20 @@ FAULTS: dict[str, Fault] = {
             "repository",
             lambda lab, _: _repository(lab).hang(),
             lambda lab, _: _repository(lab).mend(),
+        ),
+        Fault(
+            "repository restored",
+            "the repository is backed up, and put back to that at the end: what was saved meanwhile was never so",
+            "data",
+            lambda lab, _: _data(lab).back_up(),
+            lambda lab, _: _data(lab).restore(),
+        ),
+        Fault(
+            "bad row",
+            "somebody has blanked the title of one chart, by hand, in the database",
+            "data",
+            lambda lab, _: _data(lab).spoil(),
+            lambda lab, _: _data(lab).mend_rows(),
         ),
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,6 +19,8 @@ from copilotlab.embedding import Embedder
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+RESTORE_LIMIT = 30.0  # seconds that a backup or its restoration may take
 
 
 class Gate:
@@ -81,14 +85,75 @@ class FragileModel(Embedder):
 
 
 class FragileRepository(ChartRepository):
-    """A repository that can be made unreachable, or so slow that nobody knows whether it will answer.
+    """A repository that can be made unreachable, or so slow that nobody knows whether it will answer; and whose
+    database can be treated as databases are: put back to a backup, edited by hand.
 
     gate: what fails and hangs. A transaction that has begun goes on.
+    What is done to the database is done behind the repository's back: no revision tells of it.
     """
 
     def __init__(self, url: str = "sqlite://") -> None:
         self.gate = Gate()
+        self._backup: sqlite3.Connection | None = None
+        self._spoiled: dict[int, str] = {}
         super().__init__(url)
+
+    def check_restorable(self) -> None:
+        """TypeError where the database is not SQLite: of another one no backup can be made here."""
+        if self._engine.dialect.name != "sqlite":
+            raise TypeError(f"{self._shown_url} cannot be backed up here: give the lab a FragileRepository on SQLite")
+
+    def back_up(self) -> None:
+        """Keep a copy of the whole database, in memory, in the place of an earlier one. TypeError if not SQLite."""
+        self.check_restorable()
+        copy = sqlite3.connect(":memory:", check_same_thread=False)
+        with self._database() as database:
+            _copy(database, copy)
+        self._backup = copy
+
+    def restore(self) -> None:
+        """Put the database back to what it was at the last `back_up`; nothing where there is none any more.
+
+        Raises RepositoryError where another connection holds the database for too long.
+        """
+        if self._backup is None:
+            return
+        with self._database() as database:
+            _copy(self._backup, database)
+        self._backup.close()
+        self._backup = None
+
+    def spoil(self) -> int:
+        """Blank the title of the oldest chart, as an editor of rows might; its id, -1 without any chart."""
+        live = self._charts.c.deleted.is_(False)
+        with self._transaction(writes=True) as connection:
+            columns = (self._charts.c.chart_id, self._charts.c.title)
+            query = self._charts.select().with_only_columns(*columns).where(live, self._charts.c.title != "")
+            row = connection.execute(query.order_by(self._charts.c.chart_id).limit(1)).first()
+            if row is None:
+                return -1
+            self._write_title(connection, row.chart_id, "")
+            self._spoiled[row.chart_id] = row.title
+            return int(row.chart_id)
+
+    def mend_rows(self) -> None:
+        """Give every chart that was spoiled its title back, unless it was saved anew or deleted meanwhile."""
+        with self._transaction(writes=True) as connection:
+            for chart_id, title in self._spoiled.items():
+                self._write_title(connection, chart_id, title, only_if="")
+        self._spoiled.clear()
+
+    def _write_title(self, connection: sa.Connection, chart_id: int, title: str, only_if: str | None = None) -> None:
+        change = self._charts.update().where(self._charts.c.chart_id == chart_id, self._charts.c.deleted.is_(False))
+        if only_if is not None:
+            change = change.where(self._charts.c.title == only_if)
+        connection.execute(change.values(title=title))
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The driver's own connection, with nobody in a transaction on it."""
+        with self._lock, contextlib.closing(self._engine.raw_connection()) as connection:
+            yield connection.driver_connection  # type: ignore[misc]  # of the driver that check_restorable saw
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
@@ -96,3 +161,14 @@ class FragileRepository(ChartRepository):
             raise RepositoryError(f"the repository at {self._shown_url} is unreachable, as it was told to be")
         with super()._transaction(writes=writes) as connection:
             yield connection
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Make one database another, by SQLite's own online backup, which waits while somebody else holds either."""
+    give_up = time.monotonic() + RESTORE_LIMIT
+
+    def still(_status: int, _remaining: int, _total: int) -> None:
+        if time.monotonic() > give_up:
+            raise RepositoryError(f"the database was held by another connection for {RESTORE_LIMIT:g} s")
+
+    source.backup(target, pages=1_000, progress=still, sleep=0.01)

@@ -62,8 +62,11 @@ SHOWN = (
     "fenced",
     "sleeps",
 )
-# Whoever saves would wait for a repository that hangs, and here that is whoever edits.
-CHOSEN = [name for name in FAULTS if name != "repository hangs"] + 3 * ["process frozen", "process killed"]
+# Whoever saves would wait for a repository that hangs, and here that is whoever edits; and what was saved has to stand.
+CHOSEN = [name for name, fault in FAULTS.items() if fault.scope != "data" and name != "repository hangs"] + 3 * [
+    "process frozen",
+    "process killed",
+]
 
 
 class Soak:
