@@ -390,6 +390,13 @@ FAULTS: dict[str, Fault] = {
             lambda lab, _: _data(lab).restore(),
         ),
         Fault(
+            "repository restored and overtaken",
+            "the repository is backed up, put back to that at the end, and beyond its revision before anybody looks",
+            "data",
+            lambda lab, _: _data(lab).back_up(),
+            lambda lab, _: _data(lab).restore(overtaking=True),
+        ),
+        Fault(
             "bad row",
             "somebody has blanked the title of one chart, by hand, in the database",
             "data",

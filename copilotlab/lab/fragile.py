@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.charts import ChartRepository, RepositoryError
+from copilotlab.charts import Chart, ChartRepository, RepositoryError
 from copilotlab.embedding import Embedder
 
 if TYPE_CHECKING:
@@ -94,7 +98,7 @@ class FragileRepository(ChartRepository):
 
     def __init__(self, url: str = "sqlite://") -> None:
         self.gate = Gate()
-        self._backup: sqlite3.Connection | None = None
+        self._backup: tempfile.TemporaryDirectory[str] | None = None
         self._spoiled: dict[int, str] = {}
         super().__init__(url)
 
@@ -104,24 +108,41 @@ class FragileRepository(ChartRepository):
             raise TypeError(f"{self._shown_url} cannot be backed up here: give the lab a FragileRepository on SQLite")
 
     def back_up(self) -> None:
-        """Keep a copy of the whole database, in memory, in the place of an earlier one. TypeError if not SQLite."""
+        """Keep a copy of the whole database, in a file, in the place of an earlier one. TypeError if not SQLite."""
         self.check_restorable()
-        copy = sqlite3.connect(":memory:", check_same_thread=False)
-        with self._database() as database:
+        folder = tempfile.TemporaryDirectory(prefix="copilotlab-")
+        with self._database() as database, contextlib.closing(sqlite3.connect(_copy_in(folder))) as copy:
             _copy(database, copy)
-        self._backup = copy
+        self._forget_backup()
+        self._backup = folder
 
-    def restore(self) -> None:
+    def restore(self, *, overtaking: bool = False) -> None:
         """Put the database back to what it was at the last `back_up`; nothing where there is none any more.
+
+        overtaking: between two looks of anybody it is also written on, one chart after the other, beyond the revision
+        that it had until now.
 
         Raises RepositoryError where another connection holds the database for too long.
         """
         if self._backup is None:
             return
-        with self._database() as database:
-            _copy(self._backup, database)
-        self._backup.close()
+        copy = _copy_in(self._backup)
+        if overtaking:
+            with ChartRepository(f"sqlite:///{copy}") as restored:
+                _write_on(restored, self.revision + 1)
+        with contextlib.closing(sqlite3.connect(copy)) as source, self._database() as database:
+            _copy(source, database)
+        self._forget_backup()
+
+    def _forget_backup(self) -> None:
+        if self._backup is not None:
+            self._backup.cleanup()
         self._backup = None
+
+    def close(self) -> None:
+        """Close all connections, and forget the backup."""
+        self._forget_backup()
+        super().close()
 
     def spoil(self) -> int:
         """Blank the title of the oldest chart, as an editor of rows might; its id, -1 without any chart."""
@@ -161,6 +182,17 @@ class FragileRepository(ChartRepository):
             raise RepositoryError(f"the repository at {self._shown_url} is unreachable, as it was told to be")
         with super()._transaction(writes=writes) as connection:
             yield connection
+
+
+def _copy_in(folder: tempfile.TemporaryDirectory[str]) -> str:
+    return str(Path(folder.name, "charts.db"))
+
+
+def _write_on(charts: ChartRepository, revision: int) -> None:
+    """Save its charts with other words, in turn, until it is at this revision; one of its own if it has none."""
+    turn = itertools.cycle(list(charts) or [Chart(chart_id=0, title="Written afterwards")])
+    for written in range(charts.revision + 1, revision + 1):
+        charts.save(replace(next(turn), description=f"Written afterwards, as revision {written}"))
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:

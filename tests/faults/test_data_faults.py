@@ -10,7 +10,7 @@ from copilotlab.charts import ChartError
 from copilotlab.lab import FAULTS, FragileRepository
 
 DATA = [name for name, fault in FAULTS.items() if fault.scope == "data"]
-POLICY = Policy(probe_interval=0.1, heartbeat_interval=0.2, claim_timeout=2.0, adopt_after=3.0)
+POLICY = Policy(probe_interval=0.1, heartbeat_interval=0.2, claim_timeout=2.0, adopt_after=3.0, sync_interval=2.0)
 
 
 def chart(chart_id, words="Revenue"):
@@ -48,6 +48,18 @@ def test_a_repository_that_is_restored_is_what_it_was(charts):
 
     charts.restore()  # once: nothing is wrong any more
     assert charts.revision == 11
+
+
+@pytest.mark.parametrize("held", [0, 10])
+def test_a_repository_that_is_overtaken_is_beyond_its_old_revision_with_other_words(held):
+    with FragileRepository() as charts:
+        charts.save_many(chart(chart_id) for chart_id in range(1, held + 1))
+        charts.back_up()
+        charts.save_many(chart(chart_id) for chart_id in range(11, 21))
+        charts.restore(overtaking=True)
+        assert charts.revision == held + 11
+        assert {c.chart_id for c in charts} == (set(range(1, held + 1)) or {0})
+        assert any(c.description for c in charts)
 
 
 def test_a_file_that_is_restored_is_so_for_whoever_else_has_it_open(tmp_path):
@@ -142,3 +154,22 @@ def test_the_nodes_follow_the_repository(lab, name):
     for index, node in enumerate(lab.nodes):
         node.update_chart(chart(40 + index))
     lab.wait_converged(30)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_nodes_follow_the_repository_that_is_edited_at_once(lab, name):
+    """Nobody had time to see that it went back: the next edits have revisions that other ones had before."""
+    fault = FAULTS[name]
+    fault.start(lab, 0)
+    for index, node in enumerate(lab.nodes):
+        node.update_chart(chart(30 + index))
+        node.update_chart(chart(3, f"Espresso {index}"))
+    wait_until(lambda: len({node.store.digest for node in lab.nodes}) == 1, "all have the news")
+    fault.end(lab, 0)
+    for index, node in enumerate(lab.nodes):
+        node.update_chart(chart(40 + index))
+    lab.wait_converged(30)
+    titles = {c.chart_id: c.title for c in lab.charts}
+    for node in lab.nodes:
+        shown = dict(node.search("espresso", k=20).select("chart_id", "title").iter_rows())
+        assert shown == titles
