@@ -397,6 +397,13 @@ FAULTS: dict[str, Fault] = {
             lambda lab, _: _data(lab).restore(overtaking=True),
         ),
         Fault(
+            "repository imported anew",
+            "the repository is emptied by hand and imported again, to the same revision, with the ids dealt otherwise",
+            "data",
+            lambda lab, _: _data(lab).import_anew(),
+            _nothing,
+        ),
+        Fault(
             "bad row",
             "somebody has blanked the title of one chart, by hand, in the database",
             "data",

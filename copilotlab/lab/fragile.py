@@ -134,6 +134,25 @@ class FragileRepository(ChartRepository):
             _copy(source, database)
         self._forget_backup()
 
+    def import_anew(self) -> None:
+        """Empty the database by hand, and import its charts again to the same revision, each under the next one's id.
+
+        All in one transaction, so between two looks of anybody. Nothing where there is no chart.
+        """
+        charts = list(self)
+        if not charts:
+            return
+        ids = [chart.chart_id for chart in charts]
+        dealt = [replace(chart, chart_id=chart_id) for chart, chart_id in zip(charts, ids[1:] + ids[:1], strict=True)]
+        with self._transaction(writes=True) as connection:
+            revision = self._current(connection, lock=True)
+            connection.execute(self._charts.delete())
+            self._advance(connection, 0)
+            self._save(connection, dealt)
+            for written in range(len(dealt) + 1, revision + 1):
+                chart = dealt[written % len(dealt)]
+                self._save(connection, [replace(chart, description=f"Written afterwards, as revision {written}")])
+
     def _forget_backup(self) -> None:
         if self._backup is not None:
             self._backup.cleanup()

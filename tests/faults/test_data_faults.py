@@ -62,6 +62,24 @@ def test_a_repository_that_is_overtaken_is_beyond_its_old_revision_with_other_wo
         assert any(c.description for c in charts)
 
 
+def test_a_repository_that_is_imported_anew_has_the_same_number_and_other_charts_under_its_ids(charts):
+    charts.delete(4)
+    charts.save(chart(2, "Espresso"))
+    before = {c.chart_id: c.title for c in charts}
+    charts.import_anew()
+    after = {c.chart_id: c.title for c in charts}
+    assert charts.revision == 12
+    assert (after.keys(), sorted(after.values())) == (before.keys(), sorted(before.values()))
+    assert not any(after[chart_id] == before[chart_id] for chart_id in after)
+    assert len(charts.changes_since(0)) == 9  # no tombstone
+
+
+def test_nothing_is_imported_anew_where_there_is_nothing():
+    charts = FragileRepository()
+    charts.import_anew()
+    assert charts.revision == 0
+
+
 def test_a_file_that_is_restored_is_so_for_whoever_else_has_it_open(tmp_path):
     url = f"sqlite:///{tmp_path}/charts.db"
     with FragileRepository(url) as charts, ChartRepository(url) as other:
