@@ -75,11 +75,11 @@ bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (m
 	@$(BIN)/python tests/benchmarks/bench_recovery.py
 	@$(BIN)/python tests/benchmarks/bench_retrieval.py
 
-slow: $(VENV)/dev   ## the tests that take minutes: 100,000 records past a reader that sleeps
+slow: $(VENV)/dev   ## the tests that take minutes: 100,000 records past a reader that sleeps, network namespaces (as root)
 	@$(BIN)/pytest tests -m slow
 
 faults-table: $(VENV)/dev   ## every fault three times, slow ones too, and docs/faults.md from what was measured
-	@$(BIN)/pytest $(addprefix tests/faults/test_,promises.py processes.py frozen_server.py bulk.py) \
+	@$(BIN)/pytest $(addprefix tests/faults/test_,promises.py processes.py namespaces.py frozen_server.py bulk.py) \
 		-m "slow or not slow" --faults-table docs/faults.md --faults-runs 3
 
 soak: $(VENV)/dev   ## eight nodes in four processes, ten minutes of edits and faults (MINUTES=10 SEED=...)

@@ -4,8 +4,8 @@
     fault = FAULTS["cut off"]
     fault.start(lab, 1); ...; fault.end(lab, 1)
 
-A fault of the server, the model or the repository concerns all nodes, whatever the index. Faults of different lines,
-and one of a line beside one of the server, can be in force together.
+A fault of the server, the model, the repository or its data concerns all nodes, whatever the index. Faults of different
+lines, and one of a line beside one of the server, can be in force together.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import redis
 
 from copilotlab.embedding.half import HalfPrecision
 from copilotlab.events import UPDATES
-from copilotlab.lab.fragile import Gate
+from copilotlab.lab.fragile import FragileRepository, Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
 
-Scope = Literal["server", "line", "model", "repository"]
+Scope = Literal["server", "line", "model", "repository", "data"]
 
 ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not know it yet
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
-PATIENCE = 5.0  # seconds that a server may take to answer; one that is frozen never does
+STRIKE = 1.0  # seconds that a storm waits for one answer of the server
+STORM_ENDS = 20.0  # seconds in which the last round is over, whatever the server does: a few answers
 
 
 class Breakable(Protocol):
@@ -54,7 +55,8 @@ class Fault:
     """One way in which things go wrong.
 
     name: how it is asked for; what: a sentence that says what happens; scope: what is broken; start, end: called with
-    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more.
+    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more. One
+    of "data" changes what the repository says, and the nodes have to follow; after all others what was saved stands.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Fault:
                 _model(lab)
             elif self.scope == "repository":
                 _repository(lab)
+            elif self.scope == "data":
+                _data(lab)
         except TypeError as error:
             return str(error)
         return ""
@@ -84,11 +88,18 @@ class _Storm:
     """Kills every connection of a server, again and again, from a thread, until its end or that of the lab."""
 
     def __init__(self) -> None:
-        self._ends: WeakKeyDictionary[LocalRedis, threading.Event] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._raging: WeakKeyDictionary[LocalRedis, tuple[threading.Event, threading.Thread]] = WeakKeyDictionary()
 
     def start(self, lab: Breakable, _index: int) -> None:
-        end = self._ends[lab.redis] = threading.Event()
-        threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True).start()
+        """Begin; there is one of a server at most."""
+        with self._lock:
+            if lab.redis in self._raging and self._raging[lab.redis][1].is_alive():
+                return
+            end = threading.Event()
+            thread = threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True)
+            thread.start()
+            self._raging[lab.redis] = end, thread
 
     def _rage(self, known: ReferenceType[Breakable], end: threading.Event) -> None:
         while not end.wait(STORM_PAUSE) and self._strike(known()):
@@ -99,15 +110,23 @@ class _Storm:
         if lab is None or lab.closed:
             return False
         try:
-            with lab.redis.client(socket_timeout=PATIENCE) as client:
+            with lab.redis.client(socket_timeout=STRIKE, socket_connect_timeout=STRIKE) as client:
                 _kill_clients(client)
-        except (redis.ConnectionError, redis.TimeoutError):
-            pass  # the server is away for the moment, and with it every connection
+        except redis.RedisError:
+            pass  # the server is away for the moment, and with it every connection; or it takes no orders just now
         return True
 
     def end(self, lab: Breakable, _index: int) -> None:
-        if (end := self._ends.pop(lab.redis, None)) is not None:
+        """Return when nobody will be killed any more. Raises RuntimeError if that is not so within STORM_ENDS."""
+        with self._lock:
+            end, thread = self._raging.get(lab.redis, (None, None))
+            if end is None or thread is None:
+                return
             end.set()
+            thread.join(STORM_ENDS)
+            if thread.is_alive():
+                raise RuntimeError(f"the storm on {lab.redis!r} is not over after {STORM_ENDS:g} s; end it again")
+            del self._raging[lab.redis]
 
 
 def _kill_clients(client: redis.Redis) -> None:
@@ -116,17 +135,25 @@ def _kill_clients(client: redis.Redis) -> None:
 
 
 def _command(*words: str) -> Callable[[Breakable, int], object]:
-    def run(lab: Breakable, _index: int) -> object:
-        with lab.redis.client(socket_timeout=PATIENCE) as client:
-            return client.execute_command(*words)
+    def say(client: redis.Redis) -> object:
+        return client.execute_command(*words)  # type: ignore[no-untyped-call]
 
-    return run
+    return lambda lab, _index: lab.redis.command(say)
 
 
-def _rotate(lab: Breakable, _index: int) -> None:
-    lab.redis.set_password(ROTATED + (lab.redis.password or ""))
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        _kill_clients(client)
+def _start_empty(lab: Breakable, _index: int) -> None:
+    if not lab.redis.running:
+        lab.redis.start(keep_data=False)
+
+
+def _rotate(lab: Breakable, index: int) -> None:
+    known = (lab.redis.password or "").removeprefix(ROTATED)
+    lab.redis.set_password(ROTATED + known)
+    try:
+        lab.redis.command(_kill_clients)
+    except BaseException:  # an interrupt too: a fault that did not begin leaves nothing behind
+        _rotate_back(lab, index)
+        raise
 
 
 def _rotate_back(lab: Breakable, _index: int) -> None:
@@ -135,16 +162,26 @@ def _rotate_back(lab: Breakable, _index: int) -> None:
 
 def _overflow(lab: Breakable, index: int) -> None:
     """Send, while one node does not read, until the server cuts it off."""
-    lab.proxies[index].one_way("to_client")
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
-        before = _subscriptions(client)
-        for number in range(MOST_JUNK):
-            client.publish(UPDATES, bytes(JUNK_BYTES))
-            if number % 64 == 0 and not before <= _subscriptions(client):
-                return
+    try:
+        lab.proxies[index].one_way("to_client")
+        if lab.redis.command(_is_cut_off):
+            return
+    except BaseException:  # an interrupt too: a fault that did not begin leaves nothing behind
+        _drain(lab, index)
+        raise
     _drain(lab, index)
     raise RuntimeError(f"node {index} was not cut off after {MOST_JUNK} messages: is it behind {lab.proxies[index]!r}?")
+
+
+def _is_cut_off(client: redis.Redis) -> bool:
+    """Send junk; whether a subscriber was cut off over it."""
+    client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
+    before = _subscriptions(client)
+    for number in range(MOST_JUNK):
+        client.publish(UPDATES, bytes(JUNK_BYTES))
+        if number % 64 == 0 and not before <= _subscriptions(client):
+            return True
+    return False
 
 
 def _subscriptions(client: redis.Redis) -> set[str]:
@@ -153,8 +190,7 @@ def _subscriptions(client: redis.Redis) -> set[str]:
 
 def _drain(lab: Breakable, index: int) -> None:
     lab.proxies[index].heal()
-    with lab.redis.client(socket_timeout=PATIENCE) as client:
-        client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+    lab.redis.command(lambda client: client.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60"))
 
 
 def _gate(part: Any, example: str) -> Gate:
@@ -175,6 +211,17 @@ def _repository(lab: Breakable) -> Gate:
     return _gate(lab.charts, "Lab(charts=FragileRepository.from_frame(...))")
 
 
+def _data(lab: Breakable) -> FragileRepository:
+    charts = lab.charts
+    if not isinstance(charts, FragileRepository):
+        example = "Lab(charts=FragileRepository.from_frame(...))"
+        raise TypeError(
+            f"the database of {charts!r} cannot be tampered with: give the lab one that can, as in {example}"
+        )
+    charts.check_restorable()
+    return charts
+
+
 def _heal(lab: Breakable, index: int) -> None:
     lab.proxies[index].heal()
 
@@ -193,7 +240,7 @@ FAULTS: dict[str, Fault] = {
             "the server is killed, and comes back empty",
             "server",
             lambda lab, _: lab.redis.kill(),
-            lambda lab, _: lab.redis.start(keep_data=False),
+            _start_empty,
         ),
         Fault(
             "server restarted with data",
@@ -334,6 +381,34 @@ FAULTS: dict[str, Fault] = {
             "repository",
             lambda lab, _: _repository(lab).hang(),
             lambda lab, _: _repository(lab).mend(),
+        ),
+        Fault(
+            "repository restored",
+            "the repository is backed up, and put back to that at the end: what was saved meanwhile was never so",
+            "data",
+            lambda lab, _: _data(lab).back_up(),
+            lambda lab, _: _data(lab).restore(),
+        ),
+        Fault(
+            "repository restored and overtaken",
+            "the repository is backed up, put back to that at the end, and beyond its revision before anybody looks",
+            "data",
+            lambda lab, _: _data(lab).back_up(),
+            lambda lab, _: _data(lab).restore(overtaking=True),
+        ),
+        Fault(
+            "repository imported anew",
+            "the repository is emptied by hand and imported again, to the same revision, with the ids dealt otherwise",
+            "data",
+            lambda lab, _: _data(lab).import_anew(),
+            _nothing,
+        ),
+        Fault(
+            "bad row",
+            "somebody has blanked the title of one chart, by hand, in the database",
+            "data",
+            lambda lab, _: _data(lab).spoil(),
+            lambda lab, _: _data(lab).mend_rows(),
         ),
     )
 }

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import redis
@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 STOP_LIMIT = 30.0  # seconds that an orderly stop may take, saving included
+PATIENCE = 5.0  # seconds that a server may take to answer; one that is frozen never does
+RETRY_PAUSE = 0.01  # seconds before a command that was cut off is tried again
+
+_T = TypeVar("_T")
 SOCKET_PATH_LIMIT = 103  # bytes: Linux takes 107, macOS 103
 
 # This shell leads the process group that the server is put into. While the shell lives, the number of that
@@ -264,12 +268,23 @@ class LocalRedis:
                 return
             self.resume()
             try:
-                with self.client(socket_timeout=STOP_LIMIT) as client:
-                    client.shutdown(save=True)
-                self._process.wait(STOP_LIMIT)
+                self._shut_down(self._process)
             except (redis.RedisError, subprocess.TimeoutExpired) as error:
                 logger.warning("%r did not shut down (%s): killed, its unsaved data is lost", self, error)
                 self.kill()
+
+    def _shut_down(self, process: subprocess.Popen[bytes]) -> None:
+        """Have it save and end. A connection that ends may have been cut before the server had read anything."""
+        deadline = time.monotonic() + STOP_LIMIT
+        while True:
+            with self.client(socket_timeout=STOP_LIMIT) as client:
+                client.shutdown(save=True)
+            try:
+                process.wait(RETRY_PAUSE)
+                return
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > deadline:
+                    raise
 
     def kill(self) -> None:
         """End the process at once (SIGKILL), as a crash or the kernel's out-of-memory killer does."""
@@ -313,9 +328,17 @@ class LocalRedis:
         with self._lock:
             if self.state == "paused":
                 raise ServerError("the server is paused and cannot take a password; resume() it first")
+            known = self._password
             if self.running:
-                with self.client() as client:
-                    client.config_set("requirepass", password or "")
+                try:
+                    self.command(lambda client: client.config_set("requirepass", password or ""))
+                except redis.AuthenticationError:  # only the answer was cut off, and the new one is in force
+                    try:
+                        self._password = password
+                        self.command(lambda client: client.ping())
+                    except redis.RedisError:
+                        self._password = known
+                        raise
             self._password = password
 
     def ping(self, timeout: float = 1.0) -> bool:
@@ -332,6 +355,24 @@ class LocalRedis:
         if self.address is not None:
             place = {"host": self.address[0], "port": self.address[1]}
         return redis.Redis(**{**place, "password": self._password, "retry": Retry(NoBackoff(), 0), **options})
+
+    def command(self, work: Callable[[redis.Redis], _T], *, patience: float = PATIENCE) -> _T:
+        """What ``work`` makes of a client of this server, tried again from the start where its connection is cut.
+
+        patience: seconds (5) that one answer may take, and after which it is not tried again. Raises what the last try
+        raised; a refusal at once.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                with self.client(socket_timeout=patience, socket_connect_timeout=patience) as client:
+                    return work(client)
+            except redis.AuthenticationError:
+                raise
+            except (redis.ConnectionError, redis.TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_PAUSE)
 
     def log(self, lines: int = 20) -> str:
         """The last lines that the server logged; empty before the first start and after `close`."""

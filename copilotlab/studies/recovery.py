@@ -54,6 +54,9 @@ POLICIES = {"Policy()": Policy(**TIMERS), "the written design": Policy.seed(**TI
 
 VICTIM = 1  # the node whose line breaks, or that holds the batch
 ROUNDS = 4  # of edits during a fault
+STUDIED = tuple(
+    name for name, fault in FAULTS.items() if fault.scope != "data"
+)  # after which all that was saved stands
 IN_A_BATCH = ("model", "repository")  # scopes of faults that show only while a batch runs
 BATCH = 60  # charts that are new in a batch
 SECONDS_PER_TEXT = 0.01  # in a batch
@@ -339,7 +342,7 @@ def _rebuild(node: Node) -> None:
 
 
 def recovery(
-    faults: Sequence[str] = tuple(FAULTS),
+    faults: Sequence[str] = STUDIED,
     policies: Sequence[str] = tuple(POLICIES),
     *,
     nodes: int = 3,
@@ -354,7 +357,8 @@ def recovery(
     """Every fault under every policy, moment by moment; `summary` makes one row of each.
 
     Parameters:
-        faults: names of `copilotlab.lab.faults.FAULTS` (all). policies: names of `POLICIES` (both).
+        faults: names of `copilotlab.lab.faults.FAULTS` (all but those of the data).
+        policies: names of `POLICIES` (both).
         nodes, charts, lasts, limit, seed: see `Experiment` (3, 60, 1.2 s, 30 s, 0).
         written_limit: the limit for the written design, which does nothing by itself that would come later (4 s).
         jobs: experiments at the same time (1). They mostly wait; but with more, searches of one delay those of another.

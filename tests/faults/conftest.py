@@ -63,8 +63,9 @@ def _document(rows, notes) -> str:
         "for longer than its lease, or the server forgot who is at work. To double: all may be, where the machine was "
         "so slow that a node was silent for as long as others wait for it. "
         "*Search*: milliseconds of one answer, the median and the slowest of all runs. "
-        "*Moved*: between all nodes and the server, heartbeats included. *Where*: nodes as threads of one process, or "
-        "in a process each.",
+        "*Moved*: between all nodes and the server, heartbeats included. *Where*: nodes as threads of one process, in "
+        "a process each, or in a process each in a network namespace of its own, with PostgreSQL and the server in "
+        "another; there its traffic is in *moved*, too.",
         "",
         "| fault | what happens | where | agreed after | embeddings: expected | made | search | slowest | moved |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",

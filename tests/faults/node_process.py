@@ -3,6 +3,7 @@
     python node_process.py '{"repository": "sqlite:///charts.db", "log": "embedded.log", "policy": {}, "pace": 0.0,
                              "queries": ["revenue"], "nodes": {"a": "redis://127.0.0.1:6379/0"}}'
 
+A command has a number, and so has its answer: who gave one up does not take its answer for the next one's.
 Every node is searched all along. Every text that is embedded is noted in the log, which outlives a kill. The process
 ends with its standard input, so with its owner.
 """
@@ -138,14 +139,15 @@ class Host:
 
 def main() -> None:
     host = Host(json.loads(sys.argv[1]))
-    print(json.dumps({"ready": os.getpid()}), flush=True)
+    print(json.dumps({"ready": os.getpid(), "number": 0}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
+        number = command.pop("number")
         try:
             answer = {"answer": getattr(host, command.pop("do"))(**command)}
         except Exception as error:  # noqa: BLE001 - whoever asked is told, and raises it there
             answer = {"error": repr(error)}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps({**answer, "number": number}), flush=True)
     host._stop()
 
 

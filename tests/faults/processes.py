@@ -12,6 +12,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,15 +28,18 @@ PATIENCE = 60.0  # seconds for one answer of a process that runs
 
 
 class NodeProcess:
-    """One process with some nodes. group: the process group that it is put into."""
+    """One process with some nodes.
 
-    def __init__(self, given: dict, group: int) -> None:
+    group: the process group that it is put into. prefix: what runs it, as sudo would.
+    """
+
+    def __init__(self, given: dict, group: int, prefix: Sequence[str] = ()) -> None:
         self.nodes = list(given["nodes"])
         self.alive = True
         self.frozen = False
         self.pauses: list[tuple[float, float]] = []  # from when to when it was frozen
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), json.dumps(given)],
+            [*prefix, sys.executable, str(SCRIPT), json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -42,6 +47,7 @@ class NodeProcess:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._answers: queue.Queue[str] = queue.Queue()
+        self._number = 0  # of the command that was sent last
         threading.Thread(target=self._read, daemon=True).start()
         self._asked = threading.Lock()
 
@@ -56,19 +62,27 @@ class NodeProcess:
 
     def send(self, do: str, **arguments: object) -> None:
         """Ask, and read the answer later: so that all processes can be at it at once."""
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._number += 1
+        self._process.stdin.write(json.dumps({"do": do, "number": self._number, **arguments}) + "\n")
         self._process.stdin.flush()
 
     def read(self, limit: float = PATIENCE) -> dict:
-        try:
-            line = self._answers.get(timeout=limit)
-        except queue.Empty:
-            raise TimeoutError(f"the process of {self.nodes} has not answered for {limit:g} s") from None
-        if not line:
-            raise EOFError(f"the process of {self.nodes} has ended, status {self._process.poll()}")
-        return json.loads(line)
+        """The answer to what was sent last; late ones to what was given up are dropped."""
+        give_up = time.monotonic() + limit
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, give_up - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError(f"the process of {self.nodes} has not answered for {limit:g} s") from None
+            if not line:
+                self._answers.put(line)  # for whoever asks next
+                raise EOFError(f"the process of {self.nodes} has ended, status {self._process.poll()}")
+            answer = json.loads(line)
+            if answer["number"] == self._number:
+                return answer
 
     def ask(self, do: str, **arguments: object) -> object:
+        """The answer to one command; whoever else asks this process waits meanwhile."""
         with self._asked:
             self.send(do, **arguments)
             return self.answer(do)
@@ -95,16 +109,22 @@ class NodeProcess:
         """Whether it took long since the whole process stood still."""
         return any(search.asked < end and search.asked + search.seconds > begin for begin, end in self.pauses)
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended though nobody ended it."""
+        return self.alive and self._process.poll() is not None
+
     def kill(self) -> None:
         """SIGKILL."""
+        self.alive = False
         self._process.kill()
         self._process.wait()
-        self.alive = False
 
     def close(self) -> None:
         """End it in order; by force if it will not."""
         if self.alive and not self.frozen:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended by itself
+                self._process.stdin.close()
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
@@ -122,8 +142,15 @@ class _Gate:
         self._cluster, self._part = cluster, part
 
     def _all(self, action: str) -> None:
+        """Tell every process; one that cannot be told keeps it from nobody else."""
+        troubles = []
         for process in self._cluster.running:
-            process.ask("gate", part=self._part, action=action)
+            try:
+                process.ask("gate", part=self._part, action=action)
+            except (OSError, EOFError, RuntimeError) as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
 
     def fail(self) -> None:
         self._all("fail")
@@ -151,10 +178,8 @@ class Processes:
         self.folder = self._folder.name
         self._log = Path(self.folder, "embedded.log")
         self._log.touch()
-        self.url = f"sqlite:///{self.folder}/charts.db"
-        self.repository = ChartRepository(self.url)
+        self._start_services()
         self.repository.save_many(charts)
-        self.redis = LocalRedis(password="known").start()
         self.embedder = SimpleNamespace(gate=_Gate(self, "model"))
         self.charts = SimpleNamespace(gate=_Gate(self, "repository"))
         self.trials, self.sound = 0, True  # that it went through; whether the last one ended well
@@ -162,17 +187,34 @@ class Processes:
         self.processes: list[NodeProcess] = []
         self._process_of: list[NodeProcess] = []
         self._policy, self._queries, self._per_process = policy, queries, per_process
-        for _ in range(0, size, per_process):
-            self.add_process()
-        for process in self.processes:
-            process.read()  # it is ready
+        try:
+            for _ in range(0, size, per_process):
+                self.add_process()
+            for process in self.processes:
+                process.read()  # it is ready
+        except BaseException:  # an interrupt too: a cluster that did not start leaves nothing running
+            self.__exit__()
+            raise
+
+    def _start_services(self) -> None:
+        """Start what all nodes share: the server, and the repository with its URL, as the nodes know it."""
+        self.url = f"sqlite:///{self.folder}/charts.db"
+        self.repository = ChartRepository(self.url)
+        self.redis = LocalRedis(password="known").start()
+
+    def _new_line(self, index: int) -> str:
+        """The URL of the server, as node ``index`` knows it."""
+        self.proxies.append(FaultProxy(self.redis.endpoint))
+        return self.proxies[index].url("known")
+
+    def _prefix(self) -> Sequence[str]:
+        """What runs the next process."""
+        return ()
 
     def add_process(self, *, wait: bool = False) -> NodeProcess:
         """One more, with new nodes that hold nothing."""
-        nodes = {}
-        for _ in range(self._per_process):
-            self.proxies.append(FaultProxy(self.redis.endpoint))
-            nodes[f"node-{len(self.proxies) - 1}"] = self.proxies[-1].url("known")
+        first = len(self._process_of)
+        nodes = {f"node-{index}": self._new_line(index) for index in range(first, first + self._per_process)}
         process = NodeProcess(
             {
                 "repository": self.url,
@@ -184,11 +226,16 @@ class Processes:
             },
             # The server's: what is in it ends with the owner, even if the owner is killed and it is frozen.
             self.redis._watchdog.pid,
+            self._prefix(),
         )
         self.processes.append(process)
         self._process_of += [process] * self._per_process
         if wait:
-            process.read()
+            try:
+                process.read()
+            except BaseException:  # an interrupt too: what is not ready is no member
+                process.kill()
+                raise
         return process
 
     def __enter__(self) -> Processes:
@@ -196,13 +243,12 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         self.closed = True
-        for process in self.processes:
-            process.close()
-        for proxy in self.proxies:
-            proxy.close()
-        self.redis.close()
-        self.repository.close()
-        self._folder.cleanup()
+        with ExitStack() as stack:  # the last first, and each of them whatever the others raise
+            stack.callback(self._folder.cleanup)
+            stack.callback(self.repository.close)
+            stack.callback(self.redis.close)
+            for part in (*self.proxies, *self.processes):
+                stack.callback(part.close)
 
     # --- members ----------------------------------------------------------------------------------------------
 
@@ -224,11 +270,13 @@ class Processes:
     def ask_all(self, do: str, **arguments: object) -> dict:
         """The answers of all processes that run, by node."""
         asked = self.running
-        for process in asked:
-            process.send(do, **arguments)
         answers: dict = {}
-        for process in asked:
-            answers.update(process.answer(do))
+        with ExitStack() as stack:
+            for process in asked:
+                stack.enter_context(process._asked)
+                process.send(do, **arguments)
+            for process in asked:
+                answers.update(process.answer(do))
         return answers
 
     # --- what a trial asks of a cluster -----------------------------------------------------------------------
