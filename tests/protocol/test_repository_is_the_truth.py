@@ -11,17 +11,9 @@ from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.store import Record
 
 
-class RestorableRepository(MemoryRepository):
-    def backup(self):
-        return dict(self._changes), self._revision
-
-    def restore(self, backup):
-        self._changes, self._revision = dict(backup[0]), backup[1]
-
-
 @pytest.fixture
 def c():
-    c = SimulatedLab(3, Policy(adopt_after=20, sync_interval=60), charts=RestorableRepository(), tick=0.5)
+    c = SimulatedLab(3, Policy(adopt_after=20, sync_interval=60), charts=MemoryRepository(), tick=0.5)
     for chart_id in range(1, 6):
         c.charts.save(simulated_chart(chart_id))
     c.run(10)
@@ -30,14 +22,14 @@ def c():
 
 
 def test_a_repository_that_is_restored_from_a_backup_is_followed(c):
-    backup = c.charts.backup()
+    c.charts.back_up()
     c.nodes[0].update_chart(simulated_chart(1, "Newer words"))
     c.nodes[1].update_chart(simulated_chart(6, "A newer chart"))
     c.nodes[2].delete_chart(2)
     c.run(5)
     assert c.agree()
 
-    c.charts.restore(backup)
+    c.charts.restore()
     assert c.run_until_agreed(10) is not None
     assert [node.counters["went_back"] for node in c.nodes] == [1, 1, 1]
 
@@ -46,13 +38,13 @@ def test_a_repository_that_is_restored_from_a_backup_is_followed(c):
 
 
 def test_a_title_that_the_restored_repository_has_not_is_not_shown(c):
-    backup = c.charts.backup()
+    c.charts.back_up()
     c.nodes[0].update_chart(simulated_chart(1, "Newer words"))
     c.run(5)
     shown = [node.search("newer words", k=1)["title"].to_list() for node in c.nodes]
     assert shown == [["Newer words"]] * 3
 
-    c.charts.restore(backup)
+    c.charts.restore()
     assert c.run_until_agreed(10) is not None
     titles = [node.search("newer words", k=5)["title"].to_list() for node in c.nodes]
     assert [sorted(shown) for shown in titles] == [[chart.title for chart in c.charts]] * 3
