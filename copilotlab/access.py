@@ -77,9 +77,9 @@ def refusal(error: BaseException, what: str) -> str | None:
                 "rediss://host:6379/0?ssl_ca_certs=/path/to/ca.crt, and the host as the certificate names it"
             )
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT):
-            if cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
                 return _NO_TLS
-            return f"TLS fails: {cause.reason}. See {DEPLOYMENT} for the options of rediss://"
+            return f"TLS fails: {cause}. See {DEPLOYMENT} for the options of rediss://"
     text = str(error)
     if isinstance(error, redis.exceptions.NoPermissionError) or _in_script(text):
         return f"it lets us in, but its access list does not allow {what}: {text}. See {DEPLOYMENT}"
@@ -166,7 +166,7 @@ def _shakes_hands(host: str, port: int, timeout: float) -> bool:
         with socket.create_connection((host, port), timeout) as line, _unverified().wrap_socket(line):
             return True
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")
+        return "ALERT" in str(error)
     except OSError:
         return False
 
@@ -177,7 +177,7 @@ def _wants_certificate(host: str, port: int, timeout: float) -> bool:
         with socket.create_connection((host, port), timeout) as line, _unverified().wrap_socket(line) as secure:
             secure.recv(1)
     except ssl.SSLError as error:
-        return "CERTIFICATE" in (error.reason or "") or "HANDSHAKE_FAILURE" in (error.reason or "")
+        return "CERTIFICATE" in str(error) or "HANDSHAKE_FAILURE" in str(error)
     except OSError:
         return False
     return False

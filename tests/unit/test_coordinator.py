@@ -193,8 +193,8 @@ def test_what_failed_on_an_earlier_connection_is_no_outage_of_this_one(carrier, 
         assert a.probe()
         raise CarrierAway("no answer in time")
 
-    carrier.publish = late
+    carrier.get = late
     with pytest.raises(CarrierAway):
-        a.publish(ChartDeleted(1, 1))
+        a.flags()
     assert a.connected
     assert a.metrics["outages"] == 1
