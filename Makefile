@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue lab clean chromium
+        screenshots catalogue lab clean chromium debian-redis
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,17 @@ chromium: $(VENV)/dev
 	       install --no-install-recommends chromium libatomic1 >/dev/null) \
 	  || echo "Chromium cannot be installed here: apt-get install chromium libatomic1, or set COPILOTLAB_CHROMIUM"
 
+# Sentinel and TLS, which the wheel's server has not. Unpacked, not installed: the lab takes the server on the PATH.
+DEBIAN_REDIS := build/debian-redis
+debian-redis:    ## Debian's Redis, for the tests of docs/deployment.md
+	@$(DEBIAN_REDIS)/redis-server --version >/dev/null 2>&1 || (echo "fetching Debian's Redis (once) ..." \
+	  && mkdir -p $(DEBIAN_REDIS) && $(AS_ROOT) apt-get -qq update && cd $(DEBIAN_REDIS) \
+	  && apt-get -qq download redis-server redis-tools libjemalloc2 liblzf1 libatomic1 2>/dev/null \
+	  && for package in *.deb; do dpkg -x $$package .; rm $$package; done \
+	  && printf '#!/bin/sh\nhere=$$(dirname "$$0")/usr\nLD_LIBRARY_PATH=$$(echo $$here/lib/*-linux-gnu) exec $$here/bin/redis-server "$$@"\n' \
+	       > redis-server && chmod +x redis-server) \
+	  || echo "Debian's Redis cannot be had here: set COPILOTLAB_DEBIAN_REDIS to a redis-server with TLS"
+
 test:            ## everything that decides whether a change lands; one failure does not hide the next
 	@$(MAKE) --no-print-directory --keep-going lint types unit browser notebooks
 
@@ -52,7 +63,7 @@ types: $(VENV)/dev   ## types
 	@$(BIN)/mypy
 
 # One seed for all that Hypothesis draws, so that the tests say the same twice; `make scenarios` draws anew each time.
-unit: $(VENV)/dev   ## unit, protocol and fault tests (SEED=... for other scenarios)
+unit: $(VENV)/dev debian-redis   ## unit, protocol and fault tests (SEED=... for other scenarios)
 	@echo "hypothesis: seed $(or $(SEED),20261125)"
 	@$(BIN)/pytest tests --ignore tests/browser --hypothesis-seed $(or $(SEED),20261125)
 

@@ -10,13 +10,16 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
+from copilotlab import access
 from copilotlab.lifetime import renewed_by_fork
 from copilotlab.urls import hide_password
 
@@ -28,7 +31,10 @@ class CarrierAway(ConnectionError):
 
 
 class CarrierRefused(CarrierAway):
-    """Redis answered, but does not let us in: the password or the user is wrong."""
+    """Redis is there, but does not let us do what we must: a mistake to mend, that time alone does not heal.
+
+    Password, user, access list, certificate, TLS or none, no Lua, no such database: the message names it, and a remedy.
+    """
 
 
 class Message(NamedTuple):
@@ -136,39 +142,46 @@ class RedisCarrier:
         return self._address
 
     def ping(self) -> None:
-        with _answering(self._address):
-            self._client.ping()
+        try:
+            with self._asking("PING"):
+                self._client.ping()
+        except CarrierRefused:
+            raise
+        except CarrierAway as error:
+            if told := access.misspoken(self._client, error.__cause__, self.timeout):
+                raise CarrierRefused(f"Redis at {self._address} refuses us: {told}") from error
+            raise
 
     def get(self, *keys: str) -> list[bytes | None]:
-        with _answering(self._address):
+        with self._asking("MGET", *keys):
             return list(self._client.mget(keys))  # type: ignore[arg-type]  # bytes: we set decode_responses nowhere
 
     def set(self, key: str, value: bytes, *, ttl: float | None = None, if_absent: bool = False) -> bool:
         milliseconds = None if ttl is None else max(1, round(ttl * 1000))
-        with _answering(self._address):
+        with self._asking("SET", key):
             return bool(self._client.set(key, value, px=milliseconds, nx=if_absent))
 
     def delete(self, *keys: str) -> int:
-        with _answering(self._address):
+        with self._asking("DEL", *keys):
             return int(self._client.delete(*keys))
 
     def read(self, key: str, most: int) -> bytes:
-        with _answering(self._address):
+        with self._asking("GETRANGE", key):
             return bytes(self._client.getrange(key, 0, most - 1))  # type: ignore[arg-type]  # bytes, as above
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
-        with _answering(self._address):
+        with self._asking(f"EVALSHA of {script}.lua", *keys):
             if script not in self._scripts:
                 self._scripts[script] = self._client.register_script(script_source(script))
             return self._scripts[script](keys=keys, args=list(arguments))  # type: ignore[arg-type]  # as said above
 
     def publish(self, channel: str, payload: bytes) -> int:
-        with _answering(self._address):
+        with self._asking("PUBLISH", channel):
             return int(self._client.publish(channel, payload))
 
     def subscribe(self, channels: Sequence[str]) -> None:
         self._unsubscribe()
-        with _answering(self._address):
+        with self._asking("SUBSCRIBE", *channels):
             subscription = self._client.pubsub()  # type: ignore[no-untyped-call]
             subscription.subscribe(*channels)
             for _ in channels:  # the server's word that each subscription stands: what is published now arrives
@@ -186,7 +199,7 @@ class RedisCarrier:
         subscription = self._subscription
         if subscription is None:
             raise CarrierAway(f"not subscribed at {self._address}")
-        with _answering(self._address):
+        with self._asking("to hear what was published"):
             message = subscription.get_message(ignore_subscribe_messages=True, timeout=timeout)
         if self._broken:
             raise CarrierAway(f"the subscription at {self._address} was cut: what was sent meanwhile is lost")
@@ -201,6 +214,9 @@ class RedisCarrier:
         self._unsubscribe()
         if self._owned:
             self._client.close()
+
+    def _asking(self, command: str, *names: str) -> _answering:
+        return _answering(self._address, access.asked(command, names))
 
     def _note_reconnect(self, _connection: object) -> None:
         self._broken = True
@@ -239,11 +255,14 @@ def _check_url(url: str) -> None:
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise ValueError(f"the database is {database!r}, and no number")
-    for option in parse_qs(parts.query):
+    for option, values in parse_qs(parts.query).items():
         if option in _OURS:
             raise ValueError(f"{option} is not for the URL: {_OURS[option]}")
+        if option in _FILES and not Path(values[-1]).exists():
+            raise ValueError(f"{option}={values[-1]} is not there")
 
 
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _OURS = {
     "socket_timeout": "it is Policy(redis_timeout=...)",
     "socket_connect_timeout": "it is Policy(redis_timeout=...)",
@@ -259,38 +278,40 @@ def _checked(client: redis.Redis | redis.RedisCluster) -> redis.Redis | redis.Re
 
 
 def _address(client: redis.Redis | redis.RedisCluster) -> str:
-    settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    """Where a client leads: a server, the sentinels that know of one, or the nodes that a cluster is entered by."""
+    if isinstance(client, redis.RedisCluster):
+        return f"redis-cluster://{','.join(sorted(client.nodes_manager.startup_nodes))}"
+    pool = client.connection_pool
+    settings = pool.connection_kwargs
+    database = settings.get("db", 0)
+    if isinstance(pool, SentinelConnectionPool):
+        sentinels = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
+        places = ",".join(f"{place['host']}:{place.get('port', 26379)}" for place in sentinels)
+        return f"redis-sentinel://{places}/{pool.service_name}/{database}"
     if "path" in settings:
         return f"unix://{settings['path']}"
     if "host" in settings:
-        return f"redis://{settings['host']}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
+        scheme = "rediss" if access.speaks_tls(client) else "redis"
+        return f"{scheme}://{settings['host']}:{settings.get('port', 6379)}/{database}"
     return type(client).__name__
 
 
 class _answering:
-    """Turns what redis-py raises when Redis cannot serve into CarrierAway."""
+    """Turns what redis-py raises when Redis cannot serve into CarrierAway, and when it will not into CarrierRefused."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, what: str) -> None:
         self.address = address
+        self.what = what
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if error is None or isinstance(error, CarrierAway):
-            return
-        if isinstance(error, redis.exceptions.NoPermissionError):
-            raise CarrierRefused(
-                f"Redis at {self.address} lets us in, but its access list does not let us do this: {error}. "
-                f"The user needs the channels, and the keys vector:*, under the namespace"
-            ) from error
-        if isinstance(error, redis.exceptions.AuthenticationError) or (
-            isinstance(error, redis.exceptions.ResponseError) and str(error).startswith(("NOAUTH", "WRONGPASS"))
-        ):
-            raise CarrierRefused(
-                f"Redis at {self.address} refused us: {error}. Put the user and password into the URL, "
-                "as in redis://user:password@host:6379/0"
-            ) from error
         # A cluster that cannot be reached raises what redis-py derives from nothing of its own.
-        if isinstance(error, redis.exceptions.RedisError | redis.exceptions.RedisClusterException | OSError):
-            raise CarrierAway(f"Redis at {self.address} is away: {error or type(error).__name__}") from error
+        if not isinstance(error, redis.exceptions.RedisError | redis.exceptions.RedisClusterException | OSError):
+            return
+        if isinstance(error, CarrierAway):
+            return
+        if told := access.refusal(error, self.what):
+            raise CarrierRefused(f"Redis at {self.address} refuses us: {told}") from error
+        raise CarrierAway(f"Redis at {self.address} is away: {error or type(error).__name__}") from error

@@ -8,6 +8,7 @@ now and then whether Redis is back.
 from __future__ import annotations
 
 import logging
+import random
 import re
 import secrets
 import threading
@@ -20,7 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import redis
 
-from copilotlab import events
+from copilotlab import access, events
 from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.charts import Identity
 from copilotlab.clock import Clock, SystemClock, check_clock
@@ -38,6 +39,7 @@ CLAIM = "vector:claim"
 BULK = "vector:bulk"
 ALIVE = "vector:alive"  # one a session: whose it is has not been silent for three heartbeats
 
+REFUSED_PAUSE = 10.0  # seconds between two looks at a Redis that has refused us for as long
 SILENT_BEATS = 3  # heartbeats in a row that nothing was heard after: the subscription is dead, whatever TCP says
 MAX_EPOCH = 2**52  # a count beyond it is nobody's: Lua's numbers end at 2**53
 
@@ -134,8 +136,12 @@ class Coordinator:
         self._connected = False
         self._away_since: float | None = None
         self._back_since = -inf
+        self._refused = False
+        self._troubled_since = -inf  # since then no connection has stood for SILENT_BEATS heartbeats
+        self._joins = 0  # which connection it is
         self._reason = ""
         self._next_probe = self.clock.now()
+        self._jitter = random.Random(node_id)  # nodes differ, and a test finds the same pauses each time
         self._generation = ""
         self._beats_unanswered = 0
         self._on_their_way: deque[tuple[int, float]] = deque()  # own heartbeats: number, when said
@@ -147,6 +153,11 @@ class Coordinator:
     def connected(self) -> bool:
         """Whether the last Redis operation worked and the subscription stands."""
         return self._connected
+
+    @property
+    def state(self) -> str:
+        """ "connected", "away", or "refused": Redis is there, but forbids what a node must do; `reason` names it."""
+        return "connected" if self._connected else "refused" if self._refused else "away"
 
     @property
     def away_for(self) -> float:
@@ -169,6 +180,11 @@ class Coordinator:
         return self._heard_to
 
     @property
+    def beats_under_way(self) -> int:
+        """How many heartbeats of this node have not come back to it: whoever was heard until now will hear them."""
+        return len(self._on_their_way)
+
+    @property
     def reason(self) -> str:
         """Why Redis counts as away; "" while connected."""
         return self._reason
@@ -181,11 +197,12 @@ class Coordinator:
     def connect(self) -> bool:
         """Connect and subscribe now; False, and an outage begins, if Redis is away.
 
-        Raises CarrierRefused if Redis is there but does not let us in: that is a mistake to mend, not an outage.
+        Raises CarrierRefused if Redis is there but does not let us do what we must: a mistake to mend, not an outage.
         """
         try:
             self._join()
         except CarrierRefused:
+            self._carrier.close()
             raise
         except CarrierAway as error:
             self._went_away(error)
@@ -196,6 +213,7 @@ class Coordinator:
     def probe(self) -> bool:
         """While Redis is away: look, at most every `probe_interval`, whether it is back; True if it is.
 
+        The longer the trouble lasts, the longer the pauses; a connection that breaks again at once has not ended it.
         Without `tell_blips`, as the written design's connection listener does, an outage is then marked in Redis.
         """
         now = self.clock.now()
@@ -208,16 +226,51 @@ class Coordinator:
                 self._carrier.set(self._scoped(WAS_DOWN), b"true")
         except CarrierAway as error:
             self._went_away(error)
+            self._next_probe = self.clock.now() + self._pause()
             return False
+        self._next_probe = self.clock.now() + self._pause()
         self._came_back()
         return True
 
+    def _pause(self) -> float:
+        """Seconds until the next look: `probe_interval`, and up to a share of how long the trouble has lasted.
+
+        Where Redis is away, at most half of what a batch waits for nodes to be back: what they hold is not made again.
+        """
+        troubled = self.clock.now() - self._troubled_since
+        longest = min(REFUSED_PAUSE, troubled) if self._refused else min(self.policy.rejoin_grace / 2, troubled / 10)
+        return self.policy.probe_interval + self._jitter.random() * max(0.0, longest - self.policy.probe_interval)
+
     def _join(self) -> None:
         self._carrier.ping()
+        self._rehearse()
         self._carrier.subscribe(list(self._channels))
         self._beats_unanswered = 0
         self._on_their_way.clear()
         self._look()
+
+    def _rehearse(self) -> None:
+        """Ask whether all is allowed that this node will do: else its first event would be refused, after each join."""
+        policy = self.policy
+        if not (policy.fenced or policy.tell_blips or policy.claim or policy.reconcile):
+            return  # the written design runs no scripts
+        names = (
+            GENERATION,
+            BATCH_IN_PROGRESS,
+            WAS_DOWN,
+            EPOCH,
+            f"{CLAIM}:model:chart",
+            f"{BULK}:id",
+            f"{ALIVE}:session",
+        )
+        keys = [self._scoped(name) for name in names]
+        pairs = access.needed(keys, self._channels)
+        allowed = self._carrier.run("rehearse", keys[:1], [part for pair in pairs for part in pair])
+        if told := access.forbidden(pairs, allowed):
+            raise CarrierRefused(
+                f"Redis at {self.address} refuses us: its access list does not allow {told}. "
+                f"The least that its user needs: {access.least(self.namespace)}"
+            )
 
     def another_carrier(self) -> Carrier:
         """A connection of its own to the same Redis, for a second coordinator."""
@@ -533,10 +586,11 @@ class Coordinator:
 
     def _ask(self, operation: Callable[[], T]) -> T:
         self._check_connected()
+        joins = self._joins
         try:
             return operation()
         except CarrierAway as error:
-            self._went_away(error)
+            self._went_away(error, joins)
             raise
 
     def _put(self, operation: Callable[[], T], size: int) -> T:
@@ -572,14 +626,27 @@ class Coordinator:
             return False
         return self.pages.refused(size, str(error))
 
-    def _went_away(self, error: CarrierAway) -> None:
+    def _went_away(self, error: CarrierAway, joins: int | None = None) -> None:
+        """An outage begins, or a refusal. joins: of the connection that failed: an earlier one's end is no news."""
+        refused = isinstance(error, CarrierRefused)
         with self._lock:
+            if joins is not None and joins != self._joins:
+                return
+            now = self.clock.now()
             if self._away_since is None:
-                self._away_since = self._next_probe = self.clock.now()
-                self.metrics.count("outages")
-                self.journal.note("redis_away", str(error), level=logging.WARNING)
+                self._away_since = now
+                if now - self._back_since > SILENT_BEATS * self.policy.heartbeat_interval:
+                    self._troubled_since = now
+                self._note_trouble(error, refused)
+            elif refused != self._refused:
+                self._note_trouble(error, refused)
+            self._refused = refused
             self._reason = str(error)
             self._connected = False
+
+    def _note_trouble(self, error: CarrierAway, refused: bool) -> None:
+        self.metrics.count("refusals" if refused else "outages")
+        self.journal.note("redis_refused" if refused else "redis_away", str(error), level=logging.WARNING)
 
     def _came_back(self) -> None:
         with self._lock:
@@ -587,12 +654,14 @@ class Coordinator:
                 self.journal.note("redis_back", f"after {self.away_for:.2f} s", level=logging.INFO)
                 self._back_since = self.clock.now()
             self._away_since = None
+            self._refused = False
             self._reason = ""
+            self._joins += 1
             self._connected = True
             self.pages.reset()
 
     def __repr__(self) -> str:
-        state = "connected" if self._connected else f"away: {self._reason or 'not connected yet'}"
+        state = "connected" if self._connected else f"{self.state}: {self._reason or 'not connected yet'}"
         scope = f", namespace={self.namespace!r}" if self.namespace else ""
         return f"Coordinator({self.node_id!r}, {self.address!r}{scope}, {state})"
 

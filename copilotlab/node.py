@@ -204,7 +204,8 @@ class Node:
         """Connect, listen and work in the background; what of that is at work already goes on.
 
         With Redis away the node starts all the same, says so once in the log and in `status`, and connects when Redis
-        is there. Raises CarrierRefused if Redis refuses the password, RuntimeError if the node was stopped before.
+        is there. Raises CarrierRefused for what time does not heal (password, access list, certificate, no Lua), and
+        RuntimeError if the node was stopped before.
         """
         if self._stopping.is_set():
             raise RuntimeError(f"node {self.node_id!r} was stopped; make a new Node, it costs nothing to share charts")
@@ -578,7 +579,7 @@ class Node:
             "skipped": len(replica.follower.skipped),
             "model": self.embedder.fingerprint,
             "next_model": "" if successor is None else successor.embedder.fingerprint,
-            "redis": "connected" if coordinator.connected else "away",
+            "redis": coordinator.state,
             "redis_address": coordinator.address,
             "redis_reason": coordinator.reason,
             "away_for": coordinator.away_for,

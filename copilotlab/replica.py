@@ -43,6 +43,7 @@ from copilotlab.transfer import Transfers
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
 LONGEST_SILENCE = 3  # times the patience with one peer: the longest that a batch waits for all of them
 HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the others fetch the rest
+ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all who came before it, be they hundreds
 LONGEST_PAUSE = 60.0  # seconds between two tries of a batch that fails
 
 Admission = Literal["ours", "deferred", "claimed", "away"]
@@ -794,7 +795,7 @@ class Replica:
         self._wake.set()
 
     def _note_heartbeat(self, source: str, heartbeat: events.Heartbeat) -> None:
-        if heartbeat.newcomer:
+        if heartbeat.newcomer and self.coordinator.beats_under_way < ANSWERS_UNDER_WAY:
             self._next_beat = self.clock.now()
         if self.peers.note_heartbeat(source, heartbeat, self.store.digest) and self._flags.batch_holder is None:
             self.counters.count("digests_differed")

@@ -115,7 +115,7 @@ class FragileRepository(ChartRepository):
         """Keep a copy of the whole database, in a file, in the place of an earlier one. TypeError if not SQLite."""
         self.check_restorable()
         folder = tempfile.TemporaryDirectory(prefix="copilotlab-")
-        with self._database() as database, contextlib.closing(sqlite3.connect(_copy_in(folder))) as copy:
+        with self._driver() as database, contextlib.closing(sqlite3.connect(_copy_in(folder))) as copy:
             _copy(database, copy)
         self._forget_backup()
         self._backup = folder
@@ -134,7 +134,7 @@ class FragileRepository(ChartRepository):
         if overtaking:
             with ChartRepository(f"sqlite:///{copy}") as restored:
                 _write_on(restored, self.revision + 1)
-        with contextlib.closing(sqlite3.connect(copy)) as source, self._database() as database:
+        with contextlib.closing(sqlite3.connect(copy)) as source, self._driver() as database:
             _copy(source, database)
         self._forget_backup()
 
@@ -149,9 +149,9 @@ class FragileRepository(ChartRepository):
         ids = [chart.chart_id for chart in charts]
         dealt = [replace(chart, chart_id=chart_id) for chart, chart_id in zip(charts, ids[1:] + ids[:1], strict=True)]
         with self._transaction(writes=True) as connection:
-            revision = self._current(connection, lock=True)
+            revision = self._state(connection, lock=True).revision
             connection.execute(self._charts.delete())
-            self._advance(connection, 0)
+            connection.execute(self._counter.update().values(revision=0))
             self._save(connection, dealt)
             for written in range(len(dealt) + 1, revision + 1):
                 chart = dealt[written % len(dealt)]
@@ -194,7 +194,7 @@ class FragileRepository(ChartRepository):
         connection.execute(change.values(title=title))
 
     @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
+    def _driver(self) -> Iterator[sqlite3.Connection]:
         """The driver's own connection, with nobody in a transaction on it."""
         with self._lock, contextlib.closing(self._engine.raw_connection()) as connection:
             yield connection.driver_connection  # type: ignore[misc]  # of the driver that check_restorable saw

@@ -28,7 +28,7 @@ def health(status: Mapping[str, object], *, frozen: bool = False) -> Health:
     if frozen:
         return Health("away", "‖", "frozen")
     if status["redis"] != "connected":
-        return Health("away", "▲", "Redis away")
+        return Health("away", "▲", "Redis refuses" if status["redis"] == "refused" else "Redis away")
     if status["batch"]:
         return Health("busy", "◐", str(status["batch"]).split()[0])
     if status["reconciling"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import redis
+from redis.sentinel import Sentinel
 
 from copilotlab import ChartRepository, Node, load_embedder
 from copilotlab.carrier import RedisCarrier
@@ -64,3 +65,20 @@ def test_a_client_that_decodes_is_refused():
     with pytest.raises(ValueError, match="decode_responses"):
         RedisCarrier(redis.Redis(decode_responses=True))
     assert RedisCarrier(redis.Redis(port=7)).address == "redis://localhost:7/0"
+
+
+def test_the_address_of_a_client_is_shown_as_what_it_is():
+    sentinel = Sentinel([("s1", 26379), ("s2", 26380)])
+    password = {"password": "secret", "username": "u"}
+    shown = [
+        RedisCarrier(sentinel.master_for("charts", db=2, **password)).address,
+        RedisCarrier(redis.Redis(host="h", port=7, ssl=True, **password)).address,
+        RedisCarrier(redis.Redis(unix_socket_path="/tmp/r.sock", **password)).address,
+    ]
+    assert shown == ["redis-sentinel://s1:26379,s2:26380/charts/2", "rediss://h:7/0", "unix:///tmp/r.sock"]
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_file_of_a_url_that_is_not_there_is_named(option, tmp_path):
+    with pytest.raises(ValueError, match=rf"{option}=.*missing\.crt is not there"):
+        RedisCarrier(f"rediss://h:1/0?{option}={tmp_path}/missing.crt")

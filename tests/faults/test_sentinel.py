@@ -1,0 +1,139 @@
+"""Nodes behind Sentinel, by the client of docs/deployment.md, on Debian's Redis: a master that goes, in four ways."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import redis
+from debian import redis_server
+from rest import wait_for_rest
+from test_deployments import PAGE, QUICK, node_on
+from trial import wait_until
+
+from copilotlab import Chart, ChartRepository, LocalRedis
+from copilotlab.lab.server import ReservedPort
+
+(CLIENT,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "Sentinel(" in block]
+
+
+class Watched:
+    """A master, a replica of it, and a sentinel that watches them."""
+
+    def __init__(self, folder):
+        binary = redis_server()
+        self.master = LocalRedis(binary, tcp=True)
+        self.master.start()
+        host, port = self.master.address
+        self.replica = LocalRedis(
+            binary, tcp=True, args=["--replicaof", f"{host} {port}", "--repl-diskless-sync-delay", "0"]
+        )
+        self.replica.start()
+        wait_until(lambda: self.info(self.replica)["master_link_status"] == "up", "the replica follows")
+        self._port = ReservedPort()
+        settings = folder / "sentinel.conf"
+        settings.write_text(
+            f"bind 127.0.0.1\nport {self._port.address[1]}\ndir {folder}\nlogfile {folder}/sentinel.log\n"
+            f"sentinel monitor charts {host} {port} 1\nsentinel down-after-milliseconds charts 500\n"
+            "sentinel failover-timeout charts 3000\n"
+        )
+        self._process = subprocess.Popen([binary, settings, "--sentinel"], stdout=subprocess.DEVNULL)
+        self.sentinel = redis.Redis(port=self._port.address[1])
+        wait_until(self._knows_both, "the sentinel knows master and replica", 30)
+
+    def _knows_both(self):
+        try:
+            return self.sentinel.execute_command("SENTINEL MASTER", "charts")[b"num-slaves"] in (b"1", 1)
+        except redis.ConnectionError:
+            return False
+        except TypeError:
+            flat = self.sentinel.execute_command("SENTINEL MASTER", "charts")
+            return dict(zip(flat[::2], flat[1::2], strict=True))[b"num-slaves"] == b"1"
+
+    def info(self, server):
+        with server.client() as client:
+            return client.info("replication")
+
+    def client(self):
+        """By the page's own lines."""
+        names: dict = {}
+        there = f'[("127.0.0.1", {self._port.address[1]})]'
+        exec(re.sub(r"\[\(\"sentinel-1\".*?\)\]", there, CLIENT).replace("0.25", "1.0"), names)
+        return names["client"]
+
+    def leads(self):
+        """The port of the master, as the sentinel says."""
+        address = self.sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "charts")
+        return int(address[1])
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        self.sentinel.close()
+        self.replica.close()
+        self.master.close()
+        self._port.close()
+
+
+@pytest.fixture
+def watched(tmp_path):
+    watched = Watched(tmp_path)
+    yield watched
+    watched.close()
+
+
+def kill(watched):
+    watched.master.kill()
+
+
+def freeze(watched):
+    watched.master.pause()
+
+
+def fail_over(watched):
+    watched.sentinel.execute_command("SENTINEL FAILOVER", "charts")
+
+
+def lose_writes(watched):
+    """The replica has not what was written last."""
+    watched.replica.pause()
+    yield
+    watched.master.kill()
+    watched.replica.resume()
+
+
+@pytest.mark.parametrize("go", [kill, freeze, fail_over, lose_writes])
+def test_nodes_agree_again_after_a_master_that_was_lost(watched, go):
+    charts = ChartRepository()
+    clients = [watched.client() for _ in "ab"]
+    a, b = (node_on(client, name, charts, policy=QUICK) for client, name in zip(clients, "ab", strict=True))
+    with a, b:
+        wait_for_rest(a, b)
+        assert a.coordinator.address.startswith("redis-sentinel://127.0.0.1:")
+        assert a.coordinator.address.endswith("/charts/0")
+        assert a.update_chart(Chart(chart_id=1, title="Revenue by region")).outcome == "published"
+        going = go(watched)
+        if going is not None:
+            next(going)
+            assert a.rebuild().outcome == "published", "its epoch, and that none is owed, is not replicated"
+            list(going)
+        a.update_chart(Chart(chart_id=2, title="Espresso machine uptime"))
+        b.update_chart(Chart(chart_id=3, title="Tea kettle uptime"))
+
+        new = watched.replica.address[1]
+        wait_until(lambda: watched.leads() == new, "another server is master", 60)
+        if go is freeze:
+            watched.master.resume()
+        wait_until(lambda: a.coordinator.connected and b.coordinator.connected, "both are back", 60)
+        wait_for_rest(a, b)
+        assert a.update_chart(Chart(chart_id=4, title="Parcel weight")).outcome in ("published", "local")
+        wait_until(lambda: 4 in b.store, "the other node hears of it")
+        wait_for_rest(a, b)
+        assert sorted(b.store.manifest().chart_ids.tolist()) == [1, 2, 3, 4]
+        assert a.store.digest == b.store.digest
+        with watched.replica.client() as client:
+            assert len(client.pubsub_channels("chart-vector-inbox:*")) == 2, "both listen to the new master"
+        assert [node.counters["refusals"] for node in (a, b)] == [0, 0]
+    for client in clients:
+        client.close()
