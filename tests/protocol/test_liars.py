@@ -129,11 +129,11 @@ def test_pages_of_records_that_never_end_end(c):
 
     def answer(source, question):
         if isinstance(question, events.ManifestWanted):
-            liar.put(question.bulk, events.encode(liar.page_of([5, 6, 7], more=False)))
+            liar.put(question.bulk, events.encode(liar.page_of([5, 6, 7], more=False), liar.identity))
         else:
             asked.append(question)
             page = events.page_of(liar.fingerprint, [])
-            liar.put(question.bulk, events.encode(msgspec.structs.replace(page, more=True)))
+            liar.put(question.bulk, events.encode(msgspec.structs.replace(page, more=True), liar.identity))
         liar.say(events.BulkReady(question.bulk), to=source)
 
     living_beside(c, liar, 10, answer)
