@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from copilotlab.charts.chart import short
+from copilotlab.reasons import reason
 from copilotlab.urls import hide_password
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _made(url: str, timeout: float, connect_args: Mapping[str, Any]) -> Database
             defaults, options["isolation_level"] = connection_arguments(timeout), "AUTOCOMMIT"
         else:
             options["pool_pre_ping"] = True
-        engine = sa.create_engine(parsed, connect_args={**defaults, **connect_args}, **options)
+        chosen = {name: value for name, value in defaults.items() if name not in parsed.query} | dict(connect_args)
+        engine = sa.create_engine(parsed, connect_args=chosen, **options)
     except sa.exc.ArgumentError as error:
         raise ValueError(f"url={shown!r}: {error}; expected one such as sqlite:///charts.db") from error
     except ModuleNotFoundError as error:
@@ -103,6 +105,8 @@ def _made(url: str, timeout: float, connect_args: Mapping[str, Any]) -> Database
             f"{shown} needs the driver {error.name!r}: pip install {error.name}, or name one that is installed, as in "
             "postgresql+psycopg://..."
         ) from error
+    except ImportError as error:  # psycopg without a libpq, say
+        raise RepositoryError(f"{shown}: its driver cannot be imported: {reason(error)}") from error
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", partial(_prepare_sqlite, timeout=timeout))
     if engine.dialect.driver == "psycopg":

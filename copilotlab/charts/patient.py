@@ -6,6 +6,7 @@ server is who would have to time the statement.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ def connection_arguments(timeout: float) -> dict[str, Any]:
     seconds = max(1, round(timeout))
     return {
         "connect_timeout": max(
-            2, round(timeout / 2)
+            2, math.ceil(timeout / 2)
         ),  # whole, and never shorter; half is for finding the last one dead
         "keepalives_idle": seconds,
         "keepalives_interval": seconds,
@@ -62,7 +63,7 @@ def bound_waits(engine: sa.Engine, timeout: float) -> None:
     # Who holds the revision and is frozen must not hold up the whole catalogue.
     holding = f"SET LOCAL idle_in_transaction_session_timeout = {round(2_000 * timeout)}"
     read = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {bounds}"  # several statements see one moment
-    write = f"BEGIN; {bounds}; {holding}"
+    write = f"BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}; {holding}"  # whoever waited sees what the other one did
 
     def connect(_dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> PatientConnection:
         connection = PatientConnection.connect(*args, **options)

@@ -147,7 +147,7 @@ class ChartRepository:
     psycopg; then it is a RepositoryError. What reads and imports much is cut into statements that take less. A
     connection that turns out dead before anything was begun on it is replaced within that time.
     connect_args: for the driver, beside and before what follows from ``timeout``, as in {"prepare_threshold": None}
-    for psycopg behind PgBouncer. Other drivers get their timeouts here.
+    for psycopg behind PgBouncer. So are those in the URL. Other drivers get their timeouts here.
 
     A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
     it, and the log (copilotlab.charts) does so once.
@@ -263,6 +263,7 @@ class ChartRepository:
         """Give a new revision, as a save would, to each chart whose words were edited by hand; their ids, in order.
 
         Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
+        After an update to a version of copilotlab that makes another text of a chart they are all, once.
         chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
         Rows that cannot be read stay as they are. Raises ChartError for what is no whole number.
         """
@@ -278,7 +279,7 @@ class ChartRepository:
                 self._save(connection, charts)
                 stamped += [chart.chart_id for chart in charts]
         logger.warning(
-            "%s charts in %s were edited by hand, and have a revision of their own now",
+            "%s charts in %s were edited by hand, or saved by another version, and have a new revision now",
             f"{len(stamped):,}",
             self._shown_url,
         )

@@ -656,12 +656,14 @@ def test_an_engine_in_memory_must_have_one_database_for_all_threads():
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_the_arguments_of_the_driver_are_passed_on_and_come_first(url):
+    url = sa.make_url(url).update_query_dict({"keepalives_count": "7"}).render_as_string(hide_password=False)
     with ChartRepository(url, connect_args={"application_name": "mine", "connect_timeout": 17}) as repository:
         with repository._transaction() as connection:
             assert connection.exec_driver_sql("SHOW application_name").scalar_one() == "mine"
             assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "5s"
             parameters = connection.connection.driver_connection.info.get_parameters()
         assert parameters["connect_timeout"] == "17"
+        assert parameters["keepalives_count"] == "7"
         assert parameters["tcp_user_timeout"] == "5000"
 
 
