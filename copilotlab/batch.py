@@ -166,7 +166,7 @@ class Batch:
         self._cancelled = True
 
     def fence(self) -> None:
-        """End before the next chunk: another node has the lease by now."""
+        """End before the next chunk: another node's batch is of a later epoch, and this one's events are dropped."""
         self._fenced = True
 
     def advance(self) -> bool:
@@ -327,6 +327,7 @@ class Batch:
         if not todo:
             return
         made = self._made(todo)
+        self._coordinator.metrics.count("truncated", len(self._embedder.cut([chart.text for chart, _ in todo])))
         self.embedded += len(made)
         self.total -= len(todo) - len(made)
         if made:
@@ -493,7 +494,7 @@ class Batch:
     def _end(self, outcome: Outcome) -> None:
         if self.over:
             return
-        if self.lease is not None and outcome != "fenced":
+        if self.lease is not None and (outcome != "fenced" or self._fenced):
             recovered = outcome == "published" and self.kind == "rebuild" and self.whole
             try:
                 self._coordinator.release_lease(self.lease, recovered=recovered)

@@ -340,6 +340,7 @@ class Replica:
             return held.vector
         vector: np.ndarray = self.embedder.embed([chart.text])[0]
         self.counters.count("embeddings")
+        self.counters.count("truncated", len(self.embedder.cut([chart.text])))
         return vector
 
     def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from copilotlab.charts import Chart, ChartRepository
+from copilotlab.charts import Chart, ChartRepository, Identity
 from copilotlab.embedding import Embedder, load_embedder
 from copilotlab.store import Record, VectorStore
 
@@ -62,7 +62,7 @@ class ModelIndex:
         self._embedder: Embedder | None = None
         self._store: VectorStore | None = None
         self._known: dict[int, Chart] = {}
-        self._revision = 0
+        self._looked: tuple[Identity, int, int] | None = None  # the catalogue at the last question
         self._lock = threading.Lock()
 
     def search(self, question: str, k: int) -> list[Found]:
@@ -86,35 +86,30 @@ class ModelIndex:
         return self._embedder, self._store
 
     def _update(self, embedder: Embedder, store: VectorStore) -> None:
-        revision = self._charts.revision
-        if revision < self._revision:  # it was restored from a backup
-            for chart_id in store.forget_after(revision):
-                del self._known[chart_id]
-            self._revision = 0
-        changes = self._charts.changes_since(self._revision)
-        for start in range(0, len(changes), CHUNK):
-            chunk = changes[start : start + CHUNK]
-            self._progress(f"{self.name}: {start:,} of {len(changes):,} charts embedded ...")
-            saved = [
-                (change.revision, change.chart)
-                for change in chunk
-                if change.chart is not None and store.revision(change.chart_id) != change.revision
-            ]
+        """Take in what the repository holds; what is here already, by its words, is not embedded again."""
+        look = self._charts.look()
+        if look[:3] == self._looked:
+            return
+        look = self._charts.look(0)
+        followed = store.follow(*look.heads, since=0, revision=look.revision, back=True)
+        for chart_id in followed.dropped:
+            self._known.pop(chart_id, None)
+        lacking = look.heads.chart_ids[followed.lacking].tolist()
+        for start in range(0, len(lacking), CHUNK):
+            self._progress(f"{self.name}: {start:,} of {len(lacking):,} charts embedded ...")
+            changes = self._charts.get_many(lacking[start : start + CHUNK]).values()
+            saved = [(change.revision, change.chart) for change in changes if change.chart is not None]
             vectors = embedder.embed([chart.text for _, chart in saved])
             store.put_many(
                 Record.of(chart.chart_id, revision, chart.content_hash, vector)
                 for (revision, chart), vector in zip(saved, vectors, strict=True)
             )
             self._known.update((chart.chart_id, chart) for _, chart in saved)
-            for change in chunk:
-                if change.chart is None:
-                    store.remove(change.chart_id, change.revision)
-                    self._known.pop(change.chart_id, None)
-            self._revision = chunk[-1].revision
+        self._looked = look[:3]
         self._progress("")
 
     def __repr__(self) -> str:
-        return f"ModelIndex({self.name!r}, revision {self._revision})"
+        return f"ModelIndex({self.name!r}, {len(self._known):,} charts)"
 
 
 def shared(one: Iterable[Found], other: Iterable[Found]) -> int:

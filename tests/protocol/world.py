@@ -625,9 +625,23 @@ class World:
         if self._misled is None:
             return False
         looked_at = [node._replica.follower.looked_at or 0.0 for node in self.nodes]
-        if min(looked_at) > self._misled + LOOKS and not any(carrier.arrived for carrier in self.carriers):
+        arriving = any(carrier.arrived for carrier in self.carriers)
+        if (
+            min(looked_at) > self._misled + LOOKS
+            and not arriving
+            and not any(map(self._holds_other_than_is, self.nodes))
+        ):
             self._misled = None
         return self._misled is not None
+
+    def _holds_other_than_is(self, node: Node) -> bool:
+        """Whether it has a chart that the repository has not, or has older, or in other words at this revision."""
+        held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
+        there = {i: (c.revision, c.content_hash) for i, c in self.charts._changes.items() if c.chart is not None}
+        return any(
+            i not in there or head[0] > there[i][0] or (head[0] == there[i][0] and head != there[i])
+            for i, head in held.items()
+        )
 
     def _deleted_since(self, chart_id: int, revision: int) -> int | None:
         """The first revision at which the chart was deleted after that one; None if it was not."""
