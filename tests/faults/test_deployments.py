@@ -92,6 +92,8 @@ def test_each_word_of_the_access_list_is_needed_and_named_where_it_is_missing(se
         node.start()
     assert "password" not in str(error.value)
     assert not node.running
+    with server.client() as client:
+        wait_until(lambda: len(client.client_list()) == 1, "what was refused leaves no connection")
 
 
 @pytest.mark.parametrize("gone", ["-publish", "-set", "resetchannels &chart-vector-*", "resetkeys ~vector:batch:*"])
