@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,31 @@ def test_what_is_no_redis_is_refused(tmp_path):
                 node_on(f"redis://127.0.0.1:{web.server_port}/0", "a", ChartRepository()).start()
         finally:
             web.shutdown()
+
+
+WRITES = """
+import sys
+
+opened = []
+sys.dont_write_bytecode = True
+sys.addaudithook(lambda event, given: event == "open" and opened.append((given[0], given[1], given[2])))
+from copilotlab import Chart, ChartRepository, Node, load_embedder
+
+with Node(ChartRepository(), load_embedder("hash"), sys.argv[1]) as node:
+    node.update_chart(Chart(chart_id=1, title="Revenue"))
+    assert node.rebuild().outcome == "published"
+    assert node.search("revenue", k=1)["chart_id"].to_list() == [1]
+O_WRITE = 3  # O_WRONLY, O_RDWR
+print([name for name, mode, flags in opened if (flags & O_WRITE) and name != "/dev/null"])
+"""
+
+
+def test_a_node_writes_nothing_to_disk(server):
+    """So its container may be read-only."""
+    run = subprocess.run(
+        [sys.executable, "-c", WRITES, url_of(server)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 
 # --- a process of many nodes ----------------------------------------------------------------------------------------
