@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +91,7 @@ def refusal(error: BaseException, what: str) -> str | None:
     if isinstance(error, redis.exceptions.MovedError) or "not allowed in cluster mode" in text:
         return 'this is a Redis Cluster: give redis.RedisCluster(...) in place of a URL, and namespace="{charts}"'
     if isinstance(error, redis.exceptions.ResponseError):
-        if text.startswith("unknown command"):
+        if re.match("unknown .*command", text, re.IGNORECASE):
             lua = "; it runs no Lua scripts, which nodes need: " if "EVALSHA" in text or "SCRIPT" in text else ". "
             return f"it does not know {what}{lua}{DEPLOYMENT} names the commands that nodes use"
         for sign, remedy in _MENDED_BY.items():

@@ -33,7 +33,7 @@ class Policy:
     claim              who embeds a change claims it first, so that a change told to three nodes is embedded once; off:
                        each of them embeds it
     redis_timeout      the longest that one call waits for Redis (0.25)
-    probe_interval     between two looks at Redis, connected or away (0.5)
+    probe_interval     between two looks at Redis, connected or away (0.5); longer where it is away or refuses for long
     heartbeat_interval between two heartbeats of a node (1.0)
     claim_timeout      how long a claim lasts, if whoever made it dies (10.0)
     adopt_after        a change that the repository has, and that no node sent for so long, is embedded by another:

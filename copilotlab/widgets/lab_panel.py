@@ -353,7 +353,7 @@ def events_html(timeline: pl.DataFrame, node: str = EVERYBODY, words: str = "") 
 
 
 def _event_tone(event: str) -> str:
-    if event.endswith(("failed", "away")) or event.startswith("dropped"):
+    if event.endswith(("failed", "away", "refused")) or event.startswith("dropped"):
         return "cl-bad"
     return "cl-good" if event.endswith(("back", "ended")) else ""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from redis import RedisCluster
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from rest import wait_for_rest
 from trial import wait_until
 
@@ -14,6 +15,7 @@ from copilotlab.lab.server import ReservedPort
 
 QUICK = Policy(probe_interval=0.05, heartbeat_interval=0.1, redis_timeout=1.0)
 SLOTS = 16_384
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 
 
 @pytest.fixture
@@ -38,11 +40,13 @@ def words(client) -> list[str]:
 
 
 def cluster_client(server: LocalRedis) -> RedisCluster:
+    """By the lines of docs/deployment.md."""
     assert server.address is not None
     host, port = server.address
-    return RedisCluster(
-        host=host, port=port, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0)
-    )
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "RedisCluster(" in block]
+    names: dict = {}
+    exec(lines.replace('"redis-1", port=6379', f"{host!r}, port={port}").replace("0.25", "1.0"), names)
+    return names["client"]
 
 
 def test_nodes_on_a_redis_cluster_agree_also_when_it_was_down(server):

@@ -57,6 +57,10 @@ def test_what_is_forbidden_is_named_by_command_key_or_channel():
         (exceptions.AuthenticationError("invalid username-password pair"), "redis://user:password@"),
         (exceptions.ResponseError("WRONGPASS invalid"), "redis://user:password@"),
         (exceptions.ResponseError("unknown command 'EVALSHA', with args"), "no Lua scripts"),
+        (
+            exceptions.ResponseError("Unknown Redis command called from script script: 1"),
+            "does not know PUBLISH on news",
+        ),
         (exceptions.ResponseError("DB index is out of range"), "database number"),
         (exceptions.ResponseError("WRONGTYPE Operation against a key"), "namespace"),
         (exceptions.MovedError("1 127.0.0.1:7"), "RedisCluster"),

@@ -685,6 +685,7 @@ def test_events_are_escaped():
         ({"batch": "rebuild 3/9"}, ("busy", "rebuild")),
         ({"reconciling": "node-1"}, ("busy", "reconciling")),
         ({"redis": "away", "batch": "rebuild 3/9"}, ("away", "Redis away")),
+        ({"redis": "refused"}, ("away", "Redis refuses")),
         ({"state": "stopped", "redis": "away"}, ("dead", "stopped")),
     ],
 )
