@@ -20,6 +20,7 @@ from copilotlab.monitoring import Journal, Metrics
 from copilotlab.policy import Policy
 from copilotlab.store import VectorStore
 
+DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back
 LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue that find a difference each time
 SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
 TEXT = "text"  # the column of what was skipped, where it was the model that failed
@@ -80,6 +81,7 @@ class Follower:
         self._offset = 0  # by which the repository's digest differs from that of its rows: somebody edited those
         self._pause = policy.heartbeat_interval
         self._next_comparison = clock.now()
+        self._doubts_until = clock.now()  # since it went back: the other nodes may not have noticed yet
         self.read_to = 0
         """The repository's revision at the last look."""
         self.has_read = False
@@ -117,6 +119,8 @@ class Follower:
         if back:
             since, look = 0, self._charts.look(0)
             self._go_back(look, seen)
+        elif self._clock.now() >= self._doubts_until:
+            self._store.trust()
         heads = self._take_in(look, since, back=back)
         if self._policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
@@ -222,6 +226,7 @@ class Follower:
         self._tell_went_back()
         self._backlog.clear()
         self.has_read = False
+        self._doubts_until = self._clock.now() + DOUBT_BEATS * self._policy.heartbeat_interval
         if look.identity == self._identity:
             event = "went_back"
             detail = f"the repository is at revision {look.revision}, this node was at {seen}"

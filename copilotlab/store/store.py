@@ -91,9 +91,9 @@ class VectorStore:
         self._tombstones: dict[int, int] = {}
         self._horizon: tuple[int, frozenset[int]] = (-1, frozenset())
         self._watermark = -1  # the repository's revision at which it was followed last
-        self._expected: dict[
-            int, tuple[int, bytes]
-        ] = {}  # what it named up to there and is not here: revision, content
+        # What it named up to there and is not here: chart_id -> revision and content hash.
+        self._expected: dict[int, tuple[int, bytes]] = {}
+        self._doubtful_to = -1  # up to there, what is newer than the watermark may be of a past that was lost
         self._latest = -1
         self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
         self._build: GraphBuild | None = None
@@ -151,7 +151,9 @@ class VectorStore:
             row = now.row_of(chart_id)
             tombstone = {}
             if self.ordered:
-                if revision <= self._watermark or (row is not None and now.revision(row) > revision):
+                if revision <= max(self._watermark, self._doubtful_to) or (
+                    row is not None and now.revision(row) > revision
+                ):
                     return False
                 tombstone = {chart_id: max(revision, self._tombstones.get(chart_id, 0))}
             if row is not None or tombstone:
@@ -204,7 +206,8 @@ class VectorStore:
         of ``revision``; with ``since`` 0, all live charts, and what is not among them goes. Words that are here stay,
         at the repository's revision (reuse=False: only where it is the same); other words of the same or a later
         revision up to ``revision`` are of a past that the repository does not have, and go. What is newer than
-        ``revision`` stays, unless the repository went ``back``. ValueError for a negative revision.
+        ``revision`` stays, unless the repository went ``back``: then nothing of the revisions that it has lost comes in
+        until `trust`, or until it is named. ValueError for a negative revision.
         """
         revision = as_integer("revision", revision)
         whole = since == 0
@@ -230,6 +233,7 @@ class VectorStore:
             if records or dying:
                 self._publish(now, records, sorted(dying))
             if back:
+                self._doubtful_to = max(self._doubtful_to, self._latest)
                 self._tombstones, self._expected, self._latest, self._watermark = {}, {}, -1, -1
                 self._horizon = (-1, frozenset())
             if self.ordered and (whole or since <= self._watermark):
@@ -244,6 +248,10 @@ class VectorStore:
                 self._tombstones.update({i: t for i, t in buried if t > self._tombstones.get(i, -1)})
         self._wake_indexer()
         return Followed(np.flatnonzero(lacking), dropped, len(records))
+
+    def trust(self) -> None:
+        """Take in again what is newer than the repository was when it went back: who follows it has done so too."""
+        self._doubtful_to = -1
 
     def correct(self, chart_id: int, revision: int, content_hash: bytes | None) -> None:
         """Take the repository's word for one chart, where it is not what the store was told when it followed last.
@@ -328,13 +336,13 @@ class VectorStore:
     def _revision_of(self, chart_id: int, revision: int, content_hash: bytes) -> int:
         """The revision that the repository gives these words, if it named them; else the one that they have."""
         named = self._expected.get(chart_id)
-        if named is None or named[1] != content_hash or revision > self._watermark:
+        if named is None or named[1] != content_hash or revision > max(self._watermark, self._doubtful_to):
             return revision
         return named[0]
 
     def _outranks(self, chart_id: int, rank: _Rank, held: _Rank | None) -> bool:
         """Whether a record of that rank takes the place of what is held, in an ordered store."""
-        if rank[0] <= self._watermark:
+        if rank[0] <= max(self._watermark, self._doubtful_to):
             named = self._expected.get(chart_id) if held is None or held[0] != rank[0] else (held[0], held[2])
             if named != (rank[0], rank[2]):
                 return False

@@ -156,6 +156,11 @@ def test_when_the_repository_went_back_the_words_that_it_still_has_keep_their_ve
     assert (followed.dropped, followed.moved) == ([2, 3], 1)
     assert (store.revision(1), store.latest, store.tombstones()) == (40, 50, {})
     assert store.put_many([record(2, 41, b"b"), record(4, 42, b"d")]) == 2
+    assert not store.put(record(2, 81, b"x")), "a peer that has not noticed yet"
+    assert not store.remove(4, 90)
+    assert store.put(record(5, 91)), "news"
+    store.trust()
+    assert store.put(record(6, 60))
 
 
 def test_expected_words_come_in_whatever_revision_another_past_gave_them(store):
