@@ -698,7 +698,9 @@ class _Run(Background):
         replica.wake()
         while replica.driven and not batch.finished.is_set():
             with replica.driving:
-                replica.advance()
+                waits = not replica.advance()
+            if waits:  # for what another node has claimed
+                batch.finished.wait(0.02)
         while not (batch.finished.wait(0.1) or replica.gone):
             pass
         if replica.driven and replica.stopped:  # by somebody who did not wait for as long as this took
