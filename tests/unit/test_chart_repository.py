@@ -584,7 +584,7 @@ def test_a_save_waits_for_another_one_no_longer_than_the_timeout(url):
         def write():
             other = repository if url == "sqlite://" else ChartRepository(url, timeout=LIMIT)
             with other._transaction(writes=True) as connection:
-                other._current(connection, lock=True)
+                other._state(connection, lock=True)
                 writing.set()
                 over.wait(LIMIT)
 
@@ -611,7 +611,7 @@ def test_a_writer_that_does_nothing_in_its_transaction_frees_the_catalogue(url):
 
         def idles():
             with idle._transaction(writes=True) as connection:
-                idle._current(connection, lock=True)
+                idle._state(connection, lock=True)
                 assert ends(repository.save, chart(1)) == 1
                 idle._save(connection, [chart(2)])
 

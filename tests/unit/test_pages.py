@@ -135,11 +135,11 @@ def test_a_refused_page_is_counted_said_once_and_no_outage():
     assert c.pages.bytes < 100_000
 
 
-def test_what_is_no_refusal_for_size_is_an_outage_as_ever():
+def test_what_is_no_refusal_for_size_is_an_outage_or_a_refusal_as_ever():
     c = coordinator(CarrierRefused("NOPERM"))
     with pytest.raises(CarrierRefused):
         put(c)
-    assert (c.metrics["pages_refused"], c.metrics["outages"]) == (0, 1)
+    assert (c.metrics["pages_refused"], c.metrics["refusals"]) == (0, 1)
 
     c = coordinator(CarrierAway("Connection reset by peer"))
     c._carrier._carrier.cut()  # and nobody answers a ping
