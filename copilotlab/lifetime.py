@@ -185,7 +185,7 @@ def interrupted_one_of_our_calls() -> bool:
     if threading.get_ident() != threading.main_thread().ident:
         return False  # where no signal handler runs
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _package(frame) == "copilotlab":
+    while frame is not None and _package(frame) in ("copilotlab", "contextlib"):  # who has called, not who was cut
         frame = frame.f_back
     while frame is not None and _package(frame) not in ("copilotlab", "redis", "logging"):
         frame = frame.f_back

@@ -442,8 +442,9 @@ class Node:
             name: [None if chart is None else plain(getattr(chart, name)) for chart in charts]
             for name in list(_FOUND)[3:]
         }
+        scores = matches.scores.tolist()  # of an array, polars imports a part of numpy each time: a lock, and a fork
         return pl.DataFrame(
-            {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": matches.scores, **columns},
+            {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns},
             schema=_FOUND,
         )
 
