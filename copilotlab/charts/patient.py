@@ -43,9 +43,8 @@ def connection_arguments(timeout: float) -> dict[str, Any]:
     """What psycopg is to be given by default, so that connecting ends, and lines that are dead are noticed."""
     seconds = max(1, round(timeout))
     return {
-        "connect_timeout": max(
-            2, math.ceil(timeout / 2)
-        ),  # whole, and never shorter; half is for finding the last one dead
+        # Whole, and never shorter for psycopg. The other half is for finding that the last connection is dead.
+        "connect_timeout": max(2, math.ceil(timeout / 2)),
         "keepalives_idle": seconds,
         "keepalives_interval": seconds,
         "keepalives_count": 2,
