@@ -179,8 +179,7 @@ class _Stranger(_Beside):
                 if chart_id % 2:
                     node.delete_chart(chart_id)
                 begun.set()
-                lab = known()
-                if end.wait(STRANGE_PAUSE) or lab is None or lab.closed:
+                if end.wait(STRANGE_PAUSE) or (lab := known()) is None or lab.closed:
                     return
                 del lab
 
