@@ -10,6 +10,7 @@ lines, and one of a line beside one of the server, can be in force together.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,20 +19,25 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import redis
 
+from copilotlab.charts import Chart, ChartRepository
+from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import HalfPrecision
 from copilotlab.events import UPDATES
 from copilotlab.lab.fragile import FragileRepository, Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
+from copilotlab.node import Node
 
-Scope = Literal["server", "line", "model", "repository", "data"]
+Scope = Literal["server", "line", "model", "repository", "data", "peers"]
 
 ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not know it yet
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
 STRIKE = 1.0  # seconds that a storm waits for one answer of the server
-STORM_ENDS = 20.0  # seconds in which the last round is over, whatever the server does: a few answers
+STRANGE_CHARTS = 50  # of another catalogue, at most
+STRANGE_DATABASE = 3  # where that has its keys
+STRANGE_PAUSE = 0.02  # seconds between two of its edits
 
 
 class Breakable(Protocol):
@@ -79,31 +85,62 @@ class Fault:
                 _repository(lab)
             elif self.scope == "data":
                 _data(lab)
+            elif self.scope == "peers":
+                _peers(lab)
         except TypeError as error:
             return str(error)
         return ""
 
 
-class _Storm:
-    """Kills every connection of a server, again and again, from a thread, until its end or that of the lab."""
+class _Beside:
+    """What goes on in a thread of its own, of one server at most once, until its end or that of the lab."""
+
+    name = ""
+    begins_within = ends_within = 20.0  # seconds, whatever the server does: a few answers
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._raging: WeakKeyDictionary[LocalRedis, tuple[threading.Event, threading.Thread]] = WeakKeyDictionary()
+        self._under_way: WeakKeyDictionary[LocalRedis, tuple[threading.Event, threading.Thread]] = WeakKeyDictionary()
 
     def start(self, lab: Breakable, _index: int) -> None:
-        """Begin; there is one of a server at most."""
+        """Return when it is under way. Raises RuntimeError if that is not so within its bound."""
         with self._lock:
-            if lab.redis in self._raging and self._raging[lab.redis][1].is_alive():
+            if lab.redis in self._under_way and self._under_way[lab.redis][1].is_alive():
                 return
-            end = threading.Event()
-            thread = threading.Thread(target=self._rage, args=(ref(lab), end), name="copilotlab-storm", daemon=True)
+            begun, end = threading.Event(), threading.Event()
+            thread = threading.Thread(target=self._go_on, args=(ref(lab), begun, end), name=self.name, daemon=True)
             thread.start()
-            self._raging[lab.redis] = end, thread
+            self._under_way[lab.redis] = end, thread
+        if not begun.wait(self.begins_within):
+            self.end(lab, _index)
+            raise RuntimeError(f"{self.name} has not begun within {self.begins_within:g} s")
 
-    def _rage(self, known: ReferenceType[Breakable], end: threading.Event) -> None:
+    def end(self, lab: Breakable, _index: int) -> None:
+        """Return when it is over. Raises RuntimeError if that is not so within its bound."""
+        with self._lock:
+            end, thread = self._under_way.get(lab.redis, (None, None))
+            if end is None or thread is None:
+                return
+            end.set()
+            thread.join(self.ends_within)
+            if thread.is_alive():
+                raise RuntimeError(f"{self.name} is not over after {self.ends_within:g} s; end it again")
+            del self._under_way[lab.redis]
+
+    def _go_on(self, known: ReferenceType[Breakable], begun: threading.Event, end: threading.Event) -> None:
+        """Say when it has begun, and hold no reference to the lab while it rests."""
+        raise NotImplementedError
+
+
+class _Storm(_Beside):
+    """Kills every connection of a server, again and again."""
+
+    name = "copilotlab-storm"
+
+    def _go_on(self, known: ReferenceType[Breakable], begun: threading.Event, end: threading.Event) -> None:
+        begun.set()
         while not end.wait(STORM_PAUSE) and self._strike(known()):
-            pass  # and holds no reference to the lab while it rests
+            pass
 
     def _strike(self, lab: Breakable | None) -> bool:
         """Kill all that is connected now; False when there will never be anything again."""
@@ -116,17 +153,39 @@ class _Storm:
             pass  # the server is away for the moment, and with it every connection; or it takes no orders just now
         return True
 
-    def end(self, lab: Breakable, _index: int) -> None:
-        """Return when nobody will be killed any more. Raises RuntimeError if that is not so within STORM_ENDS."""
-        with self._lock:
-            end, thread = self._raging.get(lab.redis, (None, None))
-            if end is None or thread is None:
-                return
-            end.set()
-            thread.join(STORM_ENDS)
-            if thread.is_alive():
-                raise RuntimeError(f"the storm on {lab.redis!r} is not over after {STORM_ENDS:g} s; end it again")
-            del self._raging[lab.redis]
+
+class _Stranger(_Beside):
+    """A node of another catalogue, with other words under the same ids, that saves and deletes all along.
+
+    Its keys are in another database of the server; channels are of all databases.
+    """
+
+    name = "copilotlab-stranger"
+
+    def _go_on(self, known: ReferenceType[Breakable], begun: threading.Event, end: threading.Event) -> None:
+        lab = known()
+        if lab is None:
+            return
+        ids = [chart.chart_id for chart in itertools.islice(lab.charts, STRANGE_CHARTS)] or [1]
+        url = f"{lab.redis.url.removesuffix('/0')}{'?db=' if lab.redis.address is None else '/'}{STRANGE_DATABASE}"
+        embedder, revision = lab.embedder, lab.charts.revision
+        del lab
+        words = itertools.count()
+        with ChartRepository() as charts, Node(charts, embedder, url, node_id="stranger") as node:
+            while charts.revision <= revision:  # as one that has been there for longer
+                charts.save_many(_strange(chart_id, next(words)) for chart_id in ids)
+            for chart_id in itertools.cycle(ids):
+                node.update_chart(_strange(chart_id, next(words)))
+                if chart_id % 2:
+                    node.delete_chart(chart_id)
+                begun.set()
+                if end.wait(STRANGE_PAUSE) or (lab := known()) is None or lab.closed:
+                    return
+                del lab
+
+
+def _strange(chart_id: int, number: int) -> Chart:
+    return Chart(chart_id=chart_id, title=f"A chart of another catalogue, {number}")
 
 
 def _kill_clients(client: redis.Redis) -> None:
@@ -222,6 +281,18 @@ def _data(lab: Breakable) -> FragileRepository:
     return charts
 
 
+def _peers(lab: Breakable) -> None:
+    if not (isinstance(lab.embedder, Embedder) and isinstance(lab.charts, ChartRepository)):
+        raise TypeError(
+            f"{lab!r} keeps its model and its charts elsewhere: a node can be set beside those of a Lab only"
+        )
+
+
+def _begin_stranger(lab: Breakable, index: int) -> None:
+    _peers(lab)
+    _stranger.start(lab, index)
+
+
 def _heal(lab: Breakable, index: int) -> None:
     lab.proxies[index].heal()
 
@@ -230,7 +301,7 @@ def _nothing(_lab: Breakable, _index: int) -> None:
     pass
 
 
-_storm = _Storm()
+_storm, _stranger = _Storm(), _Stranger()
 
 FAULTS: dict[str, Fault] = {
     fault.name: fault
@@ -381,6 +452,13 @@ FAULTS: dict[str, Fault] = {
             "repository",
             lambda lab, _: _repository(lab).hang(),
             lambda lab, _: _repository(lab).mend(),
+        ),
+        Fault(
+            "second catalogue",
+            "a node of another catalogue, on another database of the same server, saves other words under the same ids",
+            "peers",
+            _begin_stranger,
+            _stranger.end,
         ),
         Fault(
             "repository restored",

@@ -55,7 +55,7 @@ POLICIES = {"Policy()": Policy(**TIMERS), "the written design": Policy.seed(**TI
 VICTIM = 1  # the node whose line breaks, or that holds the batch
 ROUNDS = 4  # of edits during a fault
 STUDIED = tuple(
-    name for name, fault in FAULTS.items() if fault.scope != "data"
+    name for name, fault in FAULTS.items() if fault.scope not in ("data", "peers")
 )  # after which all that was saved stands
 IN_A_BATCH = ("model", "repository")  # scopes of faults that show only while a batch runs
 BATCH = 60  # charts that are new in a batch
@@ -357,7 +357,7 @@ def recovery(
     """Every fault under every policy, moment by moment; `summary` makes one row of each.
 
     Parameters:
-        faults: names of `copilotlab.lab.faults.FAULTS` (all but those of the data).
+        faults: names of `copilotlab.lab.faults.FAULTS` (all but those of data and peers).
         policies: names of `POLICIES` (both).
         nodes, charts, lasts, limit, seed: see `Experiment` (3, 60, 1.2 s, 30 s, 0).
         written_limit: the limit for the written design, which does nothing by itself that would come later (4 s).

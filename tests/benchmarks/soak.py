@@ -63,7 +63,9 @@ SHOWN = (
     "sleeps",
 )
 # Whoever saves would wait for a repository that hangs, and here that is whoever edits; and what was saved has to stand.
-CHOSEN = [name for name, fault in FAULTS.items() if fault.scope != "data" and name != "repository hangs"] + 3 * [
+CHOSEN = [
+    name for name, fault in FAULTS.items() if fault.scope not in ("data", "peers") and name != "repository hangs"
+] + 3 * [
     "process frozen",
     "process killed",
 ]

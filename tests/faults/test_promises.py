@@ -26,7 +26,8 @@ SPARE = dict.fromkeys(("server killed", "memory lost"), POLICY["chunk_size"])
 IN_A_BATCH = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SELDOM else [])
     for name, fault in FAULTS.items()
-    if fault.scope != "data"  # see test_data_faults.py: what was promised is promised of what the repository says now
+    if fault.scope
+    not in ("data", "peers")  # see test_data_faults.py: what was promised is promised of what the repository says now
 ]
 
 
