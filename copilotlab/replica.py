@@ -346,7 +346,8 @@ class Replica:
     def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:
         """Hold the chart's vector and tell the other nodes; False if Redis is away."""
         record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
-        if not self.store.put(record) and self.store.head(chart.chart_id) != (revision, chart.content_hash):
+        self.store.put(record)
+        if self.store.head(chart.chart_id) != (revision, chart.content_hash):
             self._correct(chart.chart_id)
             self.store.put(record)
         need = Need(chart.chart_id, chart.content_hash, revision)
