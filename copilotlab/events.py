@@ -53,8 +53,8 @@ class EventRejected(ValueError):
     """What a node does not accept; ``kind`` says why, in one word that metrics count by.
 
     kind: "oversized", "version", "damaged" (on its way: the checksum is another), "foreign_catalogue", "forged" (signed
-    by who does not know the catalogue's key), "malformed", "foreign_model", "bad_vector", "epoch" (of a batch that is
-    over) or "namesake" (of another node that has our name).
+    by who does not know the catalogue's key), "copy" (of a node that reads another copy of this catalogue), "malformed",
+    "foreign_model", "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -135,6 +135,7 @@ class Heartbeat(_Event, frozen=True):
 
     digest, charts: of its store; complete_to: the repository revision up to which it holds all; batch: the last that it
     heard of, "" before the first; newcomer: it has just connected, and asks to be answered with a heartbeat.
+    revision, catalogue: the repository's at its last look, and its digest then; 0 before the first.
     """
 
     digest: Digest
@@ -142,6 +143,8 @@ class Heartbeat(_Event, frozen=True):
     complete_to: Number
     batch: Annotated[str, msgspec.Meta(max_length=200)]
     newcomer: bool
+    revision: Number
+    catalogue: Digest
 
 
 class ManifestWanted(_Event, frozen=True):

@@ -15,13 +15,14 @@ from typing import NamedTuple
 from copilotlab.backlog import Backlog
 from copilotlab.charts import ChartRepository, Heads, Identity, Look
 from copilotlab.clock import Clock
-from copilotlab.digest import MODULUS, digest_of, entry
+from copilotlab.digest import MODULUS, as_text, digest_of, entry
 from copilotlab.monitoring import Journal, Metrics
 from copilotlab.policy import Policy
 from copilotlab.store import VectorStore
 
 DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back
 LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue that find a difference each time
+LOOKS_KEPT = 64  # of the last looks, what the repository's digest was
 SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
 TEXT = "text"  # the column of what was skipped, where it was the model that failed
 LONGEST_SKIP = 3600.0  # seconds between two tries of a text that the model fails on
@@ -92,6 +93,7 @@ class Follower:
         """When it was looked at last, on the node's clock; None before the first look."""
         self.dropped = 0
         """How many charts the last look dropped."""
+        self._digests: dict[int, str] = {}  # by revision, as of the last looks
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
 
@@ -99,6 +101,15 @@ class Follower:
     def complete_to(self) -> int:
         """The repository's revision up to which the store holds all, as far as was looked."""
         return self._backlog.complete_to(self.read_to)
+
+    @property
+    def catalogue(self) -> tuple[int, str]:
+        """The repository's revision at the last look, and its digest then; 0 and zeros before the first."""
+        return next(reversed(list(self._digests.items())), (0, as_text(0)))
+
+    def contradicts(self, revision: int, digest: str) -> bool:
+        """Whether the repository had another digest at that revision: who says so reads another copy of it."""
+        return self._digests.get(revision, digest) != digest
 
     def start_over(self) -> None:
         """Take in the whole catalogue at the next look, and compare it by content."""
@@ -146,6 +157,12 @@ class Follower:
                 self._backlog.add(chart_id, revision, due, content_hash)
         self.read_to = look.revision
         self.looked_at = now
+        if back or since == 0:
+            self._digests = {}  # of a past that may be lost
+        self._digests.pop(look.revision, None)
+        self._digests[look.revision] = as_text(look.digest)
+        while len(self._digests) > LOOKS_KEPT:
+            del self._digests[next(iter(self._digests))]
         self.has_read = True
         self.compared = since == 0
         if self.compared:

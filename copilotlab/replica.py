@@ -41,6 +41,7 @@ from copilotlab.store import Record, VectorStore
 from copilotlab.transfer import Transfers
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
+MOST_STRANGERS = 1_000  # nodes of other copies of the catalogue that are remembered
 LONGEST_SILENCE = 3  # times the patience with one peer: the longest that a batch waits for all of them
 HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the others fetch the rest
 ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all who came before it, be they hundreds
@@ -117,6 +118,7 @@ class Replica:
             went_back=went_back,
             is_another=self._speak_for,
         )
+        self._strangers: set[str] = set()  # nodes that read another copy of the catalogue
         self._fetched = (0, clock.now())  # the last that came for a batch from its peers, and when
         self._asked: set[tuple[str, int]] = set()  # the peers that the present batch has asked, and which time that was
         self._knew_all = True  # whether, before the last outage, there was time to hear of every node
@@ -626,7 +628,8 @@ class Replica:
 
     def _heartbeat(self, *, newcomer: bool = False) -> events.Heartbeat:
         batch, _ = self._accepted
-        return events.Heartbeat(self.store.digest, len(self.store), self.complete_to, batch, newcomer)
+        store = self.store
+        return events.Heartbeat(store.digest, len(store), self.complete_to, batch, newcomer, *self.follower.catalogue)
 
     def _lose(self) -> None:
         """Redis has gone."""
@@ -699,6 +702,8 @@ class Replica:
     # --- what the others say ----------------------------------------------------------------------------------
 
     def _apply(self, envelope: events.Envelope) -> None:
+        if self._reads_another_copy(envelope):
+            return
         if self.policy.reconcile and self.peers.note(envelope, self.clock.now()):
             self.counters.count("gaps")
             self._suspects[envelope.source] = None
@@ -717,6 +722,22 @@ class Replica:
                 self.transfers.answer(envelope.source, question)
             case batch_event:
                 self._apply_batch(envelope.source, batch_event)
+
+    def _reads_another_copy(self, envelope: events.Envelope) -> bool:
+        """Whether who says this reads another copy of the catalogue, such as a restored backup.
+
+        Such a one has the same incarnation, and the same key; that it went another way its heartbeats tell.
+        """
+        source, event = envelope.source, envelope.event
+        if isinstance(event, events.Heartbeat):
+            self._strangers.discard(source)
+            if self.follower.contradicts(event.revision, event.catalogue) and len(self._strangers) < MOST_STRANGERS:
+                self._strangers.add(source)
+        if source not in self._strangers:
+            return False
+        reason = f"node {source!r} reads another copy of this catalogue, which went another way: give each a namespace"
+        self.coordinator.reject(events.EventRejected("copy", reason))
+        return True
 
     def _apply_batch(
         self,

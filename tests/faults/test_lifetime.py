@@ -407,7 +407,7 @@ def test_a_worker_that_meets_what_it_does_not_know_says_so_and_goes_on(server, c
     charts = catalogue()
     with Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="a") as node:
         node.wait_complete(timeout=LIMIT)
-        monkeypatch.setattr(ChartRepository, "revision", property(lambda self: [].pop()))
+        monkeypatch.setattr(ChartRepository, "look", lambda self, since=None: [].pop())
         wait_until(lambda: node.counters["steps_failed"] >= 3)
         status = node.status()
         assert status["state"] == "running"

@@ -10,8 +10,7 @@ import textwrap
 
 import pytest
 
-from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy, load_embedder
-from copilotlab.coordinator import Need
+from copilotlab import Chart, ChartRepository, LocalRedis, Node, load_embedder
 from copilotlab.lab import catalogue
 
 CHARTS = 300
@@ -81,20 +80,3 @@ def test_after_it_was_killed_in_its_first_fill_the_next_run_is_filled(server, ur
         assert len(node.store) == CHARTS
         if name == "a":  # its own lease of an earlier life is no obstacle, its claims for three heartbeats at most
             assert node.counters["batches"] == 1
-
-
-def test_a_rebuild_waits_for_what_a_living_node_has_claimed(server, url):
-    """And does not say that it has published what nobody made."""
-    policy = Policy(claim_timeout=2.0)
-    charts = ChartRepository(url)
-    with (
-        Node(charts, load_embedder("hash"), redis=server.url, node_id="a", policy=policy) as first,
-        Node(charts, load_embedder("hash"), redis=server.url, node_id="b", policy=policy) as second,
-    ):
-        chart = next(iter(charts))
-        _, (granted,) = first.coordinator.admit([Need(chart.chart_id, chart.content_hash, 1)])
-        assert granted  # it is about to embed it, and never does
-        filled = second.rebuild()
-
-        assert (filled.outcome, filled.embedded) == ("published", CHARTS)
-        assert chart.chart_id in second.store

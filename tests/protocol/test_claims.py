@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
+from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN, Need
 
 
 def quiet(c):
@@ -63,5 +63,42 @@ def test_a_batch_whose_lease_is_gone_embeds_nothing(cluster, make_chart):
 
     assert batch.result.outcome == "fenced"
     c.settle(10)
+    assert c.agree()
+    assert c.embeddings() == before + 1
+
+
+def claimed_by(c, chart):
+    """A node is about to embed the chart, which was just saved elsewhere."""
+    revision = c.charts.save(chart)
+    _, (granted,) = c.nodes[0].coordinator.admit([Need(chart.chart_id, chart.content_hash, revision)])
+    assert granted
+
+
+def test_a_rebuild_is_not_over_before_what_another_node_claimed_is_there(cluster, make_chart):
+    c = cluster(2)
+    before = quiet(c)
+    claimed_by(c, make_chart(7))
+    batch = c.nodes[1]._replica.begin("rebuild")
+    c.run(5)
+    assert not batch.over, "the node that claimed it lives, and may yet send it"
+
+    c.run(c.policy.claim_timeout)
+    assert batch.result.outcome == "published"
+    assert c.nodes[1].store.revision(7) is not None, "it never did"
+    assert c.agree()
+    assert c.embeddings() == before + 1
+
+
+def test_what_was_claimed_by_a_node_that_is_gone_is_made_at_once(cluster, make_chart):
+    c = cluster(2)
+    before = quiet(c)
+    claimed_by(c, make_chart(7))
+    c.nodes[0].stop()
+    c.nodes.pop(0)
+    c.carriers.pop(0)
+    batch = c.nodes[0]._replica.begin("rebuild")
+    c.run(4)
+
+    assert (batch.result.outcome, batch.embedded) == ("published", 1)
     assert c.agree()
     assert c.embeddings() == before + 1

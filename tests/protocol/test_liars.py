@@ -35,7 +35,7 @@ class Liar:
         self.carrier.publish(channel, events.encode(envelope, self.identity))
 
     def heartbeat(self, *, digest="f" * 32, complete_to=HUGE, batch=""):
-        self.say(events.Heartbeat(digest, HUGE, complete_to, batch, False))
+        self.say(events.Heartbeat(digest, HUGE, complete_to, batch, False, 0, NOTHING))
 
     def questions(self):
         """What it is asked, each with who asks."""

@@ -6,7 +6,7 @@ import pytest
 from test_liars import HUGE, Liar
 from world import MemoryRepository
 
-from copilotlab import Policy, events
+from copilotlab import Node, Policy, events
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.store import Record
 
@@ -89,3 +89,38 @@ def test_a_manifest_that_leaves_out_what_there_is_empties_nobody(c):
     c.nodes[0].coordinator.release_lease(lease, recovered=False)
 
     assert c.agree()
+
+
+def test_a_node_of_another_copy_of_the_catalogue_is_named_and_not_heard(c):
+    """Staging was restored from production's backup: the same incarnation and key, and from then on another way."""
+    staging = MemoryRepository()
+    c.charts.back_up()
+    staging._changes, staging._revision = dict(c.charts.backup[0]), c.charts.backup[1]
+    staging.identity = c.charts.identity
+    carrier = c.redis.carrier()
+    stranger = Node(staging, c.embedder, carrier, policy=c.policy, node_id="staging", clock=c.clock)
+    stranger.connect()
+
+    def live(seconds):
+        until = c.clock.now() + seconds
+        while c.clock.now() < until:
+            while stranger.listen() or stranger.work():
+                pass
+            c.run(0.5)
+
+    live(10)
+    for number in range(3):
+        stranger.update_chart(simulated_chart(1, f"Words of staging {number}"))
+        c.nodes[0].update_chart(simulated_chart(2, f"Words of production {number}"))
+        live(1)
+    live(20)
+    stranger.delete_chart(3)
+    live(0.5)
+
+    assert all(node.store.revision(3) is not None for node in c.nodes)
+    assert c.agree()
+    assert all(node.counters["dropped_copy"] > 0 for node in c.nodes)
+    told = [entry.detail for entry in c.nodes[0].journal.entries() if entry.event == "dropped_copy"]
+    assert "'staging' reads another copy" in told[0]
+    assert stranger.store.head(1) is not None
+    assert 3 not in stranger.store

@@ -52,7 +52,7 @@ BULK = "0" * 32
         events.BatchChunkStored("b1", 5, BULK),
         events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
         events.BatchFinished("b1", 5, 2, 9, False, None),
-        events.Heartbeat("ab" * 16, 3, 9, "rebuild", True),
+        events.Heartbeat("ab" * 16, 3, 9, "rebuild", True, 9, "cd" * 16),
         events.ManifestWanted(BULK, -1),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
         events.BulkReady(BULK),
@@ -130,8 +130,8 @@ def rejected(payload):
         ["ChartDeleted", "7", 4],
         ["ChartDeleted", 7, 4, "more"],
         ["BatchStarted", "", 5],
-        ["Heartbeat", "not a digest", 3, 9, 4, True],
-        ["Heartbeat", "ab" * 16, 3, 9, 4, "yes"],
+        ["Heartbeat", "not a digest", 3, 9, "b", True, 9, "cd" * 16],
+        ["Heartbeat", "ab" * 16, 3, 9, "b", "yes", 9, "cd" * 16],
         ["BatchChunkStored", "b1", 5, "../../etc/passwd"],
         ["BulkReady", "0" * 31 + "*"],
         ["ManifestWanted", BULK, -2],
@@ -345,7 +345,7 @@ REAL = [
         updated(),
         events.BatchChunk("b1", 5, [events.pack(record(i)) for i in range(3)]),
         events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
-        events.Heartbeat("ab" * 16, 3, 9, "rebuild", True),
+        events.Heartbeat("ab" * 16, 3, 9, "rebuild", True, 9, "cd" * 16),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
     )
 ] + [
