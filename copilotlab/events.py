@@ -53,7 +53,7 @@ class EventRejected(ValueError):
     """What a node does not accept; ``kind`` says why, in one word that metrics count by.
 
     kind: "oversized", "version", "damaged" (on its way: the checksum is another), "foreign_catalogue", "forged" (signed
-    by who does not know the catalogue's key), "copy" (of a node that reads another copy of this catalogue), "malformed",
+    by who does not know the catalogue's key), "copy" (by a node that reads another copy of this one), "malformed",
     "foreign_model", "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
     """
 
