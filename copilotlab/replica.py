@@ -119,6 +119,7 @@ class Replica:
             is_another=self._speak_for,
         )
         self._strangers: set[str] = set()  # nodes that read another copy of the catalogue
+        self._asked_at = clock.now()  # when the last of them was
         self._fetched = (0, clock.now())  # the last that came for a batch from its peers, and when
         self._asked: set[tuple[str, int]] = set()  # the peers that the present batch has asked, and which time that was
         self._knew_all = True  # whether, before the last outage, there was time to hear of every node
@@ -486,6 +487,7 @@ class Replica:
         if not self.coordinator.connected:  # for a moment, it may be
             return batch.has_asked or self.coordinator.away_for >= self.policy.rejoin_grace
         if not batch.has_asked and self._awaits_answers(batch, now):
+            self._fetched = (self.transfers.taken, self.clock.now())  # nobody was asked yet, so nobody is silent
             return False
         silent = self._silence(batch)
         if silent >= LONGEST_SILENCE * self.transfers.patience:
@@ -493,7 +495,7 @@ class Replica:
             return True  # however many there are, and under whatever names: all of them together had this long
         time = batch.questions
         others = any(peer.digest and (peer.node_id, time) not in self._asked for peer in self.peers.alive(now))
-        if self.transfers.peer and others and silent >= self.transfers.patience:
+        if self.transfers.peer and others and min(silent, now - self._asked_at) >= self.transfers.patience:
             self.transfers.give_up()
         if self.transfers.peer:
             return False
@@ -501,6 +503,7 @@ class Replica:
             if (peer.node_id, time) in self._asked or not peer.digest:
                 continue
             self._asked.add((peer.node_id, time))
+            self._asked_at = self.clock.now()
             if peer.charts and (chart_ids := wanted()):
                 try:
                     self.transfers.ask(peer.node_id, chart_ids)

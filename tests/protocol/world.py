@@ -627,7 +627,7 @@ class World:
         looked_at = [node._replica.follower.looked_at or 0.0 for node in self.nodes]
         arriving = any(carrier.arrived for carrier in self.carriers)
         if (
-            min(looked_at) > self._misled + LOOKS
+            min(looked_at, default=inf) > self._misled + LOOKS
             and not arriving
             and not any(map(self._holds_other_than_is, self.nodes))
         ):
