@@ -249,7 +249,7 @@ BUGS = (
         "what the repository has said does not outrank a peer",
         "a record of words that it has not, at a revision that it has, stays for ever",
         (
-            Edit("store/store.py", "if rank[0] <= self._watermark:", "if False:"),
+            Edit("store/store.py", "if rank[0] <= max(self._watermark, self._doubtful_to):", "if False:"),
             Edit("follower.py", "if self._policy.ordered and since and", "if False and"),
         ),
     ),
