@@ -15,7 +15,8 @@ class Policy:
 
     Each switch is a hole in the written design and its remedy, and can be set alone. Durations are seconds.
 
-    batch_timeout      how long a lease lasts at most (300: the five minutes of the written design)
+    batch_timeout      how long a lease lasts at most, from when it was taken or renewed (300: the five minutes of the
+                       written design); with `fenced` only a holder that beats and gets nowhere has it for so long
     sync_interval      between two scheduled syncs (3600)
     ordered            a record replaces only an older revision, a deletion leaves a tombstone, and the manifest at the
                        end of a rebuild removes only what is older than itself; off: the last writer wins
@@ -25,7 +26,8 @@ class Policy:
     reuse_vectors      a batch embeds only text that this node holds no vector of; off: it embeds everything
     renew_lease        the holder renews its lease with every chunk; off: a long batch outlives its lease
     fenced             a lease has an epoch: its holder stops once another has it, deletes only its own, and what it
-                       still says is dropped; off: it goes on and deletes whosever lease there is
+                       still says is dropped, so that a holder without a sign of life for three heartbeats can lose it;
+                       off: only time ends a lease, its holder goes on all the same and deletes whosever lease there is
     tell_blips         the server's generation tells a blink (this node catches up) from a lost memory (one rebuild for
                        all); off: whoever was cut off marks the whole cluster for a rebuild
     reconcile          nodes notice what they missed (sequence numbers, heartbeats, the repository's revision) and pull

@@ -33,6 +33,8 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
+        self._mended = threading.Event()
+        self._held_back = threading.Semaphore(0)  # so many of the next calls
         self._failing = False
 
     def fail(self) -> None:
@@ -43,13 +45,23 @@ class Gate:
         """From now on calls wait for `mend`."""
         self._open.clear()
 
+    def hang_once(self) -> None:
+        """The next call alone waits for `mend`; those after it pass."""
+        self._mended.clear()
+        self._held_back.release()
+
     def mend(self) -> None:
         """Calls pass again; those that wait go on."""
         self._failing = False
+        while self._held_back.acquire(blocking=False):
+            pass  # nobody came
+        self._mended.set()
         self._open.set()
 
     def passes(self) -> bool:
         """Wait while the gate hangs; False if the call is to fail."""
+        if self._held_back.acquire(blocking=False):
+            self._mended.wait()
         self._open.wait()
         return not self._failing
 

@@ -53,6 +53,7 @@ class SimulatedLab:
         self._start = self.clock.now()
         self._busy_until: dict[str, float] = {}
         self._still: set[str] = set()
+        self._hanging: set[str] = set()
         for _ in range(nodes):
             self.add_node()
 
@@ -87,6 +88,16 @@ class SimulatedLab:
         """It goes on where it stood."""
         self._faults.note("resume", self.nodes[index].node_id)
         self._still.discard(self.nodes[index].node_id)
+
+    def hang(self, index: int) -> None:
+        """The next call of a node's model does not come back: the node listens and beats, and works on nothing."""
+        self._faults.note("hang", self.nodes[index].node_id)
+        self._hanging.add(self.nodes[index].node_id)
+
+    def mend(self, index: int) -> None:
+        """The model answers."""
+        self._faults.note("mend", self.nodes[index].node_id)
+        self._hanging.discard(self.nodes[index].node_id)
 
     def kill(self, index: int) -> None:
         """The node is gone; what it put into Redis stays. The others keep their numbers."""
@@ -139,7 +150,7 @@ class SimulatedLab:
 
     def _step(self, node: Node) -> bool:
         heard = node.listen()
-        if self._busy_until.get(node.node_id, 0.0) > self.clock.now():
+        if node.node_id in self._hanging or self._busy_until.get(node.node_id, 0.0) > self.clock.now():
             return heard
         before = node.counters["embeddings"]
         worked = node.work()

@@ -303,10 +303,10 @@ SCENARIOS = (
     Scenario(
         "fenced",
         "one batch at a time",
-        "the holder is frozen until its lease has run out, and wakes up beside the next one",
+        "the holder is frozen for longer than its lease lasts, and wakes up beside the next one",
         _SHORT,
         _a_holder_wakes_up,
-        seconds_per_text=2.0,
+        seconds_per_text=3.0,  # the next one, which has begun after three heartbeats, is still at it
     ),
     Scenario(
         "ordered",

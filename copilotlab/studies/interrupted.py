@@ -1,7 +1,7 @@
 """One rebuild that is interrupted, on simulated nodes or on real ones, and what a reader notices of it.
 
 A catalogue is imported while Redis is away. Redis comes back empty, an edit begins the rebuild, edits go on, and at
-some moment the node that holds the lease dies, or stands still for a while.
+some moment the node that holds the lease dies, or stands still for a while, or its model hangs for a while.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository
 from copilotlab.embedding import load_embedder
-from copilotlab.lab.fragile import FragileModel
+from copilotlab.lab.fragile import FragileModel, Gate
 from copilotlab.lab.lab import Lab
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.node import Node
 from copilotlab.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
-Fate = Literal["none", "dies", "freezes"]
+Fate = Literal["none", "dies", "freezes", "hangs"]
 
 EDITS = 10  # in the time that the rebuild or the lease takes, whichever is longer
 
@@ -34,9 +34,10 @@ class Case:
 
     policy: of all nodes. rebuild: seconds of embedding that the whole catalogue takes. pieces: charts that stand for
     the catalogue; each takes its share of the rebuild. fate: what becomes of the holder, at `moment` (a fraction of the
-    rebuild; who has ended by then is spared); one that freezes does so for `frozen_for` seconds. tick: seconds between
-    two looks. patience: seconds that the nodes have to agree once each has every chart; what differs then counts as
-    lost. limit: seconds for all. nodes: how many. seed: of when who edits what.
+    rebuild; who has ended by then is spared); one that freezes, or whose model hangs while it still beats, does so for
+    `frozen_for` seconds. tick: seconds between two looks. patience: seconds that the nodes have to agree once each has
+    every chart; what differs then counts as lost. limit: seconds for all. nodes: how many. seed: of when who edits
+    what.
     """
 
     policy: Policy
@@ -67,6 +68,8 @@ class Cluster(Protocol):
     def start_redis(self) -> None: ...
     def freeze(self, index: int) -> None: ...
     def resume(self, index: int) -> None: ...
+    def hang(self, index: int) -> None: ...
+    def mend(self, index: int) -> None: ...
     def kill(self, index: int) -> None: ...
     def agree(self) -> bool: ...
     def timeline(self) -> pl.DataFrame: ...
@@ -99,6 +102,18 @@ class Real(Lab):
 
     def start_redis(self) -> None:
         self.redis.start(keep_data=False)
+
+    def hang(self, index: int) -> None:
+        self._gate.hang_once()  # only the holder embeds for a batch
+
+    def mend(self, index: int) -> None:
+        self._gate.mend()
+
+    @property
+    def _gate(self) -> Gate:
+        model = self.embedder
+        assert isinstance(model, FragileModel)
+        return model.gate
 
     def agree(self) -> bool:
         return self.differences().is_empty()
@@ -166,6 +181,7 @@ class _Trial:
         self._chosen = self._charts_to_edit()
         self._edits: list[_Edit] = []
         self._beside = 0.0
+        self._stuck: int | None = None  # the node that stands still, or whose model hangs
 
     def play(self) -> Seen:
         case, cluster = self._case, self._cluster
@@ -216,22 +232,21 @@ class _Trial:
         over = began
         pause = max(case.rebuild, case.policy.batch_timeout) / EDITS
         next_edit = began + pause * self._lots.uniform(0.5, 1.5)
-        frozen: int | None = None
         while cluster.now() - began < case.limit:
             now = cluster.now()
             if fate != "none" and now >= fate_at and (workers := self._at_work()):
                 if fate == "dies":
                     cluster.kill(workers[0])
                 else:
-                    frozen = workers[0]
-                    cluster.freeze(frozen)
+                    self._stuck = workers[0]
+                    (cluster.freeze if fate == "freezes" else cluster.hang)(self._stuck)
                     over = now + case.frozen_for
                 fate = "none"
                 next_edit = now  # the worst moment to save a chart
-            if frozen is not None and now >= over:
-                cluster.resume(frozen)
-                frozen = None
-            if frozen is None and (fate == "none" or now >= fate_at) and self._is_whole():
+            if self._stuck is not None and now >= over:
+                (cluster.resume if case.fate == "freezes" else cluster.mend)(self._stuck)
+                self._stuck = None
+            if self._stuck is None and (fate == "none" or now >= fate_at) and self._is_whole():
                 return True
             if now >= next_edit:
                 self._edit(cluster.living[self._lots.integers(len(cluster.living))])
@@ -271,9 +286,9 @@ class _Trial:
             self._beside += self._case.tick
 
     def _at_work(self) -> list[int]:
-        """The living nodes that have a batch."""
-        living = self._cluster.living
-        return [index for index, node in enumerate(self._cluster.nodes) if node in living and node.status()["batch"]]
+        """The living nodes that have a batch and can do something for it."""
+        able = [(i, n) for i, n in enumerate(self._cluster.nodes) if n in self._cluster.living and i != self._stuck]
+        return [index for index, node in able if node.status()["batch"]]
 
     def _is_whole(self) -> bool:
         return all(len(node.store) >= self._case.pieces for node in self._cluster.living)

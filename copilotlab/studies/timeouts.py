@@ -1,4 +1,4 @@
-"""How long may a lease last? Rebuilds whose holder lives, dies or freezes, under leases of many lengths.
+"""How long may a lease last? Rebuilds whose holder lives, dies, freezes or hangs, under leases of many lengths.
 
 from copilotlab.studies.timeouts import advise, timeouts
 
@@ -19,14 +19,16 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from copilotlab.batch import CHUNKS_PER_WINDOW
+from copilotlab.coordinator import SILENT_BEATS
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.policy import Policy, check_policy
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}
-FATES: tuple[Fate, ...] = ("none", "dies", "freezes")
+FATES: tuple[Fate, ...] = ("none", "dies", "freezes", "hangs")
 WRITTEN = 300.0  # seconds: the five minutes of the written design
-SAFETY = 3.0  # a lease lasts for so many of the longest pauses that a living holder makes
+HEARTBEAT = 5.0  # seconds: five times the default, since a simulated hour takes as long as its heartbeats
+SAFETY = 3.0  # a lease lasts for so many of the longest pauses that a holder makes while it beats
 
 # A catalogue in small: so many charts stand for it, and a chunk is no larger than this.
 PIECES, LEAST_CHUNKS, CHUNKS_TO_A_LEASE = 144, 48, 4
@@ -44,6 +46,7 @@ QUICK_CASES: tuple[tuple[str, Fate], ...] = (
     ("renewal on", "none"),
     ("renewal on", "dies"),
     ("renewal on", "freezes"),
+    ("renewal on", "hangs"),
     ("renewal off", "none"),
     ("renewal off", "dies"),
     ("as written", "none"),
@@ -68,9 +71,10 @@ def timeouts(
         batch_timeouts: seconds that a lease lasts (six, from 30 to 1,200).
         charts: sizes of the catalogue (10,000, 50,000, 100,000).
         rate: embeddings a second (140: MiniLM through torch on two cores).
-        fates: of the node that holds the lease: "none", "dies", "freezes" (all).
+        fates: of the node that holds the lease: "none", "dies", "freezes" (all of it stands still), "hangs" (its model
+            does, while it beats); all four.
         moments: when it meets its fate, as fractions of the rebuild (0.5).
-        frozen_for: seconds that one that freezes stands still (400).
+        frozen_for: seconds that one that freezes stands still, or a model hangs (400).
         policies: "as written", "renewal off" (all other remedies on), "renewal on" (all).
         seed: of when, where and what is edited meanwhile.
         progress: a bar.
@@ -85,8 +89,8 @@ def timeouts(
         two were under way), hours (simulated).
 
         A catalogue is simulated by 144 charts, in at least 48 chunks, and four to a lease; a chunk is said when it is
-        begun, so seconds are right to within a chunk for each time that the lease changes hands. Heartbeats come every
-        fortieth of the timeout, at least every 20 s.
+        begun, so seconds are right to within a chunk for each time that the lease changes hands. A heartbeat comes
+        every 5 s, and so often is looked.
 
     Raises:
         ValueError: for an unknown policy or fate; a number that is not above 0, or a moment that is not below 1; a
@@ -136,7 +140,6 @@ def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, 
     for what, value in (("charts / rate", rebuild), ("frozen_for", frozen_for)):
         if not value > 0:
             raise ValueError(f"{what} is {value!r}: expected a number above 0")
-    looks = min(20.0, max(1.0, timeout / 40))
     chunk = int(PIECES * min(1 / LEAST_CHUNKS, timeout / CHUNKS_TO_A_LEASE / rebuild))
     if chunk < 1:
         least = CHUNKS_TO_A_LEASE * rebuild / PIECES
@@ -145,13 +148,13 @@ def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, 
             f"a lease has to last for {CHUNKS_TO_A_LEASE} of them: expected at least {least:,.0f} s"
         )
     return Case(
-        policy=replace(POLICIES[name], batch_timeout=timeout, heartbeat_interval=looks, chunk_size=chunk),
+        policy=replace(POLICIES[name], batch_timeout=timeout, heartbeat_interval=HEARTBEAT, chunk_size=chunk),
         rebuild=rebuild,
         pieces=PIECES,
         fate=fate,
         moment=moment,
         frozen_for=frozen_for,
-        tick=looks,
+        tick=HEARTBEAT,
         seed=seed,
     )
 
@@ -159,8 +162,8 @@ def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, 
 def beside_real(*, seed: int = 0, progress: bool = True) -> pl.DataFrame:
     """The same cases simulated and in real time, on a real server: does the simulation tell the truth?
 
-    A rebuild of some five seconds under a lease of two, with six policies and fates. seed: of the edits. progress: a
-    bar.
+    A rebuild of some five seconds under a lease of two, with seven pairs of a policy and a fate. seed: of the edits.
+    progress: a bar.
     Columns: policy, fate, measure ("recovery", "staleness", "beside" in s, "wasted" in rebuilds, "second holders"),
     simulated, real, ratio (real to simulated; null if one of them is null, or the simulated one 0). About a minute.
     """
@@ -177,7 +180,7 @@ def beside_real(*, seed: int = 0, progress: bool = True) -> pl.DataFrame:
 
 
 def quick_case(name: str, fate: Fate, *, seed: int = 0) -> Case:
-    """A case that takes seconds: a rebuild of 4.8 s under a lease of 2 s; a holder that freezes does so for 3 s.
+    """A case that takes seconds: a rebuild of 4.8 s under a lease of 2 s; who freezes or hangs does so for 3 s.
 
     name: one of `POLICIES`. seed: of the edits.
     """
@@ -194,18 +197,21 @@ def _measures(seen: pl.DataFrame, where: str) -> pl.DataFrame:
 
 
 class Advice(NamedTuple):
-    """What `advise` says. Seconds, at the worst moment for the holder to die.
+    """What `advise` says. Seconds, at the worst moment for something to happen to the holder.
 
-    timeout: to set. rebuild: an undisturbed one. recovery: from the beginning of the rebuild until all nodes have
-    everything; staleness: of a chart saved meanwhile. handovers: how often the lease runs out while its holder lives.
-    wasted: embeddings made again, at most. tolerated: whether the staleness is within what was asked for.
-    sentence: all this in words.
+    timeout: to set. rebuild: an undisturbed one. silence: seconds without a sign of life after which the holder's lease
+    is nobody's. staleness: of a chart saved when the holder dies or freezes; hung: of one saved when its model hangs
+    while it beats. recovery: from the beginning of the rebuild until all nodes have everything, whichever of these
+    happens. handovers: how often the lease runs out while its holder is at work. wasted: embeddings made again, at
+    most. tolerated: whether staleness and hung are within what was asked for. sentence: all this in words.
     """
 
     timeout: float
     rebuild: float
-    recovery: float
+    silence: float
     staleness: float
+    hung: float
+    recovery: float
     handovers: int
     wasted: int
     tolerated: bool
@@ -214,8 +220,10 @@ class Advice(NamedTuple):
     def _repr_html_(self) -> str:
         facts = {
             "An undisturbed rebuild": f"{self.rebuild:,.0f} s",
+            "Without a sign of life the lease is lost after": f"{self.silence:,.1f} s",
+            "Staleness, if the holder dies or freezes": f"{self.staleness:,.0f} s",
+            "Staleness, if its model hangs": f"{self.hung:,.0f} s{_beyond(self.tolerated)}",
             "Recovery": f"{self.recovery:,.0f} s",
-            "Staleness": f"{self.staleness:,.0f} s{'' if self.tolerated else ', more than is tolerated'}",
             "The lease changes hands": self.handovers,
             "Embeddings made again": f"{self.wasted:,}",
         }
@@ -237,13 +245,15 @@ def advise(
         catalogue_size: charts that a rebuild embeds, at most.
         embedding_rate: embeddings a second.
         tolerated_staleness: seconds that a chart may take, from being saved, until every node finds it, even if the
-            node that holds the lease dies.
-        longest_pause: seconds that a living node may stand still (10): the system swaps, a machine is moved.
+            node that holds the lease dies, freezes or hangs.
+        longest_pause: seconds by which a chunk may take longer than usual while its node still beats (10): the model
+            waits for the processor, or the repository for its disk.
         policy: all other choices (`Policy()`); `fenced` must be on.
         timeout: seconds, to see what follows from one that was chosen already (None: it is advised).
 
-    A lease that is renewed has to outlast a chunk and a pause, three times over; one that is not renewed, a rebuild. It
-    lasts less where that would be too stale, but never so short that one pause ends it.
+    Who dies or freezes loses its lease after three heartbeats at the latest; the timeout is for a holder that beats
+    and gets nowhere. A lease that is renewed has to outlast a chunk and a pause, three times over; one that is not
+    renewed, a rebuild. It lasts less where that would be too stale, but never so short that one pause ends it.
 
     Raises ValueError for what is no number, or not above 0, or infinite, and for a policy without `fenced`: then no
     timeout is safe. TypeError for what is no policy.
@@ -266,6 +276,7 @@ def advise(
         raise ValueError(f"policy={policy!r}: without fenced a second holder works beside the first at any timeout")
     rebuild = catalogue_size / embedding_rate
     chunk = min(policy.chunk_size, catalogue_size) / embedding_rate
+    silence = SILENT_BEATS * policy.heartbeat_interval + policy.redis_timeout
     takeover = policy.heartbeat_interval + policy.probe_interval + policy.rejoin_grace
     first_window = min(CHUNKS_PER_WINDOW * chunk, rebuild)  # the newest changes, sorted by length
     if timeout is None:
@@ -273,20 +284,28 @@ def advise(
         wanted = ceil(SAFETY * (chunk + longest_pause) + (0.0 if policy.renew_lease else rebuild))
         timeout = float(max(least, min(wanted, int(tolerated_staleness - takeover - first_window))))
     handovers = 0 if policy.renew_lease else ceil(rebuild / timeout) - 1
-    staleness = timeout + takeover + first_window
-    recovery = rebuild + staleness + handovers * takeover
+    staleness = min(timeout, silence) + takeover + first_window
+    hung = timeout + takeover + first_window
+    recovery = rebuild + hung + handovers * takeover
     wasted = (handovers + 1) * min(policy.chunk_size, catalogue_size)
-    tolerated = staleness <= tolerated_staleness
+    tolerated = hung <= tolerated_staleness  # staleness is less
     return Advice(
         timeout,
         rebuild,
-        recovery,
+        silence,
         staleness,
+        hung,
+        recovery,
         handovers,
         wasted,
         tolerated,
-        f"With a batch_timeout of {timeout:,.0f} s: if the holder dies at the worst moment, a chart saved then is "
-        f"found within {staleness:,.0f} s{'' if tolerated else ', more than is tolerated'}, and a rebuild of "
-        f"{rebuild:,.0f} s has recovered within {recovery:,.0f} s; at most {wasted:,} embeddings are made twice"
+        f"With a batch_timeout of {timeout:,.0f} s: a chart that is saved when the holder dies or freezes is found "
+        f"within {staleness:,.0f} s, one that is saved when its model hangs within {hung:,.0f} s{_beyond(tolerated)}; "
+        f"whichever happens, a rebuild of {rebuild:,.0f} s has recovered within {recovery:,.0f} s and at most "
+        f"{wasted:,} embeddings are made twice"
         + (f", and the lease changes hands {handovers} times anyway." if handovers else "."),
     )
+
+
+def _beyond(tolerated: bool) -> str:
+    return "" if tolerated else ", more than is tolerated"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from copilotlab import Policy
-from copilotlab.studies.interrupted import Case, simulated
-from copilotlab.studies.timeouts import advise, beside_real, quick_case, timeouts
+from copilotlab.studies.interrupted import Case, Fate, simulated
+from copilotlab.studies.timeouts import HEARTBEAT, advise, beside_real, quick_case, timeouts
 
 MINUTE = 60.0
+CHUNK = 2 / 48 / 140  # seconds a chart of the catalogue that two chunks take, at most
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +35,24 @@ def test_with_renewal_a_long_rebuild_has_one_holder_under_a_short_lease() -> Non
     assert row["staleness"] < MINUTE
 
 
-@pytest.mark.parametrize(("timeout", "charts"), [(60.0, 25_000), (60.0, 100_000), (300.0, 100_000)])
-def test_with_renewal_a_death_costs_the_timeout_whatever_the_size(timeout: float, charts: int) -> None:
-    row = measured("renewal on", "dies", timeout, charts)
+@pytest.mark.parametrize("fate", ["dies", "freezes"])
+@pytest.mark.parametrize(("timeout", "charts"), [(60.0, 25_000), (60.0, 100_000), (1200.0, 100_000)])
+def test_with_renewal_a_death_or_a_freeze_costs_four_heartbeats_whatever_the_timeout_and_the_size(
+    fate: str, timeout: float, charts: int
+) -> None:
+    row = measured("renewal on", fate, timeout, charts)
     assert row["second_holders"] == 1
-    assert timeout - 30 < row["delay"] < timeout + MINUTE
+    assert fate == "freezes" or row["delay"] < MINUTE  # all are complete only once it moves again
+    assert 2 * HEARTBEAT < row["staleness"] < 4 * HEARTBEAT + CHUNK * charts
+
+
+@pytest.mark.parametrize(("timeout", "charts"), [(60.0, 25_000), (60.0, 100_000), (300.0, 100_000)])
+def test_with_renewal_a_holder_that_hangs_and_beats_costs_the_timeout_whatever_the_size(
+    timeout: float, charts: int
+) -> None:
+    row = measured("renewal on", "hangs", timeout, charts)
+    assert row["second_holders"] == 1
+    assert row["wasted"] == row["beside"] == 0
     assert timeout - 30 < row["staleness"] < timeout + MINUTE
 
 
@@ -47,9 +61,13 @@ def test_without_renewal_the_lease_changes_hands_as_often_as_it_fits_into_the_re
     assert measured("renewal off", "none", timeout=1200.0)["second_holders"] == 0
 
 
-def test_who_freezes_for_less_than_the_timeout_keeps_the_lease() -> None:
-    assert measured("renewal on", "freezes", timeout=600.0)["second_holders"] == 0
-    assert measured("renewal on", "freezes", timeout=60.0)["second_holders"] == 1
+def test_who_hangs_for_less_than_the_timeout_keeps_the_lease() -> None:
+    assert measured("renewal on", "hangs", timeout=600.0)["second_holders"] == 0
+
+
+def test_as_written_only_time_ends_a_lease() -> None:
+    assert measured("as written", "dies", timeout=1200.0)["complete"] > 1200
+    assert measured("renewal off", "dies", timeout=1200.0)["complete"] < 714.3 + MINUTE
 
 
 def test_as_written_a_second_holder_embeds_beside_the_first_and_edits_are_lost() -> None:
@@ -75,6 +93,8 @@ def test_who_neither_dies_nor_freezes_has_no_moment() -> None:
         ("dies", 0.8),
         ("freezes", 0.2),
         ("freezes", 0.8),
+        ("hangs", 0.2),
+        ("hangs", 0.8),
     ]
 
 
@@ -82,7 +102,7 @@ def test_who_neither_dies_nor_freezes_has_no_moment() -> None:
     ("wrong", "said"),
     [
         ({"policies": ["lax"]}, "policies has 'lax'"),
-        ({"fates": ["sleeps"]}, r"fates has \['sleeps'\]: expected some of none, dies, freezes"),
+        ({"fates": ["sleeps"]}, r"fates has \['sleeps'\]: expected some of none, dies, freezes, hangs"),
         ({"moments": [1.0]}, "above 0 and below 1"),
         ({"charts": [0]}, "charts / rate is 0.0"),
         ({"frozen_for": -1.0}, "frozen_for is -1.0"),
@@ -94,12 +114,13 @@ def test_what_makes_no_sense_is_named(wrong: dict[str, object], said: str) -> No
         timeouts(**{"charts": [100_000], "progress": False, **wrong})
 
 
-def test_simulated_and_real_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("copilotlab.studies.timeouts.QUICK_CASES", (("renewal on", "freezes"),))
+@pytest.mark.parametrize(("fate", "at_least"), [("freezes", 0.4), ("hangs", 1.5)])  # silence 0.85 s, timeout 2 s
+def test_simulated_and_real_agree(monkeypatch: pytest.MonkeyPatch, fate: str, at_least: float) -> None:
+    monkeypatch.setattr("copilotlab.studies.timeouts.QUICK_CASES", (("renewal on", fate),))
     frame = beside_real(progress=False)
     by_measure = {row["measure"]: row for row in frame.iter_rows(named=True)}
     assert by_measure["second holders"]["real"] == by_measure["second holders"]["simulated"] == 1
-    assert by_measure["recovery"]["real"] >= 4.8 / 2 + 2.0
+    assert min(by_measure["staleness"]["real"], by_measure["staleness"]["simulated"]) >= at_least
 
 
 # The advice
@@ -108,11 +129,18 @@ def test_simulated_and_real_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_with_renewal_neither_size_nor_speed_of_a_large_catalogue_matters() -> None:
     small, large = advise(25_000, 140.0, 120.0), advise(250_000, 140.0, 120.0)
     assert small.timeout == large.timeout == 32.0
-    assert small.staleness == large.staleness < 120
+    assert small.staleness == large.staleness < small.hung == large.hung < 120
     assert small.tolerated
     assert large.handovers == 0
     assert large.rebuild > 10 * MINUTE
-    assert small.sentence.startswith("With a batch_timeout of 32 s: if the holder dies at the worst moment")
+    assert small.sentence.startswith("With a batch_timeout of 32 s: a chart that is saved when the holder dies or fre")
+
+
+def test_the_timeout_is_for_who_hangs_and_not_for_who_dies() -> None:
+    short, long = advise(100_000, 140.0, 60.0, timeout=30.0), advise(100_000, 140.0, 60.0, timeout=600.0)
+    assert short.silence == long.silence == 3.25
+    assert short.staleness == long.staleness < 15
+    assert long.hung - short.hung == 570
 
 
 def test_without_renewal_the_lease_outlasts_the_rebuild_or_changes_hands() -> None:
@@ -135,21 +163,22 @@ def test_too_little_tolerance_is_said() -> None:
 def test_a_timeout_that_was_chosen_has_its_consequences_too() -> None:
     written = advise(100_000, 140.0, 60.0, timeout=300.0)
     assert written.timeout == 300.0
-    assert 300 < written.staleness < 310
+    assert written.staleness < 12
+    assert 300 < written.hung < 310
     assert not written.tolerated
 
 
 @pytest.mark.parametrize("moment", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("renew", [True, False])
-def test_the_advice_holds_in_the_study(moment: float, renew: bool) -> None:
+@pytest.mark.parametrize("fate", ["dies", "freezes", "hangs"])
+def test_the_advice_holds_in_the_study(fate: Fate, moment: float, renew: bool) -> None:
     policy = Policy(renew_lease=renew, chunk_size=2)
     advice = advise(144, 0.3, 150.0, longest_pause=20.0, policy=policy)
     assert advice.tolerated
-    case = Case(
-        policy=replace(policy, batch_timeout=advice.timeout), rebuild=advice.rebuild, fate="dies", moment=moment
-    )
+    case = Case(policy=replace(policy, batch_timeout=advice.timeout), rebuild=advice.rebuild, fate=fate, moment=moment)
     row = simulated(case).row(0, named=True)
-    assert 0.5 * advice.staleness * renew < row["staleness"] <= advice.staleness
+    promised, least = (advice.hung, advice.timeout / 2) if fate == "hangs" else (advice.staleness, advice.silence / 2)
+    assert least * renew < row["staleness"] <= promised
     assert row["recovery"] <= advice.recovery + row["edits"] / 0.3  # an edit is one text more to embed
     assert row["second_holders"] <= advice.handovers + 1
     assert row["wasted"] * case.pieces <= advice.wasted
