@@ -63,8 +63,8 @@ class Batch:
     kind: "rebuild" tells the other nodes, "sync" does not.
     lease: what this node holds for it, and gives back at the end; None while Redis is away.
     read: what changed in the repository after a revision, 0 for all that it holds; by default the repository's own
-    `heads_since`. skip: is told of a chart that is left out, since its row cannot be read or the model fails on its
-    words: chart_id, revision, content hash, column and reason.
+    `heads_since`. dropped: how many charts left the store by the last reading. skip: is told of a chart that is left
+    out, since its row cannot be read or the model fails on its words: chart_id, revision, content hash, column, reason.
     ask_peers: called before each chunk until it says True: by then what other nodes have of the charts that would have
     to be embedded, which it is given a function for, is here. None asks nobody.
     """
@@ -82,6 +82,7 @@ class Batch:
         clock: Clock,
         skip: Callable[[int, int, bytes, str, str], object],
         read: Callable[[int], Heads] | None = None,
+        dropped: Callable[[], int] = lambda: 0,
         since: int = 0,
         ask_peers: Callable[[Callable[[], list[int]]], bool] | None = None,
     ) -> None:
@@ -121,6 +122,7 @@ class Batch:
         self._clock = clock
         self._skip = skip
         self._heads_since = read or charts.heads_since
+        self._dropped = dropped
         self._since = since
         self._has_read = False
         self._planned_to = 0  # the revision that the first reading found
@@ -241,6 +243,7 @@ class Batch:
 
     def _plan(self, heads: Heads) -> None:
         """Put what changed on top of what is left to do: newest first, what needs no embedding before what does."""
+        self.removed += self._dropped()
         if not len(heads.chart_ids):
             return
         self.revision = int(heads.revisions.max())

@@ -22,6 +22,7 @@ from copilotlab.store import VectorStore
 
 DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back
 LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue that find a difference each time
+MOST_MISSING = 5_000  # charts on the backlog, beyond which a comparison costs too much for each heartbeat
 LOOKS_KEPT = 64  # of the last looks, what the repository's digest was
 SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
 TEXT = "text"  # the column of what was skipped, where it was the model that failed
@@ -115,15 +116,15 @@ class Follower:
         """Take in the whole catalogue at the next look, and compare it by content."""
         self.read_to = 0
 
-    def look(self, since: int | None = None) -> Heads:
+    def look(self, since: int | None = None, *, compare: bool = True) -> Heads:
         """Take in what changed after revision ``since``, by default since the last look; what that was.
 
-        0 is the whole catalogue: all live charts. Raises RepositoryError; then nothing was changed.
+        0 is the whole catalogue: all live charts. compare: also see, as of that moment, whether both now hold the same.
+        Raises RepositoryError; then nothing was changed.
         """
         since = self.read_to if since is None else since
-        seen = max(
-            self._store.latest, self.read_to, self._backlog.latest
-        )  # before it is asked: what it then has not, it never had
+        # Before it is asked: what it then has not, it never had.
+        seen = max(self._store.latest, self.read_to, self._backlog.latest)
         version = self._store.version
         look = self._charts.look(since)
         back = look.identity != self._identity or look.revision < seen
@@ -133,7 +134,7 @@ class Follower:
         elif self._clock.now() >= self._doubts_until:
             self._store.trust()
         heads = self._take_in(look, since, back=back)
-        if self._policy.ordered and since and not self._agrees(look, version):
+        if compare and self._policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
         self._try_again()
         return heads
@@ -206,6 +207,8 @@ class Follower:
 
     def _agrees(self, look: Look, version: int) -> bool:
         """Whether the store and its backlog are what the repository is; True if that cannot be told at this moment."""
+        if len(self._backlog) > MOST_MISSING:
+            return True
         at = self._store.version
         here = self._store.content
         skipped = {i: (left_out.revision, left_out.content_hash) for i, left_out in self.skipped.items()}

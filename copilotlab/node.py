@@ -608,7 +608,7 @@ class Node:
         column: of the row that cannot be read, or "text" where the model fails on the words. A row that is mended comes
         in by itself; a text is tried again after a while.
         """
-        left_out = sorted(self._replica.follower.skipped.items())
+        left_out = sorted(self._replica.follower.skipped.copy().items())
         rows = [(i, skipped.revision, skipped.column, skipped.reason, skipped.tries) for i, skipped in left_out]
         schema = {"chart_id": pl.Int64, "revision": pl.Int64, "column": pl.String, "reason": pl.String}
         return pl.DataFrame(rows, schema={**schema, "tries": pl.Int64}, orient="row")

@@ -417,7 +417,8 @@ class Replica:
                 policy=self.policy,
                 clock=self.clock,
                 skip=self.follower.skip,
-                read=self.follower.look if self.policy.reconcile else None,
+                read=partial(self.follower.look, compare=False) if self.policy.reconcile else None,
+                dropped=lambda: self.follower.dropped if self.policy.reconcile else 0,
                 since=since,
                 ask_peers=self._ask_peers if ask_peers and lease is not None and self.policy.reconcile else None,
             )
@@ -493,22 +494,22 @@ class Replica:
         if silent >= LONGEST_SILENCE * self.transfers.patience:
             self.transfers.give_up()
             return True  # however many there are, and under whatever names: all of them together had this long
-        time = batch.questions
-        others = any(peer.digest and (peer.node_id, time) not in self._asked for peer in self.peers.alive(now))
+        question = batch.questions
+        others = any(peer.digest and (peer.node_id, question) not in self._asked for peer in self.peers.alive(now))
         if self.transfers.peer and others and min(silent, now - self._asked_at) >= self.transfers.patience:
             self.transfers.give_up()
         if self.transfers.peer:
             return False
         for peer in self.peers.alive(now):
-            if (peer.node_id, time) in self._asked or not peer.digest:
+            if (peer.node_id, question) in self._asked or not peer.digest:
                 continue
-            self._asked.add((peer.node_id, time))
+            self._asked.add((peer.node_id, question))
             self._asked_at = self.clock.now()
             if peer.charts and (chart_ids := wanted()):
                 try:
                     self.transfers.ask(peer.node_id, chart_ids)
                 except CarrierAway:  # the listener sees that too, and knows whether it is back already
-                    self._asked.discard((peer.node_id, time))
+                    self._asked.discard((peer.node_id, question))
                 return False
         return True
 

@@ -147,8 +147,8 @@ BUGS = (
             Edit("replica.py", "if number >= HANDED_OVER:", "if number >= 0:"),
             Edit(
                 "replica.py",
-                "        for peer in self.peers.alive(now):\n            if (peer.node_id, time) in self._asked",
-                "        for peer in self.peers.alive(now)[:0]:\n            if (peer.node_id, time) in self._asked",
+                "peers.alive(now):\n            if (peer.node_id, question) in self._asked",
+                "peers.alive(now)[:0]:\n            if (peer.node_id, question) in self._asked",
             ),
         ),
     ),
@@ -210,7 +210,7 @@ BUGS = (
         "a chart deleted by nobody who told is found for ever",
         (
             Edit("store/store.py", "gone = (deleted & (held >= 0) & (held <= revisions)) | (", "gone = ("),
-            Edit("follower.py", "if self._policy.ordered and since and", "if False and"),
+            Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
@@ -243,14 +243,14 @@ BUGS = (
     Bug(
         "the repository is followed by its revisions alone",
         "one that was restored and written past its old revision leaves charts of a past that it has not",
-        (Edit("follower.py", "if self._policy.ordered and since and", "if False and"),),
+        (Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),),
     ),
     Bug(
         "what the repository has said does not outrank a peer",
         "a record of words that it has not, at a revision that it has, stays for ever",
         (
             Edit("store/store.py", "if rank[0] <= max(self._watermark, self._doubtful_to):", "if False:"),
-            Edit("follower.py", "if self._policy.ordered and since and", "if False and"),
+            Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
