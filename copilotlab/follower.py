@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from copilotlab.backlog import Backlog
-from copilotlab.charts import ChartRepository, Heads, Identity, Look
+from copilotlab.charts import ChartRepository, Heads, Identity, Look, RepositoryError
 from copilotlab.clock import Clock
 from copilotlab.digest import MODULUS, as_text, digest_of, entry
 from copilotlab.monitoring import Journal, Metrics
@@ -94,6 +94,7 @@ class Follower:
         """When it was looked at last, on the node's clock; None before the first look."""
         self.dropped = 0
         """How many charts the last look dropped."""
+        self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
         self._digests: dict[int, str] = {}  # by revision, as of the last looks
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
@@ -113,7 +114,11 @@ class Follower:
         return self._digests.get(revision, digest) != digest
 
     def start_over(self) -> None:
-        """Take in the whole catalogue at the next look, and compare it by content."""
+        """Take in the whole catalogue at the next look, by content; what was edited by hand becomes a change before."""
+        try:
+            self._stamped.update(self._charts.restamp())
+        except RepositoryError as error:
+            self._journal.warn_once("edits_left", f"what was edited by hand cannot be made a change: {error}")
         self.read_to = 0
 
     def look(self, since: int | None = None, *, compare: bool = True) -> Heads:
@@ -156,6 +161,9 @@ class Follower:
             self._backlog.drop(chart_id for chart_id, *_ in rows if chart_id not in lacking)
             for chart_id, (revision, content_hash) in lacking.items():
                 self._backlog.add(chart_id, revision, due, content_hash)
+        for chart_id in self._stamped & lacking.keys():
+            self._backlog.add(chart_id, lacking[chart_id][0], now, lacking[chart_id][1])
+        self._stamped.clear()
         self.read_to = look.revision
         self.looked_at = now
         if back or since == 0:
@@ -196,7 +204,7 @@ class Follower:
         now = self._clock.now()
         rows = [i for i, skipped in self.skipped.items() if skipped.column != TEXT][:SKIPPED_AGAIN]
         if rows and (mended := self._charts.read_many(rows).changes):
-            self._charts.restamp(mended)  # edited by hand: from now on all nodes see it as a change
+            self._stamped.update(self._charts.restamp(mended))  # edited by hand: now all nodes see it as a change
             for chart_id in mended:
                 del self.skipped[chart_id]
         for chart_id, skipped in list(self.skipped.items()):

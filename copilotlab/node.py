@@ -680,6 +680,8 @@ class _Run(Background):
     def _do(self) -> None:
         replica = self._replica
         try:
+            if replica.policy.reconcile:
+                self._adopt_edits()
             batch = replica.batch
             if batch is None or batch.kind != self._kind:
                 # A node without threads hears nobody while this drives the batch, so it asks nobody either.
@@ -693,6 +695,14 @@ class _Run(Background):
             self.error = batch.error
         except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
             self.error = error
+
+    def _adopt_edits(self) -> None:
+        """What was edited in the repository by hand is a change from now on, and so it is embedded anew."""
+        try:
+            self._replica.charts.restamp()
+        except RepositoryError as error:
+            said = f"what was edited by hand cannot be made a change: {error}"
+            self._replica.journal.warn_once("edits_left", said)
 
     def _go_through(self, batch: Batch) -> None:
         replica = self._replica

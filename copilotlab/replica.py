@@ -839,7 +839,6 @@ class Replica:
         self._review_at_once = False
         try:
             if self._comparing:
-                self.charts.restamp()
                 self.follower.start_over()
             self.follower.look()
         except RepositoryError as error:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from copilotlab.charts.chart import short
@@ -31,6 +32,13 @@ class Database(NamedTuple):
     shown_url: str
     in_memory: bool
     is_ours: bool
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file, where it is one and named by its path."""
+        name = self.engine.url.database
+        named = self.engine.dialect.name == "sqlite" and not self.in_memory and name and not name.startswith("file:")
+        return Path(name) if named and name else None
 
     def is_alone(self, writes: bool) -> bool:
         """Whether such a transaction can only be one at a time."""

@@ -173,6 +173,7 @@ class ChartRepository:
         self._fork_gate = ForkGate()
         self._charts, self._counter = _tables()
         self._told: dict[int, Unreadable] = {}
+        self._file_id: tuple[int, int] | None = None  # of SQLite's file: device and inode
         with self._transaction(writes=True) as connection:
             self.identity = self._create(connection)
         renewed_by_fork(self)
@@ -265,9 +266,12 @@ class ChartRepository:
         Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
         After an update to a version of copilotlab that makes another text of a chart they are all, once.
         chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
-        Rows that cannot be read stay as they are. Raises ChartError for what is no whole number.
+        Rows that cannot be read stay as they are. A whole look also brings the catalogue's digest in line with its
+        rows, so that all nodes see what was deleted by hand. Raises ChartError for what is no whole number.
         """
         edited = self._edited(None if chart_ids is None else _checked_ids(chart_ids))
+        if chart_ids is None:
+            self._mend_digest()
         stamped: list[int] = []
         if not edited:
             return stamped
@@ -284,6 +288,22 @@ class ChartRepository:
             self._shown_url,
         )
         return stamped
+
+    def _mend_digest(self) -> None:
+        import sqlalchemy as sa
+
+        def differs(connection: sa.Connection, *, lock: bool = False) -> str:
+            state = self._state(connection, lock=lock)
+            digest = self._digest(connection, sa.true())
+            return as_text(digest) if digest != state.digest else ""
+
+        with self._transaction() as connection:
+            if not differs(connection):
+                return
+        with self._transaction(writes=True) as connection:
+            if digest := differs(connection, lock=True):
+                connection.execute(self._counter.update().values(digest=digest))
+                logger.warning("rows of %s were added or deleted by hand; all nodes compare anew", self._shown_url)
 
     def _edited(self, chart_ids: Sequence[int] | None) -> list[int]:
         with self._transaction() as connection:
@@ -448,13 +468,23 @@ class ChartRepository:
                 f"the repository at {self._shown_url} has lost its counter, the row of {self._counter.name}: "
                 "open it anew, with ChartRepository(url), and it begins another"
             )
+        revision = row.revision
+        if lock:  # rows that were put in by hand, or a counter that was restored alone: the next one is above both
+            revision = max(revision, self._highest(connection))
         try:
-            return _State(row.revision, int(row.digest, 16), Identity(row.incarnation, bytes.fromhex(row.secret)))
+            return _State(revision, int(row.digest, 16), Identity(row.incarnation, bytes.fromhex(row.secret)))
         except (ValueError, TypeError) as error:
             raise RepositoryError(
                 f"the counter of the repository at {self._shown_url}, {self._counter.name}, was edited: {error}. "
                 "Delete its row and open the repository anew: it begins another"
             ) from error
+
+    def _highest(self, connection: sa.Connection) -> int:
+        """The highest revision of a row; 0 without any."""
+        import sqlalchemy as sa
+
+        query = sa.select(sa.func.max(self._charts.c.revision)).where(self._charts.c.revision <= MAX_REVISION)
+        return connection.execute(query).scalar_one() or 0
 
     def _read(self, connection: sa.Connection, chart_ids: Sequence[int]) -> Reading:
         known = [i for i in chart_ids if 0 <= i <= MAX_CHART_ID]
@@ -536,6 +566,7 @@ class ChartRepository:
         if alone is not None and not alone.acquire(timeout=self.timeout):
             raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
         try:
+            self._notice_another_file()
             with self._fork_gate, self._begun(writes) as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
@@ -543,6 +574,22 @@ class ChartRepository:
         finally:
             if alone is not None:
                 alone.release()
+
+    def _notice_another_file(self) -> None:
+        """Connect anew where a file of SQLite was replaced: who has it open would go on with the old one."""
+        file, known = self._database.file, self._file_id
+        if file is None:
+            return
+        try:
+            found = file.stat()
+        except OSError as error:
+            if known is not None:
+                raise self._error(f"its file has gone: {error}. Put it back, or begin another repository") from error
+            return
+        self._file_id = (found.st_dev, found.st_ino)
+        if known not in (None, self._file_id):
+            logger.warning("the file of %s was replaced by another one", self._shown_url)
+            self._engine.dispose()
 
     def _error(self, why: str) -> RepositoryError:
         return RepositoryError(f"the repository at {self._shown_url} cannot do this: {why}")
@@ -576,12 +623,17 @@ class ChartRepository:
         self._add_columns(connection)
         counter = self._counter
         if connection.execute(counter.select()).first() is None:
-            highest = connection.execute(sa.select(sa.func.max(self._charts.c.revision))).scalar_one() or 0
-            connection.execute(counter.insert().values(only=1, revision=highest, incarnation="", secret="", digest="0"))
+            connection.execute(counter.insert().values(only=1, revision=0, incarnation="", secret="", digest="0"))
         if not connection.execute(sa.select(counter.c.incarnation)).scalar_one():
             digest = as_text(self._digest(connection, sa.true()))
             begun = {"incarnation": secrets.token_hex(16), "secret": secrets.token_hex(32), "digest": digest}
             connection.execute(counter.update().values(**begun))
+        counted, highest = connection.execute(sa.select(counter.c.revision)).scalar_one(), self._highest(connection)
+        if counted < highest:
+            digest = as_text(self._digest(connection, sa.true()))
+            connection.execute(counter.update().values(revision=highest, digest=digest))
+            if counted:
+                logger.warning("the counter of %s was behind its rows: %s, not %s", self._shown_url, counted, highest)
         return self._state(connection).identity
 
     def _add_columns(self, connection: sa.Connection) -> None:

@@ -109,7 +109,7 @@ class ModelIndex:
         self._progress("")
 
     def __repr__(self) -> str:
-        return f"ModelIndex({self.name!r}, {len(self._known):,} charts)"
+        return f"ModelIndex({self.name!r}, revision {0 if self._looked is None else self._looked[1]})"
 
 
 def shared(one: Iterable[Found], other: Iterable[Found]) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -80,3 +82,30 @@ def test_after_it_was_killed_in_its_first_fill_the_next_run_is_filled(server, ur
         assert len(node.store) == CHARTS
         if name == "a":  # its own lease of an earlier life is no obstacle, its claims for three heartbeats at most
             assert node.counters["batches"] == 1
+
+
+def test_a_sync_takes_in_what_was_edited_by_hand_and_every_node_with_it(server, url):
+    charts = ChartRepository(url)
+    file = url.removeprefix("sqlite:///")
+    with (
+        Node(charts, load_embedder("hash"), redis=server.url, node_id="a") as first,
+        Node(ChartRepository(url), load_embedder("hash"), redis=server.url, node_id="b") as second,
+    ):
+        first.rebuild()
+        second.wait_complete(timeout=60)
+        edited, deleted = first.store.manifest().chart_ids[:2].tolist()
+        with sqlite3.connect(file) as database:
+            database.execute("UPDATE copilotlab_charts SET title = 'Penguins by island' WHERE chart_id = ?", [edited])
+            database.execute("DELETE FROM copilotlab_charts WHERE chart_id = ?", [deleted])
+
+        first.sync()
+
+        assert first.store.head(edited)[1] == charts.get(edited).content_hash
+        found = first.search("penguins by island", k=1, chart_ids=[edited])
+        assert found["title"].to_list() == ["Penguins by island"]
+        until = time.monotonic() + 60
+        while second.store.digest != first.store.digest and time.monotonic() < until:
+            time.sleep(0.05)
+        assert second.store.head(edited) == first.store.head(edited)
+        assert deleted not in first.store
+        assert deleted not in second.store

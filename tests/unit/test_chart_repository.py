@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from copilotlab import Chart, ChartRepository, FaultProxy
 from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
+from copilotlab.digest import digest_of
 
 
 def chart(chart_id, title="Revenue"):
@@ -792,3 +793,51 @@ def test_markup_in_a_title_is_shown_as_text():
 
     assert "<script>" not in repository._repr_html_()
     assert "<bdi>הכנסות לפי אזור</bdi>" in repository._repr_html_()
+
+
+def test_a_counter_that_is_behind_its_rows_moves_on(tmp_path):
+    """Charts were loaded with SQL, or the counter was restored alone."""
+    url = f"sqlite:///{tmp_path / 'charts.db'}"
+    repository = ChartRepository(url)
+    repository.save_many([Chart(chart_id=i, title="Revenue") for i in range(5)])
+    with sqlite3.connect(tmp_path / "charts.db") as database:
+        database.execute("UPDATE copilotlab_revision SET revision = 2")
+
+    assert repository.save(Chart(chart_id=9, title="Profit")) == 6
+    with sqlite3.connect(tmp_path / "charts.db") as database:
+        database.execute("UPDATE copilotlab_revision SET revision = 2")
+    assert ChartRepository(url).look().revision == 6
+
+
+def test_a_row_that_was_deleted_with_sql_shows_in_the_digest_after_a_whole_look(tmp_path):
+    repository = ChartRepository(f"sqlite:///{tmp_path / 'charts.db'}")
+    repository.save_many([Chart(chart_id=i, title="Revenue") for i in range(5)])
+    before = repository.look(0)
+    with sqlite3.connect(tmp_path / "charts.db") as database:
+        database.execute("DELETE FROM copilotlab_charts WHERE chart_id = 3")
+    assert repository.look().digest == before.digest
+
+    assert repository.restamp() == []
+    after = repository.look(0)
+    assert (after.revision, len(after.heads.chart_ids)) == (before.revision, 4)
+    heads = zip(after.heads.chart_ids.tolist(), after.heads.revisions.tolist(), after.heads.content_hashes, strict=True)
+    assert after.digest == digest_of((i, r, h.tobytes()) for i, r, h in heads)
+
+
+def test_a_file_that_was_replaced_is_read_and_one_that_has_gone_is_named(tmp_path):
+    file, other = tmp_path / "charts.db", tmp_path / "other.db"
+    repository = ChartRepository(f"sqlite:///{file}")
+    repository.save(Chart(chart_id=1, title="Revenue"))
+    with ChartRepository(f"sqlite:///{other}") as restored:
+        restored.save(Chart(chart_id=2, title="Profit"))
+    for ending in ("", "-wal", "-shm"):
+        if (moved := Path(f"{other}{ending}")).exists():
+            moved.replace(f"{file}{ending}")
+        else:
+            Path(f"{file}{ending}").unlink(missing_ok=True)
+
+    assert [chart.title for chart in repository] == ["Profit"]
+    assert repository.look().identity == restored.identity
+    file.unlink()
+    with pytest.raises(RepositoryError, match="its file has gone"):
+        repository.save(Chart(chart_id=3, title="Cost"))

@@ -159,11 +159,13 @@ def test_while_a_read_hangs_only_the_first_search_waits_for_it(monkeypatch):
     waited.clear()
     for i in range(1, 50):
         assert titles(details, i) == {}
-    assert waited == []
+    assert sum(waited) < PATIENCE, "what was left of the first one's patience at most"
     charts.gate.set()
+    wait_until(lambda: hanging_threads() == 0)
 
 
 def test_a_repository_that_hangs_for_ever_holds_a_few_threads_at_most(monkeypatch, quick):
+    wait_until(lambda: hanging_threads() == 0)
     monkeypatch.setattr(patience_module, "HANGS", 0.0)  # each call counts as lost at once
     charts = SlowRepository(100)
     details, _ = details_of(charts)
