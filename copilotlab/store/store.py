@@ -36,6 +36,7 @@ from copilotlab.store.snapshot import Rows, Snapshot
 
 EXACT_LIMIT = 20_000  # charts from which on a search through a graph is the quicker one: see the class
 SMALLEST_CAPACITY = 16
+MOST_ASIDE = 10_000  # records that are kept until the repository has confirmed what took their place
 PUT_AT_ONCE = 4096  # records that become visible together, and the longest that one writer keeps another waiting
 INDEXED_AT_ONCE = 256
 DEAD_SHARE = 1 / 4  # of the live rows: more dead ones than that, and the rows are compacted
@@ -93,6 +94,7 @@ class VectorStore:
         self._watermark = -1  # the repository's revision at which it was followed last
         # What it named up to there and is not here: chart_id -> revision and content hash.
         self._expected: dict[int, tuple[int, bytes]] = {}
+        self._aside: dict[int, Record] = {}  # what news took the place of, until the repository has confirmed it
         self._doubtful_to = -1  # up to there, what is newer than the watermark may be of a past that was lost
         self._latest = -1
         self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
@@ -156,6 +158,7 @@ class VectorStore:
                 ):
                     return False
                 tombstone = {chart_id: max(revision, self._tombstones.get(chart_id, 0))}
+                self._set_aside(now, chart_id)
             if row is not None or tombstone:
                 self._publish(now, dying=[] if row is None else [row], tombstones=tombstone)
         self._wake_indexer()
@@ -221,6 +224,7 @@ class VectorStore:
             settled = same & (held == revisions)
             moved = same & ~settled & reuse
             lacking = ~deleted & ~newer & ~settled & ~moved
+            back_again = self._taken_back(chart_ids, revisions, content_hashes, lacking) if reuse else []
             gone = (deleted & (held >= 0) & (held <= revisions)) | (lacking & (held >= revisions))
             dying = {row for chart_id in chart_ids[gone].tolist() if (row := now.row_of(chart_id)) is not None}
             if whole and self.ordered:
@@ -230,6 +234,7 @@ class VectorStore:
             dropped: list[int] = sorted(now.rows.chart_ids[list(dying)].tolist())
             at = dict(zip(chart_ids[moved].tolist(), revisions[moved].tolist(), strict=True))
             records = [replace(record, revision=at[i]) for i in at if (record := now.record(i)) is not None]
+            records += back_again
             if records or dying:
                 self._publish(now, records, sorted(dying))
             if back:
@@ -243,6 +248,8 @@ class VectorStore:
                     told = set(chart_ids.tolist())
                     expected |= {i: wanted for i, wanted in self._expected.items() if i not in told}
                 self._expect(expected, revision)
+                told = set(chart_ids.tolist())
+                self._aside = {} if whole else {i: kept for i, kept in self._aside.items() if i not in told}
             elif self.ordered:  # what changed in between is not known
                 buried = zip(chart_ids[deleted].tolist(), revisions[deleted].tolist(), strict=True)
                 self._tombstones.update({i: t for i, t in buried if t > self._tombstones.get(i, -1)})
@@ -299,7 +306,7 @@ class VectorStore:
             if self._horizon[0] > revision:
                 self._horizon = (-1, frozenset())
             if self._watermark > revision:
-                self._watermark, self._expected = -1, {}
+                self._watermark, self._expected, self._aside = -1, {}, {}
             self._latest = min(self._latest, revision)
             dropped = self._drop(now, gone)
         self._wake_indexer()
@@ -324,9 +331,32 @@ class VectorStore:
             taken += 1
             if _rank(record) != held:
                 winners[record.chart_id] = record
+        for chart_id, winner in winners.items():
+            if winner.revision > self._watermark:
+                self._set_aside(now, chart_id)
         if winners:
             self._publish(now, list(winners.values()))
         return taken
+
+    def _set_aside(self, now: Snapshot, chart_id: int) -> None:
+        """Keep what the repository has named, and news is about to replace: it may turn out not to be so."""
+        row = now.row_of(chart_id)
+        if row is None or now.revision(row) > self._watermark or len(self._aside) >= MOST_ASIDE:
+            return
+        if (record := now.record(chart_id)) is not None:
+            self._aside.setdefault(chart_id, record)
+
+    def _taken_back(
+        self, chart_ids: Ints, revisions: Ints, content_hashes: Bytes, lacking: npt.NDArray[np.bool_]
+    ) -> list[Record]:
+        """Of the ``lacking`` heads those whose words were set aside, at the repository's revision."""
+        found = []
+        for row in np.flatnonzero(lacking).tolist() if self._aside else ():
+            record = self._aside.get(int(chart_ids[row]))
+            if record is not None and record.content_hash == content_hashes[row].tobytes():
+                lacking[row] = False
+                found.append(replace(record, revision=int(revisions[row])))
+        return found
 
     def _as_named(self, record: Record) -> Record:
         """The record, at the revision that the repository gives its words, if those are what it named."""

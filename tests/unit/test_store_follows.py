@@ -169,6 +169,36 @@ def test_expected_words_come_in_whatever_revision_another_past_gave_them(store):
     assert store.revision(1) == 30
 
 
+@pytest.mark.parametrize("lie", ["deletion", "record"])
+@pytest.mark.parametrize("back", [True, False])
+def test_what_a_lie_took_the_place_of_is_back_when_the_repository_does_not_know_of_it(store, lie, back):
+    store.put_many([record(1, 3, axis=2), record(2, 4)])
+    named = [(1, 3, b"a"), (2, 4, b"a")]
+    follow(store, named, since=0, revision=4)
+    if lie == "deletion":
+        assert store.remove(1, 9)
+    else:
+        assert store.put(record(1, 9, b"l"))
+    followed = store.follow(*columns(named), since=0, revision=4 if back else 10, back=back)
+
+    assert followed.lacking.tolist() == []
+    assert store.head(1) == (3, b"a" * 16)
+    assert store.get(1).vector.tolist() == UNIT[2].tolist()
+    assert len(store) == 2
+    assert (store.content, store.tombstones()) == (digest_of([(1, 3, b"a" * 16), (2, 4, b"a" * 16)]), {})
+
+
+def test_what_true_news_took_the_place_of_is_gone(store):
+    store.put(record(1, 3))
+    follow(store, [(1, 3, b"a")], since=0, revision=3)
+    store.put(record(1, 5, b"n"))
+    follow(store, [(1, 5, b"n")], since=3, revision=5)
+    store.remove(1, 6)
+    follow(store, [(1, 6, None)], since=5, revision=6)
+
+    assert follow(store, [(1, 7, b"a")], since=6, revision=7).lacking.tolist() == [0], "it is not brought back"
+
+
 def test_a_store_that_is_not_ordered_drops_only_what_is_named(store):
     store = VectorStore(4, ordered=False, background=False)
     store.put_many([record(1, 1), record(2, 2), record(3, 3)])
