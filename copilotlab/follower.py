@@ -91,7 +91,7 @@ class Follower:
         self.compared = False
         """Whether the last look took in the whole catalogue."""
         self.looked_at: float | None = None
-        """When it was looked at last, on the node's clock; None before the first look."""
+        """When it was asked at the last look, on the node's clock; None before the first."""
         self.dropped = 0
         """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
@@ -130,7 +130,7 @@ class Follower:
         since = self.read_to if since is None else since
         # Before it is asked: what it then has not, it never had.
         seen = max(self._store.latest, self.read_to, self._backlog.latest)
-        version = self._store.version
+        version, asked_at = self._store.version, self._clock.now()
         look = self._charts.look(since)
         back = look.identity != self._identity or look.revision < seen
         if back:
@@ -139,6 +139,7 @@ class Follower:
         elif self._clock.now() >= self._doubts_until:
             self._store.trust()
         heads = self._take_in(look, since, back=back)
+        self.looked_at = asked_at
         if compare and self._policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
         self._try_again()
@@ -165,7 +166,6 @@ class Follower:
             self._backlog.add(chart_id, lacking[chart_id][0], now, lacking[chart_id][1])
         self._stamped.clear()
         self.read_to = look.revision
-        self.looked_at = now
         if back or since == 0:
             self._digests = {}  # of a past that may be lost
         self._digests.pop(look.revision, None)

@@ -118,6 +118,7 @@ class Replica:
             went_back=went_back,
             is_another=self._speak_for,
         )
+        self._seen_by: dict[str, tuple[int, float]] = {}  # the repository's revision that a node told last, and when
         self._strangers: set[str] = set()  # nodes that read another copy of the catalogue
         self._asked_at = clock.now()  # when the last of them was
         self._fetched = (0, clock.now())  # the last that came for a batch from its peers, and when
@@ -735,13 +736,23 @@ class Replica:
         source, event = envelope.source, envelope.event
         if isinstance(event, events.Heartbeat):
             self._strangers.discard(source)
-            if self.follower.contradicts(event.revision, event.catalogue) and len(self._strangers) < MOST_STRANGERS:
+            if self._contradicts(source, event) and len(self._strangers) < MOST_STRANGERS:
                 self._strangers.add(source)
         if source not in self._strangers:
             return False
         reason = f"node {source!r} reads another copy of this catalogue, which went another way: give each a namespace"
         self.coordinator.reject(events.EventRejected("copy", reason))
         return True
+
+    def _contradicts(self, source: str, heartbeat: events.Heartbeat) -> bool:
+        """Whether a node tells of the repository what never was: another digest, or a revision beyond a later look."""
+        looked_at, read_to = self.follower.looked_at, self.follower.read_to
+        seen, heard_at = self._seen_by.get(source, (0, inf))
+        if len(self._seen_by) >= MOST_STRANGERS:
+            self._seen_by.clear()
+        self._seen_by[source] = heartbeat.revision, self.clock.now()
+        never_was = looked_at is not None and looked_at > heard_at and min(seen, heartbeat.revision) > read_to
+        return never_was or self.follower.contradicts(heartbeat.revision, heartbeat.catalogue)
 
     def _apply_batch(
         self,
