@@ -560,7 +560,7 @@ class Node:
                     # Redis is away: there is nobody to fetch from, and nobody who could be at it too.
                     replica.begin("rebuild", without_redis=True)
                     replica.wake()
-                self._stopping.wait(0.02)
+                self._stopping.wait(0.05)
                 bar.update(len(replica.store) - bar.n)
 
     # --- to look at -------------------------------------------------------------------------------------------

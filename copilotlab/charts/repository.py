@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAX_REVISION = 2**63 - 1
 TIMEOUT = 5.0  # seconds that a wait for the database takes at most, unless another is given
 
+MOST_TURNS = 12  # times the timeout that a thread waits while others have their turns
 TOMBSTONES_KEPT = 100_000  # revisions for which a deletion is remembered; whoever was away for longer compares all
 
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
@@ -172,6 +173,7 @@ class ChartRepository:
         self._lock = threading.RLock()  # of what threads cannot do at once
         self._fork_gate = ForkGate()
         self._charts, self._counter = _tables()
+        self._turns = 0  # that threads have had, where they come one by one
         self._told: dict[int, Unreadable] = {}
         self._file_id: tuple[int, int] | None = None  # of SQLite's file: device and inode
         with self._transaction(writes=True) as connection:
@@ -563,8 +565,8 @@ class ChartRepository:
 
         # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
         alone = self._lock if self._database.is_alone(writes) else None
-        if alone is not None and not alone.acquire(timeout=self.timeout):
-            raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
+        if alone is not None:
+            self._wait_for_turn(alone)
         try:
             self._notice_another_file()
             with self._fork_gate, self._begun(writes) as connection:
@@ -573,7 +575,21 @@ class ChartRepository:
             raise self._error(reason(getattr(error, "orig", None) or error)) from error
         finally:
             if alone is not None:
+                self._turns += 1
                 alone.release()
+
+    def _wait_for_turn(self, alone: threading.RLock) -> None:
+        """Take the lock of those who come one by one; RepositoryError if one of them keeps it for `timeout`.
+
+        The lock knows no order: where many threads come again and again, one may miss its turn for longer than that.
+        """
+        for _ in range(MOST_TURNS):
+            turns = self._turns
+            if alone.acquire(timeout=self.timeout):
+                return
+            if turns == self._turns:
+                break
+        raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
 
     def _notice_another_file(self) -> None:
         """Connect anew where a file of SQLite was replaced: who has it open would go on with the old one."""
