@@ -58,7 +58,7 @@ def test_searches_and_edits_go_on_while_the_model_is_changed(lab):
     model.may_end.clear()
 
     def ask() -> None:
-        while not done.is_set():
+        while not done.wait(0.002):  # all the time, and yet the interpreter is not theirs alone
             for node in lab.nodes:
                 found = node.search("revenue of product 5", k=1)["chart_id"].to_list()
                 if found != [5]:
@@ -69,15 +69,18 @@ def test_searches_and_edits_go_on_while_the_model_is_changed(lab):
     switching = [threading.Thread(target=node.switch_model, args=(model,)) for node in lab.nodes]
     for thread in switching:
         thread.start()
-    wait_until(lambda: model.texts)
-    assert lab.nodes[1].update_chart(chart(7, "Espresso consumption")).outcome == "published"
-    wait_until(lambda: lab.nodes[2].search("espresso consumption", k=1)["chart_id"].to_list() == [7])
-    assert lab.nodes[0].delete_chart(9).outcome == "published"
-    model.may_end.set()
-    for thread in switching:
-        thread.join(timeout=30)
-    done.set()
-    asking.join()
+    try:
+        wait_until(lambda: model.texts)
+        assert lab.nodes[1].update_chart(chart(7, "Espresso consumption")).outcome == "published"
+        wait_until(lambda: lab.nodes[2].search("espresso consumption", k=1)["chart_id"].to_list() == [7])
+        assert lab.nodes[0].delete_chart(9).outcome == "published"
+        model.may_end.set()
+        for thread in switching:
+            thread.join(timeout=60)
+    finally:
+        model.may_end.set()
+        done.set()
+        asking.join()
 
     assert wrong == []
     assert {node.embedder.fingerprint for node in lab.nodes} == {"slow:96"}
