@@ -79,7 +79,14 @@ def freeze(watched):
 
 
 def fail_over(watched):
-    watched.sentinel.sentinel_failover("charts")
+    def ordered():
+        try:
+            return watched.sentinel.sentinel_failover("charts")
+        except redis.ResponseError as refused:  # it knows the replica, and has not had its state yet
+            assert "NOGOODSLAVE" in str(refused)
+            return False
+
+    wait_until(ordered, "the sentinel takes the order", 30)
 
 
 def lose_writes(watched):
