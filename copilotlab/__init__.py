@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from copilotlab.charts import Chart, ChartRepository
-    from copilotlab.coordinator import Coordinator
     from copilotlab.embedding import Embedder, available_embedders, load_embedder
     from copilotlab.lab import FaultProxy, Lab, LocalRedis
     from copilotlab.node import Node
-    from copilotlab.policy import Policy
+    from copilotlab.protocol.coordinator import Coordinator
+    from copilotlab.protocol.policy import Policy
     from copilotlab.store import VectorStore
 
 __version__ = "0.1.0"
@@ -37,13 +37,13 @@ __all__ = [
 _HOME = {
     "Chart": "charts",
     "ChartRepository": "charts",
-    "Coordinator": "coordinator",
+    "Coordinator": "protocol.coordinator",
     "Embedder": "embedding",
     "FaultProxy": "lab",
     "Lab": "lab",
     "LocalRedis": "lab",
     "Node": "node",
-    "Policy": "policy",
+    "Policy": "protocol.policy",
     "VectorStore": "store",
     "available_embedders": "embedding",
     "load_embedder": "embedding",

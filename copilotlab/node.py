@@ -20,8 +20,6 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab.batch import Batch, BatchResult, Kind
-from copilotlab.carrier import Carrier
 from copilotlab.charts import (
     Change,
     Chart,
@@ -32,7 +30,6 @@ from copilotlab.charts import (
     plain,
 )
 from copilotlab.clock import Clock, SystemClock, check_clock
-from copilotlab.coordinator import Coordinator, Need
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
@@ -47,8 +44,11 @@ from copilotlab.lifetime import (
 )
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.policy import Policy, check_policy
-from copilotlab.replica import Admission, Replica
+from copilotlab.protocol.batch import Batch, BatchResult, Kind
+from copilotlab.protocol.carrier import Carrier
+from copilotlab.protocol.coordinator import Coordinator, Need
+from copilotlab.protocol.policy import Policy, check_policy
+from copilotlab.protocol.replica import Admission, Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 
 if TYPE_CHECKING:

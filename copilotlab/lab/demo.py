@@ -13,7 +13,7 @@ from rich.table import Table
 from copilotlab.charts import Chart
 from copilotlab.lab import catalogue
 from copilotlab.lab.lab import Lab, NotConverged
-from copilotlab.policy import Policy
+from copilotlab.protocol.policy import Policy
 
 # Five of the questions that ship, as people ask them: hardly a word of theirs stands in the chart that answers.
 QUESTIONS = (

@@ -22,11 +22,11 @@ import redis
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import HalfPrecision
-from copilotlab.events import UPDATES
 from copilotlab.lab.fragile import FragileRepository, Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.node import Node
+from copilotlab.protocol.events import UPDATES
 
 Scope = Literal["server", "line", "model", "repository", "data", "peers"]
 

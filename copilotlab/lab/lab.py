@@ -20,7 +20,7 @@ from copilotlab.lab.summary import summary_html
 from copilotlab.lifetime import Latch, renewed_by_fork
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
-from copilotlab.policy import Policy, check_policy
+from copilotlab.protocol.policy import Policy, check_policy
 from copilotlab.store import EXACT_LIMIT
 from copilotlab.store.records import as_integer
 from copilotlab.urls import hide_password

@@ -14,7 +14,7 @@ from copilotlab.embedding import Embedder, load_embedder
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
-from copilotlab.policy import Policy
+from copilotlab.protocol.policy import Policy
 
 NEVER_AT_REST = 100_000  # steps at one moment after which the nodes are at fault
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from lupa.lua51 import LuaRuntime
 
-from copilotlab.carrier import CarrierAway, Message, script_source
 from copilotlab.clock import Clock
+from copilotlab.protocol.carrier import CarrierAway, Message, script_source
 
 
 class SimulatedRedis:

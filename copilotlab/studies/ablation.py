@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
-from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.policy import Policy
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
 CHARTS = 40

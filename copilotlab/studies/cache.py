@@ -37,7 +37,15 @@ P = ParamSpec("P")
 Measuring = Callable[P, pl.DataFrame]
 
 PACKAGE = Path(copilotlab.__file__).parent
-PROTOCOL = ("*.py", "charts/*.py", "scripts/*.lua", "store/*.py", "lab/*.py")
+PROTOCOL = (
+    "*.py",
+    "charts/*.py",
+    "protocol/*.py",
+    "protocol/scripts/*.lua",
+    "monitoring/*.py",
+    "store/*.py",
+    "lab/*.py",
+)
 """The files that decide what nodes do."""
 NOT_MEASURED = frozenset({"progress"})  # parameters that do not decide the result
 

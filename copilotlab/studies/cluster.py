@@ -10,7 +10,7 @@ import polars as pl
 
 from copilotlab.embedding import Embedder
 from copilotlab.lab import Lab
-from copilotlab.policy import Policy
+from copilotlab.protocol.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
 CONVERGED_WITHIN = 600.0  # seconds

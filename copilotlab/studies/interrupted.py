@@ -20,7 +20,7 @@ from copilotlab.lab.fragile import FragileModel, Gate
 from copilotlab.lab.lab import Lab
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.node import Node
-from copilotlab.policy import Policy
+from copilotlab.protocol.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
 Fate = Literal["none", "dies", "freezes", "hangs"]

@@ -36,7 +36,7 @@ from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.watch import Watch
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.node import Node
-from copilotlab.policy import Policy
+from copilotlab.protocol.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
 Phase = Literal["before", "fault", "after"]

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import polars as pl
 from tqdm.auto import tqdm
 
-from copilotlab.batch import CHUNKS_PER_WINDOW
-from copilotlab.coordinator import SILENT_BEATS
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.policy import Policy, check_policy
+from copilotlab.protocol.batch import CHUNKS_PER_WINDOW
+from copilotlab.protocol.coordinator import SILENT_BEATS
+from copilotlab.protocol.policy import Policy, check_policy
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trial import LIMIT, at_rest, wait_until
 
 from copilotlab import Node
-from copilotlab.carrier import CarrierAway
+from copilotlab.protocol.carrier import CarrierAway
 
 
 def wait_for_rest(*nodes: Node, limit: float = LIMIT) -> None:

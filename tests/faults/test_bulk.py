@@ -10,9 +10,9 @@ from rest import wait_for_rest
 from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy
-from copilotlab.coordinator import BULK
 from copilotlab.lab.instant import InstantModel
-from copilotlab.pages import LEAST_PAGE_BYTES
+from copilotlab.protocol.coordinator import BULK
+from copilotlab.protocol.pages import LEAST_PAGE_BYTES
 
 DIM = 384
 
@@ -102,7 +102,7 @@ def test_a_server_that_takes_one_megabyte_takes_all_that_nodes_put_there(count, 
 
 
 def test_what_a_real_server_does_to_a_page_that_is_too_large_is_understood(monkeypatch):
-    monkeypatch.setattr("copilotlab.pages.PAGE_BYTES", 4 * 1024 * 1024)
+    monkeypatch.setattr("copilotlab.protocol.pages.PAGE_BYTES", 4 * 1024 * 1024)
     charts, model = catalogue(200), InstantModel(4096)
     policy = Policy(redis_timeout=5.0, chunk_size=128)  # chunks and pages of 2 MB
     with LocalRedis() as server:

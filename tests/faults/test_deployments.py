@@ -12,7 +12,7 @@ from rest import wait_for_rest
 from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy, load_embedder
-from copilotlab.carrier import CarrierRefused
+from copilotlab.protocol.carrier import CarrierRefused
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 RULES = re.findall(r"```acl\n(.*?)\n```", PAGE, re.DOTALL)

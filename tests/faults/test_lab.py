@@ -11,11 +11,11 @@ import pytest
 from rest import wait_for_rest
 
 from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, load_embedder
-from copilotlab.carrier import CarrierRefused
-from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.events import DELETIONS, UPDATES
 from copilotlab.lab import FAULTS, FragileModel, NotConverged
+from copilotlab.protocol.carrier import CarrierRefused
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
+from copilotlab.protocol.events import DELETIONS, UPDATES
 
 # A busy machine stalls for a while; that is no outage here.
 QUICK = Policy(probe_interval=0.05, heartbeat_interval=0.1, redis_timeout=1.0)

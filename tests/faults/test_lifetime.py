@@ -24,9 +24,9 @@ import pytest
 
 from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, load_embedder
 from copilotlab.charts import RepositoryError
-from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lifetime import Bell, Latch
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
 
 LIMIT = 60.0  # seconds for a process, or for what is waited for; no test waits for it to pass
 QUICK = Policy(

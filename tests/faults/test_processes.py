@@ -9,8 +9,8 @@ import pytest
 from processes import Processes
 from trial import POLICY, QUERIES, Trial, first_charts, reused, wait_until
 
-from copilotlab.events import UPDATES
 from copilotlab.lab.faults import FAULTS
+from copilotlab.protocol.events import UPDATES
 
 CHUNK = POLICY["chunk_size"]
 

@@ -8,8 +8,8 @@ import pytest
 from trial import wait_until
 
 from copilotlab import Chart, Lab, Policy, load_embedder
-from copilotlab.events import DELETIONS, UPDATES
 from copilotlab.lab import FAULTS
+from copilotlab.protocol.events import DELETIONS, UPDATES
 
 SECOND = FAULTS["second catalogue"]
 POLICY = Policy(probe_interval=0.1, heartbeat_interval=0.2, claim_timeout=2.0, adopt_after=3.0, sync_interval=2.0)

@@ -9,8 +9,8 @@ from debian import make_certificates, redis_server
 from test_deployments import PAGE, live_a_little, node_on, url_of
 
 from copilotlab import ChartRepository, LocalRedis
-from copilotlab.carrier import CarrierRefused
 from copilotlab.lab.server import ReservedPort
+from copilotlab.protocol.carrier import CarrierRefused
 
 URLS = re.findall(r"^rediss://\S+$", PAGE, re.MULTILINE)
 

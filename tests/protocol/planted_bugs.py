@@ -47,7 +47,7 @@ BUGS = (
         "what a holder said before it lost its lease arrives late, and its old manifest is obeyed",
         (
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "if epoch <= self._accepted[1]:\n            return False",
                 "if False:\n            return False",
             ),
@@ -56,34 +56,46 @@ BUGS = (
     Bug(
         "flag deleted unconditionally",
         "a holder that lost its lease ends the next holder's: two batches at a time",
-        (Edit("scripts/release_lease.lua", "redis.call('GET', KEYS[1]) ~= ARGV[1]", "not redis.call('GET', KEYS[1])"),),
+        (
+            Edit(
+                "protocol/scripts/release_lease.lua",
+                "redis.call('GET', KEYS[1]) ~= ARGV[1]",
+                "not redis.call('GET', KEYS[1])",
+            ),
+        ),
     ),
     Bug(
         "publishes under a lost lease",
         "two batches are heard at a time",
-        (Edit("scripts/keep_lease.lua", "redis.call('GET', KEYS[1]) ~= ARGV[1]", "false"),),
+        (Edit("protocol/scripts/keep_lease.lua", "redis.call('GET', KEYS[1]) ~= ARGV[1]", "false"),),
     ),
     Bug(
         "lease taken although held",
         "two batches run at a time",
-        (Edit("scripts/take_lease.lua", "if lease ~= '' and not", "if false and not"),),
+        (Edit("protocol/scripts/take_lease.lua", "if lease ~= '' and not", "if false and not"),),
     ),
     Bug(
         "epoch starts again with the server",
         "after a lost memory every node takes the new batch for an old one, and drops it",
-        (Edit("scripts/take_lease.lua", "math.max(counted(redis.call('GET', KEYS[2])), tonumber(ARGV[4]))", "0"),),
+        (
+            Edit(
+                "protocol/scripts/take_lease.lua",
+                "math.max(counted(redis.call('GET', KEYS[2])), tonumber(ARGV[4]))",
+                "0",
+            ),
+        ),
     ),
     Bug(
         "lost memory never noticed",
         "a server that came back empty is taken for a blink: no rebuild follows",
-        (Edit("scripts/beat.lua", "redis.call('SET', KEYS[3], 'true')", ""),),
+        (Edit("protocol/scripts/beat.lua", "redis.call('SET', KEYS[3], 'true')", ""),),
     ),
     Bug(
         "cancelled rebuild counts as done",
         "a rebuild that failed in the middle is never done again",
         (
             Edit(
-                "batch.py",
+                "protocol/batch.py",
                 'recovered = outcome == "published" and self.kind == "rebuild" and self.whole',
                 "recovered = True",
             ),
@@ -93,8 +105,8 @@ BUGS = (
         "part of the catalogue counts as a rebuild",
         "the rebuild that is owed after a lost memory never comes",
         (
-            Edit("batch.py", 'self.kind == "rebuild" and self.whole', 'self.kind == "rebuild"'),
-            Edit("replica.py", "if lease is not None and lease.owed:", "if False:"),
+            Edit("protocol/batch.py", 'self.kind == "rebuild" and self.whole', 'self.kind == "rebuild"'),
+            Edit("protocol/replica.py", "if lease is not None and lease.owed:", "if False:"),
         ),
     ),
     Bug(
@@ -120,21 +132,21 @@ BUGS = (
     Bug(
         "no claim",
         "a change told to three nodes is embedded three times",
-        (Edit("scripts/admit.lua", "        if free then", "        if true then"),),
+        (Edit("protocol/scripts/admit.lua", "        if free then", "        if true then"),),
     ),
     Bug(
         "gaps and digests ignored",
         "a node that missed something never knows",
         (
-            Edit("peers.py", "        return missed\n", "        return False\n"),
-            Edit("peers.py", "        return settled\n", "        return False\n"),
+            Edit("protocol/peers.py", "        return missed\n", "        return False\n"),
+            Edit("protocol/peers.py", "        return settled\n", "        return False\n"),
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "                self._suspects[ANYBODY] = None\n                self._hand_over()\n",
                 "                self._hand_over()\n",
             ),
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "            self._suspects[ANYBODY] = None\n        self._heard_at = now\n",
                 "        self._heard_at = now\n",
             ),
@@ -144,9 +156,9 @@ BUGS = (
         "nothing handed over, and no peer asked",
         "what was embedded while Redis was away is embedded again",
         (
-            Edit("replica.py", "if number >= HANDED_OVER:", "if number >= 0:"),
+            Edit("protocol/replica.py", "if number >= HANDED_OVER:", "if number >= 0:"),
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "peers.alive(now):\n            if (peer.node_id, question) in self._asked",
                 "peers.alive(now)[:0]:\n            if (peer.node_id, question) in self._asked",
             ),
@@ -157,7 +169,7 @@ BUGS = (
         "a new node that rebuilds after a lost memory embeds what others hold, who are not back yet",
         (
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "if not batch.has_asked and self",
                 "if batch.has_asked:\n            return True\n        if self",
             ),
@@ -166,29 +178,29 @@ BUGS = (
     Bug(
         "a batch does not wait for its own word",
         "it embeds what was said before it began, and is not received yet",
-        (Edit("replica.py", "self.coordinator.echoed < batch.announced or answered", "answered"),),
+        (Edit("protocol/replica.py", "self.coordinator.echoed < batch.announced or answered", "answered"),),
     ),
     Bug(
         "silence by the clock",
         "a node that lags behind takes the others for silent, and embeds what is on its way to it",
-        (Edit("coordinator.py", "        return self._heard_to\n", "        return self.clock.now()\n"),),
+        (Edit("protocol/coordinator.py", "        return self._heard_to\n", "        return self.clock.now()\n"),),
     ),
     Bug(
         "a batch without its lease is admitted",
         "it embeds what the next holder, or whoever is told, embeds too",
-        (Edit("scripts/admit.lua", "if in_batch then", "if in_batch and lease ~= '' then"),),
+        (Edit("protocol/scripts/admit.lua", "if in_batch then", "if in_batch and lease ~= '' then"),),
     ),
     Bug(
         "a change that changes again is waited for anew",
         "a chart that is saved every few seconds, by nobody who tells, is never embedded",
-        (Edit("backlog.py", "known.due = min(known.due, due)", "known.due = due"),),
+        (Edit("protocol/backlog.py", "known.due = min(known.due, due)", "known.due = due"),),
     ),
     Bug(
         "deferral forgotten",
         "a change left to a batch that has passed it, or that dies, waits until somebody adopts it",
         (
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "self.backlog.add(chart_id, revision, self.clock.now() + patience)",
                 "pass",
             ),
@@ -199,7 +211,7 @@ BUGS = (
         "what was changed by nobody who told is never found",
         (
             Edit(
-                "replica.py",
+                "protocol/replica.py",
                 "            self.follower.look()\n",
                 "            self.has_read or self.follower.look()\n",
             ),
@@ -210,7 +222,7 @@ BUGS = (
         "a chart deleted by nobody who told is found for ever",
         (
             Edit("store/store.py", "gone = (deleted & (held >= 0) & (held <= revisions)) | (", "gone = ("),
-            Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),
+            Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
@@ -243,40 +255,40 @@ BUGS = (
     Bug(
         "the repository is followed by its revisions alone",
         "one that was restored and written past its old revision leaves charts of a past that it has not",
-        (Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),),
+        (Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),),
     ),
     Bug(
         "what the repository has said does not outrank a peer",
         "a record of words that it has not, at a revision that it has, stays for ever",
         (
             Edit("store/store.py", "if rank[0] <= max(self._watermark, self._doubtful_to):", "if False:"),
-            Edit("follower.py", "if compare and self._policy.ordered and since and", "if False and"),
+            Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
         "whoever may publish is believed",
         "a deletion that somebody forged takes a chart from every node",
-        (Edit("events.py", "if not compare_digest(", "if False and not compare_digest("),),
+        (Edit("protocol/events.py", "if not compare_digest(", "if False and not compare_digest("),),
     ),
     Bug(
         "another catalogue is heard",
         "staging deletes its chart 2, and production's is gone",
         (
-            Edit("events.py", "if incarnation != identity.incarnation:", "if False:"),
-            Edit("events.py", "if not compare_digest(", "if False and not compare_digest("),
+            Edit("protocol/events.py", "if incarnation != identity.incarnation:", "if False:"),
+            Edit("protocol/events.py", "if not compare_digest(", "if False and not compare_digest("),
         ),
     ),
     Bug(
         "the dead keep their leases and claims",
         "what was left to a batch whose holder died waits for five minutes",
-        (Edit("scripts/standing.lua", "redis.call('EXISTS', ALIVE .. session) == 1", "true"),),
+        (Edit("protocol/scripts/standing.lua", "redis.call('EXISTS', ALIVE .. session) == 1", "true"),),
     ),
     Bug(
         "a row that cannot be read stops a batch",
         "one row that was edited by hand, and a new node stays empty",
         (
             Edit(
-                "batch.py",
+                "protocol/batch.py",
                 "self._skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)",
                 "raise ValueError(row.reason)",
             ),
@@ -285,25 +297,25 @@ BUGS = (
     Bug(
         "a text that the model fails on stops a batch",
         "one text, and all that is embedded after it is not",
-        (Edit("batch.py", "            return self._made_again(*todo[0])\n", "            raise\n"),),
+        (Edit("protocol/batch.py", "            return self._made_again(*todo[0])\n", "            raise\n"),),
     ),
     Bug(
         "what was skipped is skipped for ever",
         "a row that was mended never comes in",
         (
-            Edit("follower.py", "self._charts.restamp(mended)", "mended.clear()"),
-            Edit("follower.py", "now >= skipped.again", "False"),
+            Edit("protocol/follower.py", "self._charts.restamp(mended)", "mended.clear()"),
+            Edit("protocol/follower.py", "now >= skipped.again", "False"),
         ),
     ),
     Bug(
         "a batch does not wait for what others have claimed",
         "the same script run twice: a rebuild that publishes nothing, and says that all went well",
-        (Edit("batch.py", "                self._left.append(item)\n", ""),),
+        (Edit("protocol/batch.py", "                self._left.append(item)\n", ""),),
     ),
     Bug(
         "a batch waits for its peers for ever",
         "as long as somebody comes under a new name and answers nothing, nothing is embedded",
-        (Edit("replica.py", "if silent >= LONGEST_SILENCE * self.transfers.patience:", "if False:"),),
+        (Edit("protocol/replica.py", "if silent >= LONGEST_SILENCE * self.transfers.patience:", "if False:"),),
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN, Need
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN, Need
 
 
 def quiet(c):

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from world import POLICY, World
 
 from copilotlab import Policy
-from copilotlab.coordinator import SILENT_BEATS, WAS_DOWN
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.protocol.coordinator import SILENT_BEATS, WAS_DOWN
 
 SILENCE = SILENT_BEATS * POLICY.heartbeat_interval + POLICY.redis_timeout  # then a holder is taken for dead
 ASKING = 6 * POLICY.heartbeat_interval  # the next one asks all others for what they have, before it makes anything

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from copilotlab import Node, Policy, events
-from copilotlab.coordinator import BULK
+from copilotlab import Node, Policy
+from copilotlab.protocol import events
+from copilotlab.protocol.coordinator import BULK
 from copilotlab.store import Manifest
 
 HUGE = events.LARGEST

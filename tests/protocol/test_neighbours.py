@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from world import MemoryRepository, World
 
 from copilotlab import Chart, Node, Policy
-from copilotlab.carrier import Message
 from copilotlab.clock import ManualClock
-from copilotlab.coordinator import BATCH_IN_PROGRESS
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lab.simulation import SimulatedRedis
+from copilotlab.protocol.carrier import Message
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
 
 POLICY = Policy(adopt_after=5, chunk_size=2)
 

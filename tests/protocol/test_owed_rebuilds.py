@@ -5,7 +5,7 @@ from __future__ import annotations
 from world import World
 
 from copilotlab import Policy
-from copilotlab.coordinator import WAS_DOWN
+from copilotlab.protocol.coordinator import WAS_DOWN
 
 
 def whole_rebuilds(node):

@@ -6,8 +6,9 @@ import pytest
 from test_liars import HUGE, Liar
 from world import MemoryRepository
 
-from copilotlab import Node, Policy, events
+from copilotlab import Node, Policy
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.protocol import events
 from copilotlab.store import Record
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from copilotlab import LocalRedis
-from copilotlab.carrier import RedisCarrier
 from copilotlab.clock import ManualClock
 from copilotlab.lab.simulation import SimulatedRedis
+from copilotlab.protocol.carrier import RedisCarrier
 
 LEASE, OWED, EPOCH, GENERATION, CLAIM, CHUNK = "lease", "owed", "epoch", "generation", "claim", "chunk"
 ALIVE = "alive:"

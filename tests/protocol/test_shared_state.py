@@ -7,9 +7,10 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from copilotlab import Policy, events
-from copilotlab.carrier import CarrierAway
-from copilotlab.peers import Peers
+from copilotlab import Policy
+from copilotlab.protocol import events
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.peers import Peers
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from world import World
 
 from copilotlab.charts import Identity
-from copilotlab.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
 
 CHARTS = st.integers(1, 4)
 NODES = st.integers(0, 4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from copilotlab import Policy
-from copilotlab.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
+from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
 
 SEED = Policy.seed(chunk_size=2)
 

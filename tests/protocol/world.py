@@ -16,13 +16,14 @@ import msgspec
 import numpy as np
 
 from copilotlab import Chart, ChartRepository, Node, Policy
-from copilotlab.carrier import Message
 from copilotlab.charts import Change, ChartNotFound, Heads, Identity, Look, Reading, RepositoryError, Unreadable
 from copilotlab.clock import ManualClock
-from copilotlab.coordinator import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
 from copilotlab.digest import digest_of
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.events import (
+from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.protocol.carrier import Message
+from copilotlab.protocol.coordinator import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
+from copilotlab.protocol.events import (
     BATCHES,
     CHANNEL_OF,
     UPDATES,
@@ -37,8 +38,7 @@ from copilotlab.events import (
     encode,
     pack,
 )
-from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
-from copilotlab.peers import ALIVE_BEATS
+from copilotlab.protocol.peers import ALIVE_BEATS
 from copilotlab.store import Record
 
 DIM = 8

@@ -11,7 +11,7 @@ import pytest
 from redis import exceptions
 from sqlalchemy import NullPool
 
-from copilotlab import access
+from copilotlab.protocol import access
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 RULES = re.findall(r"```acl\n(.*?)\n```", PAGE, re.DOTALL)
@@ -22,7 +22,9 @@ def test_the_page_has_the_rules_that_a_refused_node_names():
 
 
 def test_every_command_of_the_scripts_is_rehearsed():
-    scripts = [path.read_text() for path in files("copilotlab.scripts").iterdir() if path.name.endswith(".lua")]
+    scripts = [
+        path.read_text() for path in files("copilotlab.protocol.scripts").iterdir() if path.name.endswith(".lua")
+    ]
     used = {command for text in scripts for command in re.findall(r"redis\.call\('(\w+)'", text)}
     assert used <= {*access.KEY_COMMANDS, *access.CHANNEL_COMMANDS}
     assert {"GET", "SET", "PUBLISH"} <= used

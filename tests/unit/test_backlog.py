@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from copilotlab.backlog import Backlog
+from copilotlab.protocol.backlog import Backlog
 from copilotlab.store import Record, VectorStore
 
 

@@ -7,7 +7,7 @@ import redis
 from redis.sentinel import Sentinel
 
 from copilotlab import ChartRepository, Node, load_embedder
-from copilotlab.carrier import RedisCarrier
+from copilotlab.protocol.carrier import RedisCarrier
 from copilotlab.urls import hide_password
 
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 
 from copilotlab import ChartRepository, Coordinator, Node, Policy, load_embedder
-from copilotlab.carrier import CarrierAway, CarrierRefused
 from copilotlab.clock import ManualClock
-from copilotlab.coordinator import REFUSED_PAUSE
-from copilotlab.events import ChartDeleted
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
+from copilotlab.protocol.coordinator import REFUSED_PAUSE
+from copilotlab.protocol.events import ChartDeleted
 
 RIGHT = {"node_id": "a", "fingerprint": "hash:1", "dim": 8}
 

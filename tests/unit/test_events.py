@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copilotlab import events
 from copilotlab.charts import Identity
+from copilotlab.protocol import events
 from copilotlab.store import Record, VectorStore
 
 MODEL = "hash-4"

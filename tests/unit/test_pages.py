@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from copilotlab import Coordinator, events
-from copilotlab.carrier import CarrierAway, CarrierRefused
+from copilotlab import Coordinator
 from copilotlab.clock import ManualClock
 from copilotlab.lab.simulation import SimulatedRedis
-from copilotlab.pages import LEAST_PAGE_BYTES, PAGE_BYTES, PageBound, PageRefused
+from copilotlab.protocol import events
+from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
+from copilotlab.protocol.pages import LEAST_PAGE_BYTES, PAGE_BYTES, PageBound, PageRefused
 from copilotlab.store import Record, VectorStore
 
 MODEL = "hash:1"

@@ -21,13 +21,13 @@ from typing import NamedTuple, TypeVar
 
 import redis
 
-from copilotlab import access, events
-from copilotlab.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.charts import Identity
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.pages import PageBound, PageRefused, is_for_size
-from copilotlab.policy import Policy, check_policy
+from copilotlab.protocol import access, events
+from copilotlab.protocol.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
+from copilotlab.protocol.pages import PageBound, PageRefused, is_for_size
+from copilotlab.protocol.policy import Policy, check_policy
 from copilotlab.store import Manifest, Record
 from copilotlab.store.records import as_integer
 

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from copilotlab.backlog import Backlog
 from copilotlab.charts import ChartRepository, Heads, Identity, Look, RepositoryError
 from copilotlab.clock import Clock
 from copilotlab.digest import MODULUS, as_text, digest_of, entry
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.policy import Policy
+from copilotlab.protocol.backlog import Backlog
+from copilotlab.protocol.policy import Policy
 from copilotlab.store import VectorStore
 
 DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back

@@ -1,10 +1,9 @@
-"""What happened: counters for machines, a journal for people."""
+"""What happened on a node, for people."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from copilotlab.clock import Clock
@@ -55,31 +54,6 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"Journal({self._node_id!r}, {len(self)} entries)"
-
-
-class Metrics:
-    """Counters of one node, by name, safe for threads."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def count(self, name: str, by: int = 1) -> None:
-        """Add ``by`` to the counter ``name``."""
-        with self._lock:
-            self._counts[name] += by
-
-    def __getitem__(self, name: str) -> int:
-        with self._lock:
-            return self._counts[name]
-
-    def as_dict(self) -> dict[str, int]:
-        """All counters, by name, in order."""
-        with self._lock:
-            return dict(sorted(self._counts.items()))
-
-    def __repr__(self) -> str:
-        return f"Metrics({self.as_dict()})"
 
 
 def timeline(journals: list[Journal], *, start: float = 0.0) -> pl.DataFrame:

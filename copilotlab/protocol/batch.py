@@ -17,14 +17,14 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from copilotlab import events
-from copilotlab.carrier import CarrierAway
 from copilotlab.charts import Chart, ChartRepository, Heads
 from copilotlab.clock import Clock
-from copilotlab.coordinator import Coordinator, Lease, Need
 from copilotlab.embedding import Embedder
-from copilotlab.pages import PageRefused
-from copilotlab.policy import Policy
+from copilotlab.protocol import events
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.coordinator import Coordinator, Lease, Need
+from copilotlab.protocol.pages import PageRefused
+from copilotlab.protocol.policy import Policy
 from copilotlab.store import Record, VectorStore
 
 Kind = Literal["rebuild", "sync"]

@@ -19,8 +19,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
-from copilotlab import access
 from copilotlab.lifetime import renewed_by_fork
+from copilotlab.protocol import access
 from copilotlab.urls import hide_password
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -71,7 +71,7 @@ class Carrier(Protocol):
         ...
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
-        """Run one of `copilotlab.scripts` by its name, in one step of the server; what it returns.
+        """Run one of `copilotlab.protocol.scripts` by its name, in one step of the server; what it returns.
 
         arguments: bytes, strings and whole numbers.
         """
@@ -98,8 +98,8 @@ class Carrier(Protocol):
 
 @cache
 def script_source(name: str) -> str:
-    """The Lua text of one of `copilotlab.scripts`; a line ``--# name`` in it stands for another one's text."""
-    text = files("copilotlab.scripts").joinpath(f"{name}.lua").read_text()
+    """The Lua text of one of `copilotlab.protocol.scripts`; a line ``--# name`` in it stands for another one's text."""
+    text = files("copilotlab.protocol.scripts").joinpath(f"{name}.lua").read_text()
     return re.sub(r"^--# (\w+)$", lambda part: script_source(part[1]), text, flags=re.MULTILINE)
 
 

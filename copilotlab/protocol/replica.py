@@ -24,21 +24,21 @@ from typing import Literal
 import numpy as np
 import redis as redis_py
 
-from copilotlab import events
-from copilotlab.backlog import Backlog
-from copilotlab.batch import Batch, Kind
-from copilotlab.carrier import Carrier, CarrierAway
 from copilotlab.charts import Chart, ChartRepository, Identity, RepositoryError
 from copilotlab.clock import Clock
-from copilotlab.coordinator import Coordinator, Flags, Lease, Need
 from copilotlab.embedding import Embedder
-from copilotlab.follower import Follower
 from copilotlab.lifetime import STOP_SECONDS, Background, Bell, Latch
 from copilotlab.monitoring import Journal, Metrics
-from copilotlab.peers import ALIVE_BEATS, Peers
-from copilotlab.policy import Policy
+from copilotlab.protocol import events
+from copilotlab.protocol.backlog import Backlog
+from copilotlab.protocol.batch import Batch, Kind
+from copilotlab.protocol.carrier import Carrier, CarrierAway
+from copilotlab.protocol.coordinator import Coordinator, Flags, Lease, Need
+from copilotlab.protocol.follower import Follower
+from copilotlab.protocol.peers import ALIVE_BEATS, Peers
+from copilotlab.protocol.policy import Policy
+from copilotlab.protocol.transfer import Transfers
 from copilotlab.store import Record, VectorStore
-from copilotlab.transfer import Transfers
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
 MOST_STRANGERS = 1_000  # nodes of other copies of the catalogue that are remembered

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab import events
-from copilotlab.carrier import CarrierAway
 from copilotlab.clock import Clock
-from copilotlab.coordinator import Coordinator
-from copilotlab.pages import PageRefused
-from copilotlab.policy import Policy
+from copilotlab.protocol import events
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.coordinator import Coordinator
+from copilotlab.protocol.pages import PageRefused
+from copilotlab.protocol.policy import Policy
 from copilotlab.store import Record, VectorStore
 
 REQUESTS_AT_ONCE = 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from copilotlab import events
+from copilotlab.protocol import events
 
 ALIVE_BEATS = 3  # a node that was silent for so many heartbeats is not asked for anything
 MOST = 1_000  # nodes that are remembered
