@@ -132,7 +132,7 @@ class Node:
         self._details = Details(charts, self.journal, self.counters)
         self._not_here = ""  # why it does not run in this process; "" where it may
         self._living: list[Replica] = []
-        self._replica = self._make_replica(self._as_chosen(embedder), redis)
+        self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
@@ -167,13 +167,10 @@ class Node:
         return replica
 
     @property
-    def _replica(self) -> Replica:
+    def replica(self) -> Replica:
+        """What keeps the vectors of this node's model in step: the protocol, for whoever drives or studies it."""
         self._check_here()
         return self._present
-
-    @_replica.setter
-    def _replica(self, replica: Replica) -> None:
-        self._present = replica
 
     def _check_here(self) -> None:
         if self._not_here:
@@ -182,23 +179,23 @@ class Node:
     @property
     def embedder(self) -> Embedder:
         """The model that this node answers with."""
-        return self._replica.embedder
+        return self.replica.embedder
 
     @property
     def store(self) -> VectorStore:
         """The vectors that this node answers from."""
-        return self._replica.store
+        return self.replica.store
 
     @property
     def coordinator(self) -> Coordinator:
         """This node's side of Redis."""
-        return self._replica.coordinator
+        return self.replica.coordinator
 
     # --- life -------------------------------------------------------------------------------------------------
 
     def connect(self) -> bool:
         """Connect now, without threads, for whoever drives the node by its steps; False if Redis is away."""
-        return self._replica.connect()
+        return self.replica.connect()
 
     def start(self) -> Self:
         """Connect, listen and work in the background; what of that is at work already goes on.
@@ -213,10 +210,10 @@ class Node:
         if self.running:
             return self
         if not self.coordinator.connected:
-            self._replica.connect()
+            self.replica.connect()
         self.journal.note("started", self.coordinator.address)
         ends_with_the_interpreter(self)
-        self._replica.start()
+        self.replica.start()
         return self
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
@@ -277,7 +274,7 @@ class Node:
     @property
     def running(self) -> bool:
         """Whether the background threads are at work."""
-        return not self._not_here and self._replica.running
+        return not self._not_here and self.replica.running
 
     def __enter__(self) -> Self:
         try:
@@ -299,7 +296,7 @@ class Node:
 
     def _replicas(self) -> list[Replica]:
         successor = self._successor
-        return [self._replica] if successor is None else [self._replica, successor]
+        return [self.replica] if successor is None else [self.replica, successor]
 
     # --- changes ----------------------------------------------------------------------------------------------
 
@@ -313,7 +310,7 @@ class Node:
         """
         if not isinstance(chart, Chart):
             raise TypeError(f"update_chart({chart!r}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
-        replica = self._replica  # one and the same all along: a switch of models may come in between
+        replica = self.replica  # one and the same all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
         if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
@@ -337,7 +334,7 @@ class Node:
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
         chart_id = check_chart_id(chart_id)
-        replica = self._replica
+        replica = self.replica
         change = self._read(chart_id)
         if change is None:
             raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
@@ -389,7 +386,7 @@ class Node:
         self._details.note(chart, revision)
         told = replica.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
-        if replica is not self._replica:
+        if replica is not self.replica:
             return UpdateResult("deferred", revision)  # the model was switched meanwhile: a batch makes the new vector
         return UpdateResult("published" if told else "local", revision)
 
@@ -414,7 +411,7 @@ class Node:
         dimensions, measures, tags, description. Raises ValueError for an empty or overlong query or k < 1.
         """
         self.counters.count("searches")
-        replica = self._replica  # whose model embeds the query is whose store is asked, also while the model changes
+        replica = self.replica  # whose model embeds the query is whose store is asked, also while the model changes
         vector = self._query_vector(replica.embedder, _question(query))
         return self._described(replica.store.search(vector, k, chart_ids))
 
@@ -426,7 +423,7 @@ class Node:
             raise TypeError(f"search_many({queries!r}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
         self.counters.count("searches", len(questions))
-        replica = self._replica
+        replica = self.replica
         found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
         frames = [
             self._described(matches).select(pl.lit(question).alias("query"), pl.all())
@@ -471,7 +468,7 @@ class Node:
     def _run(self, kind: Kind, *, progress: bool) -> BatchResult:
         from tqdm.auto import tqdm
 
-        replica = self._replica
+        replica = self.replica
         ends_with_the_interpreter(self)
         run = _Run(replica, kind)
         # None: a bar where somebody watches, in a terminal or a notebook; none in a log file.
@@ -520,11 +517,11 @@ class Node:
             successor.connect()
             successor.start()
             self._await_complete(successor, progress=progress)
-            former, self._replica = self._replica, successor
+            former, self._present = self.replica, successor
             self._query_vector.cache_clear()
         finally:
             self._successor = None
-            if self._replica is not successor:
+            if self.replica is not successor:
                 self._drop(successor)
         self.journal.note("model_switched", embedder.fingerprint, level=logging.INFO)
         self._drop(former)
@@ -541,7 +538,7 @@ class Node:
         timeout: seconds; None waits for as long as it takes. progress: a bar. Raises TimeoutError, which says how much
         is missing, RuntimeError if the node is not running, and what its last batch has failed with.
         """
-        self._await_complete(self._replica, progress=progress, timeout=timeout)
+        self._await_complete(self.replica, progress=progress, timeout=timeout)
 
     def _await_complete(self, replica: Replica, *, progress: bool, timeout: float | None = None) -> None:
         from tqdm.auto import tqdm
@@ -556,7 +553,7 @@ class Node:
                     raise TimeoutError(f"{label} lacks {replica.lag} charts after {timeout:g} s")
                 if replica.failure is not None:
                     raise replica.failure
-                if replica is not self._replica and not replica.coordinator.connected and replica.batch is None:
+                if replica is not self.replica and not replica.coordinator.connected and replica.batch is None:
                     # Redis is away: there is nobody to fetch from, and nobody who could be at it too.
                     replica.begin("rebuild", without_redis=True)
                     replica.wake()
@@ -567,7 +564,7 @@ class Node:
 
     def status(self) -> dict[str, object]:
         """How this node is now: who, how many charts, digest, connection, batch, what it owes; plain values only."""
-        replica, coordinator = self._replica, self.coordinator
+        replica, coordinator = self.replica, self.coordinator
         batch, successor = replica.batch, self._successor
         return {
             "node": self.node_id,
@@ -598,7 +595,7 @@ class Node:
     def _state(self) -> str:
         if self._stopping.is_set():
             return "stopped"
-        if self._replica.driven:
+        if self.replica.driven:
             return "not started"
         return "running" if self.running else "failed"
 
@@ -608,7 +605,7 @@ class Node:
         column: of the row that cannot be read, or "text" where the model fails on the words. A row that is mended comes
         in by itself; a text is tried again after a while.
         """
-        left_out = sorted(self._replica.follower.skipped.copy().items())
+        left_out = sorted(self.replica.follower.skipped.copy().items())
         rows = [(i, skipped.revision, skipped.column, skipped.reason, skipped.tries) for i, skipped in left_out]
         schema = {"chart_id": pl.Int64, "revision": pl.Int64, "column": pl.String, "reason": pl.String}
         return pl.DataFrame(rows, schema={**schema, "tries": pl.Int64}, orient="row")
@@ -636,7 +633,7 @@ class Node:
 
     def _repr_html_(self) -> str:
         status = self.status()
-        redis, digest, lag = status["redis"], str(status["digest"])[:8], self._replica.lag
+        redis, digest, lag = status["redis"], str(status["digest"])[:8], self.replica.lag
         facts = {
             "Charts": f"{len(self.store):,}, digest {digest}" + (f", {lag:,} behind the repository" if lag else ""),
             "Model": " → ".join(filter(None, [self.embedder.fingerprint, str(status["next_model"])])),
@@ -660,7 +657,7 @@ class _Run(Background):
         super().__init__(self._do, f"copilotlab-{kind}-of-{replica.node_id}")
         self.batch: Batch | None = None
         self.error: BaseException | None = None
-        self._replica = replica
+        self.replica = replica
         self._kind = kind
         self._cancelled = False
 
@@ -669,7 +666,7 @@ class _Run(Background):
         self._cancelled = True
         if self.batch is not None:
             self.batch.cancel()
-        self._replica.wake()
+        self.replica.wake()
 
     def show(self, bar: tqdm) -> None:
         """Bring the bar up to date."""
@@ -678,7 +675,7 @@ class _Run(Background):
             bar.update(self.batch.done - bar.n)
 
     def _do(self) -> None:
-        replica = self._replica
+        replica = self.replica
         try:
             if replica.policy.reconcile:
                 self._adopt_edits()
@@ -699,13 +696,13 @@ class _Run(Background):
     def _adopt_edits(self) -> None:
         """What was edited in the repository by hand is a change from now on, and so it is embedded anew."""
         try:
-            self._replica.charts.restamp()
+            self.replica.charts.restamp()
         except RepositoryError as error:
             said = f"what was edited by hand cannot be made a change: {error}"
-            self._replica.journal.warn_once("edits_left", said)
+            self.replica.journal.warn_once("edits_left", said)
 
     def _go_through(self, batch: Batch) -> None:
-        replica = self._replica
+        replica = self.replica
         replica.wake()
         while replica.driven and not batch.finished.is_set():
             with replica.driving:

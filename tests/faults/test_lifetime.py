@@ -239,9 +239,9 @@ while True:
     name = ""
     node = Node(catalogue(40), model, url, policy=Policy(redis_timeout=1.0, heartbeat_interval=0.05)).start()
     node.rebuild()
-    owners = {"node": node, "replica": node._replica, "coordinator": node.coordinator, "store": node.store,
-              "counters": node.counters, "details": node._details, "backlog": node._replica.backlog,
-              "transfers": node._replica.transfers, "carrier": node.coordinator._carrier}
+    owners = {"node": node, "replica": node.replica, "coordinator": node.coordinator, "store": node.store,
+              "counters": node.counters, "details": node._details, "backlog": node.replica.backlog,
+              "transfers": node.replica.transfers, "carrier": node.coordinator._carrier}
     found = [(part, attribute) for part, owner in owners.items()
              for attribute, value in sorted(vars(owner).items()) if isinstance(value, kinds)]
     if number == len(found):
@@ -428,10 +428,10 @@ def test_a_node_whose_thread_has_died_says_so_and_start_begins_only_that_one_aga
     def die():
         raise SystemExit("a thread of ours does not do that")
 
-    monkeypatch.setattr(node._replica, "work", die)
+    monkeypatch.setattr(node.replica, "work", die)
     wait_until(lambda: node.status()["state"] == "failed")
     assert "SystemExit" in node.status()["trouble"]
-    monkeypatch.delattr(node._replica, "work")
+    monkeypatch.delattr(node.replica, "work")
     listener = {thread for thread in own_threads() - before if thread.name.endswith("-listen")}
     node.start()
     assert {thread for thread in own_threads() - before if thread.name.endswith("-listen")} == listener
@@ -494,7 +494,7 @@ class Slow(HashEmbedder):
 def test_a_node_that_does_not_start_leaves_nothing_running(server, monkeypatch):
     before = own_threads()
     node = Node(catalogue(), load_embedder("hash"), server.url, policy=QUICK)
-    monkeypatch.setattr(node._replica, "start", lambda: [].pop())
+    monkeypatch.setattr(node.replica, "start", lambda: [].pop())
     with pytest.raises(IndexError), node:
         pytest.fail("it started")
     assert own_threads() <= before

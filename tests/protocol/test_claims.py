@@ -53,7 +53,7 @@ def test_a_batch_whose_lease_is_gone_embeds_nothing(cluster, make_chart):
     c = cluster(2)
     before = quiet(c)
     c.charts.save(make_chart(7))
-    batch = c.nodes[0]._replica.begin("rebuild", ask_peers=False)
+    batch = c.nodes[0].replica.begin("rebuild", ask_peers=False)
     c.nodes[0].work()  # has read the catalogue
     c.redis.forget()  # the lease, and who claimed what
 
@@ -78,7 +78,7 @@ def test_a_rebuild_is_not_over_before_what_another_node_claimed_is_there(cluster
     c = cluster(2)
     before = quiet(c)
     claimed_by(c, make_chart(7))
-    batch = c.nodes[1]._replica.begin("rebuild")
+    batch = c.nodes[1].replica.begin("rebuild")
     c.run(5)
     assert not batch.over, "the node that claimed it lives, and may yet send it"
 
@@ -96,7 +96,7 @@ def test_what_was_claimed_by_a_node_that_is_gone_is_made_at_once(cluster, make_c
     c.nodes[0].stop()
     c.nodes.pop(0)
     c.carriers.pop(0)
-    batch = c.nodes[0]._replica.begin("rebuild")
+    batch = c.nodes[0].replica.begin("rebuild")
     c.run(4)
 
     assert (batch.result.outcome, batch.embedded) == ("published", 1)

@@ -38,7 +38,7 @@ def test_another_node_finishes_the_batch_within_three_heartbeats_and_one(
     for chart_id in range(1, charts + 1):
         w.charts.save(w.chart(chart_id))
     holder = w.nodes[0]
-    holder._replica.begin("rebuild")
+    holder.replica.begin("rebuild")
     if fate == "dies over an operation":
         w.carriers[0].crash_in, w.carriers[0].after = operation, after
     for _ in range(steps):
@@ -105,7 +105,7 @@ def slow() -> SimulatedLab:
     lab = SimulatedLab(3, Policy(batch_timeout=60, chunk_size=2), seconds_per_text=1.0, tick=0.25)
     lab.run(5)
     lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, 101)])
-    lab.nodes[0]._replica.begin("rebuild")
+    lab.nodes[0].replica.begin("rebuild")
     lab.run(10)
     assert held_by(lab) == "n0"
     return lab
@@ -172,7 +172,7 @@ def test_as_written_only_time_ends_a_lease(fate) -> None:
     lab = SimulatedLab(3, Policy.seed(batch_timeout=60, chunk_size=2), seconds_per_text=1.0, tick=0.25)
     lab.run(5)
     lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, 101)])
-    lab.nodes[0]._replica.begin("rebuild")
+    lab.nodes[0].replica.begin("rebuild")
     lab.run(10)
     holder = held_by(lab)
     assert holder is not None

@@ -122,7 +122,7 @@ def test_a_manifest_that_never_ends_ends(c):
     living_beside(c, liar, 10)  # now it is silent when asked
     c.settle(10)
     assert c.agree()
-    assert not any(node._replica.transfers.peer for node in c.nodes)
+    assert not any(node.replica.transfers.peer for node in c.nodes)
 
 
 def test_pages_of_records_that_never_end_end(c):
@@ -143,7 +143,7 @@ def test_pages_of_records_that_never_end_end(c):
     living_beside(c, liar, 10)
     c.settle(10)
     assert c.agree()
-    assert not any(node._replica.transfers.peer for node in c.nodes)
+    assert not any(node.replica.transfers.peer for node in c.nodes)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 1_000, HUGE])
@@ -241,7 +241,7 @@ def test_a_flood_of_names_is_forgotten_again(c):
         liar.node_id, liar.number = f"name {number}", number % 3
         liar.say(events.ChartDeleted(99, 1))
     c.deliver()
-    replica = c.nodes[0]._replica
+    replica = c.nodes[0].replica
 
     assert len(replica.peers) <= 1_000
     c.settle(10)

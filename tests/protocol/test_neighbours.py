@@ -182,7 +182,7 @@ def test_real_frames_that_are_damaged_on_the_way_are_dropped_and_all_converges(d
         if step % 2:
             w.update(0, w.chart(1 + step % 3))
         else:
-            w.do(0, lambda node: node._replica.begin("rebuild"))
+            w.do(0, lambda node: node.replica.begin("rebuild"))
         for _ in range(data.draw(st.integers(1, 6))):
             w.work(0)
         for place, message in enumerate(receiver.arrived):

@@ -12,7 +12,7 @@ def batch_under_way() -> World:
     world.run(5.0)
     for chart_id in (1, 2, 3, 4):
         world.charts.save(world.chart(chart_id))
-    world.nodes[0]._replica.begin("rebuild", ask_peers=False)
+    world.nodes[0].replica.begin("rebuild", ask_peers=False)
     world.work(0)
     world.work(0)
     while world.listen(1):
@@ -61,7 +61,7 @@ def test_who_loses_redis_while_it_asks_the_others_asks_again_before_it_embeds():
     world.listen(0)
     for _ in range(3):
         world.work(0)
-    assert world.nodes[0]._replica.batch is not None
+    assert world.nodes[0].replica.batch is not None
     world.carriers[0].cut()
     world.listen(0)
     world.work(0)
@@ -86,7 +86,7 @@ def test_who_comes_back_in_the_middle_of_a_batch_is_asked_for_what_is_left():
         world.listen(1)
         world.work(1)
         world.clock.advance(0.25)
-    assert new._replica.batch is not None
+    assert new.replica.batch is not None
     world.carriers[0].heal()
     made_alone = new.counters["embeddings"]
 

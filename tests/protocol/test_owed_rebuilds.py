@@ -18,7 +18,7 @@ def test_a_lost_memory_found_during_a_batch_is_not_made_up_for_by_its_failure(cl
     c.settle(5)
     a, b = c.nodes
     c.redis.forget()
-    batch = a._replica.begin("rebuild")
+    batch = a.replica.begin("rebuild")
     assert batch.lease.owed is False, "nobody has found yet that the memory is lost"
     c.clock.advance(1.0)
     b.listen()  # its heartbeat finds it
@@ -41,7 +41,7 @@ def test_part_of_the_catalogue_does_not_make_up_for_a_lost_memory(cluster, make_
     c.clock.advance(1.0)
     b.listen()
 
-    batch = a._replica.begin("rebuild", since=c.charts.revision)
+    batch = a.replica.begin("rebuild", since=c.charts.revision)
 
     assert batch.lease.owed
     while a.work():
@@ -54,7 +54,7 @@ def test_a_batch_that_is_cancelled_owes_nothing_if_nothing_was_owed(cluster):
     c = cluster(2)
     c.fill(4)
     c.settle(5)
-    batch = c.nodes[0]._replica.begin("rebuild")
+    batch = c.nodes[0].replica.begin("rebuild")
     assert WAS_DOWN in c.redis.held()
     batch.cancel()
     c.nodes[0].work()
@@ -66,7 +66,7 @@ def test_a_holder_that_dies_leaves_a_rebuild_owed(cluster):
     c = cluster(2, Policy(batch_timeout=20))
     c.fill(4)
     c.settle(5)
-    c.nodes[0]._replica.begin("rebuild")
+    c.nodes[0].replica.begin("rebuild")
     dead = c.nodes.pop(0)
     c.carriers.pop(0).cut()
     c.settle(30)
@@ -78,7 +78,7 @@ def test_a_holder_that_dies_leaves_a_rebuild_owed(cluster):
 
 def test_a_rebuild_that_the_node_begins_by_itself_at_that_moment_is_waited_for(cluster, monkeypatch):
     c = cluster(1)
-    replica = c.nodes[0]._replica
+    replica = c.nodes[0].replica
     begin = replica.begin
 
     def too_late(kind, **options):
@@ -92,7 +92,7 @@ def test_a_rebuild_that_the_node_begins_by_itself_at_that_moment_is_waited_for(c
 def test_an_epoch_given_twice_since_the_memory_was_lost_makes_nobody_embed_again():
     """The batch of a node that has heard of no epoch takes the answers to an earlier one for answers to itself."""
     world = World(3)
-    world.nodes[0]._replica.begin("rebuild")
+    world.nodes[0].replica.begin("rebuild")
     for _ in range(3):
         world.listen(0)
     world.work(0)
@@ -102,8 +102,8 @@ def test_an_epoch_given_twice_since_the_memory_was_lost_makes_nobody_embed_again
     world.carriers[0].cut()
     world.carriers[1].cut()
     assert world.nodes[2].coordinator.epoch == 0
-    world.nodes[2]._replica.begin("rebuild")
-    assert world.nodes[2]._replica.batch.epoch == world.nodes[0].coordinator.epoch == 1
+    world.nodes[2].replica.begin("rebuild")
+    assert world.nodes[2].replica.batch.epoch == world.nodes[0].coordinator.epoch == 1
 
     world.settle()  # raises Broken
     assert sum(node.counters["embeddings"] for node in world.nodes) == 1

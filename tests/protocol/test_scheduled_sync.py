@@ -31,7 +31,7 @@ def test_a_sync_has_ended_once_nothing_is_missing():
     c = SimulatedLab(1, Policy(sync_interval=10_000, adopt_after=30), tick=0.5)
     c.run(5)
     c.charts.save(simulated_chart(1))  # elsewhere: nobody tells of it
-    c.nodes[0]._replica.sync()
+    c.nodes[0].replica.sync()
     c.run(20)
     assert ages(c)[0] >= 20, "the chart is missing, so the sync has not ended"
 

@@ -78,7 +78,7 @@ def test_a_change_of_what_is_being_handed_over_is_handed_over_too(cluster, make_
 def test_a_worker_that_finds_redis_away_late_does_not_undo_that_the_listener_is_back(cluster, make_chart):
     c = cluster(2)
     c.settle(5)
-    replica = c.nodes[0]._replica
+    replica = c.nodes[0].replica
     c.nodes[1].update_chart(make_chart(7))
     c.carriers[0].arrived.clear()
     c.clock.advance(1.0)
@@ -109,7 +109,7 @@ def test_a_worker_that_asks_for_its_batch_and_finds_redis_away_late_does_not_und
     c.settle(5)
     c.charts.save(make_chart(7))
     c.nodes[1].chart_changed(7)  # the other node is not told yet, and has to ask for it
-    replica = c.nodes[0]._replica
+    replica = c.nodes[0].replica
     batch = replica.begin("rebuild")
     tell = replica.coordinator.tell
 
@@ -145,13 +145,13 @@ def test_whoever_waits_for_a_batch_that_fails_finds_what_it_failed_with_and_may_
     node = c.nodes[0]
     c.charts.save(make_chart(7))
     monkeypatch.setattr(node.embedder, "_encode", lambda batch: 1 / 0)
-    batch = node._replica.begin("rebuild")
+    batch = node.replica.begin("rebuild")
     finish = batch.finished.set
     found = []
 
     def finish_and_look():
         finish()
-        found.append((batch.error, node._replica.batch))
+        found.append((batch.error, node.replica.batch))
 
     batch.finished.set = finish_and_look
     while not batch.finished.is_set():
@@ -173,11 +173,11 @@ def test_a_rebuild_that_meets_the_stop_of_its_node_ends_too(cluster, make_chart)
 
     def stopped_meanwhile(**arguments):
         stopping.start()
-        node._replica._stopping.wait(10)
+        node.replica._stopping.wait(10)
         return take_lease(**arguments)
 
     node.coordinator.take_lease = stopped_meanwhile
-    batch = node._replica.begin("rebuild")
+    batch = node.replica.begin("rebuild")
     stopping.join(10)
     assert batch.finished.is_set()
     assert batch.result.outcome == "cancelled"
@@ -189,7 +189,7 @@ def test_who_sees_late_that_nothing_is_owed_any_more_defers_nobody_by_looking(cl
     c = cluster(2)
     c.settle(5)
     epoch = c.redis.held()["vector:batch:epoch"]
-    late = c.nodes[1]._replica
+    late = c.nodes[1].replica
     late._flags = late._flags._replace(was_down=True)  # by a heartbeat from before the rebuild ended
     commands = []
     run = c.carriers[1].run
@@ -210,7 +210,7 @@ def test_who_sees_late_that_nothing_is_owed_any_more_defers_nobody_by_looking(cl
 def test_a_change_that_was_left_to_a_batch_which_ends_while_it_is_saved_is_not_waited_for(cluster, make_chart):
     c = cluster(2)
     c.settle(5)
-    batch = c.nodes[1]._replica.begin("rebuild")
+    batch = c.nodes[1].replica.begin("rebuild")
     save = c.charts.save
 
     def save_late(chart):
@@ -235,11 +235,11 @@ def test_what_came_just_before_it_was_deferred_is_not_waited_for(cluster, make_c
     c.settle(2)
     batches = c.nodes[1].counters["batches"]
 
-    c.nodes[1]._replica.defer(7, 1)  # a caller that was told "deferred" just before the record arrived
+    c.nodes[1].replica.defer(7, 1)  # a caller that was told "deferred" just before the record arrived
     c.settle(20)
 
     assert c.nodes[1].counters["batches"] == batches
-    assert c.nodes[1]._replica.lag == 1
+    assert c.nodes[1].replica.lag == 1
 
 
 def test_a_change_that_changes_again_is_not_waited_for_any_longer(cluster, make_chart):
@@ -262,7 +262,7 @@ def test_without_tombstones_too_a_deletion_ends_the_wait_for_a_chart(cluster, ma
     c.settle(60)
 
     assert sum(node.counters["batches"] for node in c.nodes) == batches
-    assert not any(node._replica.owes for node in c.nodes)
+    assert not any(node.replica.owes for node in c.nodes)
 
 
 def test_a_lease_that_could_not_be_given_back_is_given_back_later_whatever_happens_meanwhile(cluster):
@@ -270,7 +270,7 @@ def test_a_lease_that_could_not_be_given_back_is_given_back_later_whatever_happe
     c.fill(2)
     c.settle(5)
     node = c.nodes[0]
-    batch = node._replica.begin("rebuild")
+    batch = node.replica.begin("rebuild")
     node.work()
     c.redis.stop()
     while not batch.finished.is_set():
@@ -308,7 +308,7 @@ def test_a_batch_long_after_an_outage_waits_for_nobody_who_did_not_come_back(clu
 
     c.charts.save(make_chart(1, "Other words"))
     began = c.clock.now()
-    batch = c.nodes[0]._replica.begin("rebuild")
+    batch = c.nodes[0].replica.begin("rebuild")
     while not batch.finished.is_set():
         c.turn()
         c.clock.advance(0.1)

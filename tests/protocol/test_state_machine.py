@@ -75,7 +75,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(node=NODES)
     def rebuild(self, node):
-        self.world.do(self._node(node), lambda node: node._replica.begin("rebuild"))
+        self.world.do(self._node(node), lambda node: node.replica.begin("rebuild"))
 
     # --- time and turns ---
 

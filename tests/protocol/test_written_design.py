@@ -371,7 +371,7 @@ def test_fault_the_hourly_sync_fills_only_the_node_that_runs_it(cluster):
 
 def start_rebuild(node):
     """A rebuild under way on ``node``: the catalogue is read, nothing is embedded yet."""
-    batch = node._replica.begin("rebuild")
+    batch = node.replica.begin("rebuild")
     assert batch is not None
     assert node.work()
     return batch

@@ -625,7 +625,7 @@ class World:
         """Whether a node may hold, and pass on, what it was told, or what the repository had in another past."""
         if self._misled is None:
             return False
-        looked_at = [node._replica.follower.looked_at or 0.0 for node in self.nodes]
+        looked_at = [node.replica.follower.looked_at or 0.0 for node in self.nodes]
         arriving = any(carrier.arrived for carrier in self.carriers)
         if (
             min(looked_at, default=inf) > self._misled + LOOKS
@@ -703,7 +703,7 @@ class World:
         self._run_until(self._at_rest, slack)  # who asks a peer that is dead waits for it before it asks another
         if found := self.differences():
             raise Broken("; ".join(found))
-        if any(node._replica.owes for node in self.nodes):
+        if any(node.replica.owes for node in self.nodes):
             raise Broken(f"something is still owed: {[node.status() for node in self.nodes]}")
         if not self.redis.rebuilt:
             raise Broken("the server lost its memory, and no rebuild followed")
@@ -714,4 +714,4 @@ class World:
             self.run(1.0)
 
     def _at_rest(self) -> bool:
-        return not self.differences() and not any(node._replica.owes for node in self.nodes)
+        return not self.differences() and not any(node.replica.owes for node in self.nodes)
