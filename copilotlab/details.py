@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from copilotlab.charts import Chart, ChartRepository, RepositoryError
-from copilotlab.monitoring import Journal, Metrics
+from copilotlab.monitoring import Listeners
+from copilotlab.monitoring.happenings import DetailsMissing
 from copilotlab.patience import PATIENCE, PatientCall
 
 MOST_DETAILS = 20_000  # charts that are kept at hand; and as many may wait to be read
@@ -22,13 +23,12 @@ READ_AT_ONCE = 1_000
 class Details:
     """The charts that were saved or found of late.
 
-    counters: "details_missing" counts the charts that were found and could not be described in time.
+    listeners: told of charts that were found and could not be described in time.
     """
 
-    def __init__(self, charts: ChartRepository, journal: Journal, counters: Metrics) -> None:
+    def __init__(self, charts: ChartRepository, listeners: Listeners) -> None:
         self._charts = charts
-        self._journal = journal
-        self._counters = counters
+        self._listeners = listeners
         self._known: OrderedDict[int, tuple[int, Chart]] = OrderedDict()
         self._wanted: OrderedDict[int, int] = OrderedDict()  # chart_id -> the least revision that will do, newest last
         self._reading: dict[int, int] = {}  # likewise: taken from the queue, by the read under way
@@ -82,8 +82,7 @@ class Details:
             refused = [i for i, revision in wanted.items() if i in self._refused and not self._has(i, revision)]
             reason = self._reason if refused else f"no answer in {PATIENCE:g} s"
         if missing := {*late, *refused}:
-            self._counters.count("details_missing", len(missing))
-            self._journal.warn_once("details_missing", f"the repository does not answer: {reason}")
+            self._listeners.tell(DetailsMissing(len(missing), reason))
         return found
 
     def _awaited(self, wanted: Mapping[int, int]) -> list[int]:

@@ -6,7 +6,6 @@ vectors in step.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -29,7 +28,7 @@ from copilotlab.charts import (
     check_chart_id,
     plain,
 )
-from copilotlab.clock import Clock, SystemClock, check_clock
+from copilotlab.clock import Clock
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
@@ -43,12 +42,23 @@ from copilotlab.lifetime import (
     renewed_by_fork,
 )
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.monitoring import Journal, Metrics
+from copilotlab.monitoring import Journal, Listener
+from copilotlab.monitoring.happenings import (
+    Deleted,
+    LeftBehind,
+    ModelSwitched,
+    Searched,
+    Started,
+    Stopped,
+    Updated,
+)
 from copilotlab.protocol.batch import Batch, BatchResult, Kind
 from copilotlab.protocol.carrier import Carrier
+from copilotlab.protocol.changes import Admission
+from copilotlab.protocol.context import Context
 from copilotlab.protocol.coordinator import Coordinator, Need
-from copilotlab.protocol.policy import Policy, check_policy
-from copilotlab.protocol.replica import Admission, Replica
+from copilotlab.protocol.policy import Policy
+from copilotlab.protocol.replica import Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 
 if TYPE_CHECKING:
@@ -70,6 +80,9 @@ _FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
 }
 
 
+Outcome = Literal["published", "local", "deferred", "unchanged"]
+
+
 class UpdateResult(NamedTuple):
     """What became of one change.
 
@@ -77,7 +90,7 @@ class UpdateResult(NamedTuple):
     batch will do it, or the node that has claimed it) or "unchanged"; revision: the repository's, for this chart.
     """
 
-    outcome: Literal["published", "local", "deferred", "unchanged"]
+    outcome: Outcome
     revision: int
 
 
@@ -118,18 +131,14 @@ class Node:
             raise TypeError(f"charts={charts!r}: expected a ChartRepository, as in ChartRepository.from_frame(...)")
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
-        check_policy(policy)
-        check_clock(clock)
+        self.context = Context.of(
+            node_id if node_id is not None else _random_id(), namespace=namespace, policy=policy, clock=clock
+        )
         self.charts = charts
-        self.policy = policy or Policy()
-        self.node_id = node_id if node_id is not None else _random_id()
-        self.clock = clock or SystemClock()
         self._given_id = node_id
-        self.journal = Journal(self.node_id, self.clock)
-        self.counters = Metrics()
-        self._namespace = namespace
+        self._listeners: tuple[Listener, ...] = ()  # those that were added here
         self._exact_limit = exact_limit
-        self._details = Details(charts, self.journal, self.counters)
+        self._details = Details(charts, self.context.listeners)
         self._not_here = ""  # why it does not run in this process; "" where it may
         self._living: list[Replica] = []
         self._present = self._make_replica(self._as_chosen(embedder), redis)
@@ -150,15 +159,10 @@ class Node:
         store: VectorStore | None = None,
     ) -> Replica:
         replica = Replica(
+            self.context,
             self.charts,
             embedder,
             redis,
-            policy=self.policy,
-            node_id=self.node_id,
-            namespace=self._namespace,
-            clock=self.clock,
-            journal=self.journal,
-            counters=self.counters,
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
             store=store,
@@ -175,6 +179,26 @@ class Node:
     def _check_here(self) -> None:
         if self._not_here:
             raise RuntimeError(self._not_here)
+
+    @property
+    def node_id(self) -> str:
+        """This node's name."""
+        return self.context.node_id
+
+    @property
+    def policy(self) -> Policy:
+        """The choices that this node acts by."""
+        return self.context.policy
+
+    @property
+    def clock(self) -> Clock:
+        """What this node takes for the time."""
+        return self.context.clock
+
+    @property
+    def journal(self) -> Journal:
+        """The last things that happened here."""
+        return self.context.journal
 
     @property
     def embedder(self) -> Embedder:
@@ -211,9 +235,9 @@ class Node:
             return self
         if not self.coordinator.connected:
             self.replica.connect()
-        self.journal.note("started", self.coordinator.address)
+        self.context.tell(Started(self.coordinator.link.address))
         ends_with_the_interpreter(self)
-        self.replica.start()
+        self.replica.threads.start()
         return self
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
@@ -232,41 +256,48 @@ class Node:
             return
         until = time.monotonic() + (min(timeout, HANDLER_SECONDS) if interrupted else timeout)
         living = list(self._living)
-        stopped = [replica.stop(max(0.0, until - time.monotonic()), in_handler=interrupted) for replica in living]
+        stopped = [
+            replica.threads.stop(max(0.0, until - time.monotonic()), in_handler=interrupted) for replica in living
+        ]
         if interrupted:
             return  # the log may be what it has interrupted
         if left := ", ".join(filter(None, stopped)):
             said = f"still at work after {timeout:g} s: {left}; it ends when it comes back"
-            self.journal.note("left_behind", said, level=logging.WARNING)
+            self.context.tell(LeftBehind(said))
         elif living:
             self._living.clear()
-            self.journal.note("stopped")
+            self.context.tell(Stopped())
 
     def let_go(self) -> None:
         """Begin to stop, and wait for nothing; it takes no lock."""
         self._stopping.set()
         if not self._not_here:
             for replica in list(self._living):
-                replica.let_go()
+                replica.threads.let_go()
 
     def after_fork(self) -> None:
         """In a forked child, before anything else runs there: be another node."""
         former, stopped = self._present, self._stopping.is_set()
-        if not former.driven and not stopped:
+        if former.threads.began and not stopped:
             self._not_here = (
                 f"node {self.node_id!r} ran when this process was forked: its threads are in the parent, not here; "
                 "start() it here, as another node, or make nodes after the fork"
             )
-        self.node_id = f"{self._given_id}-{os.getpid()}" if self._given_id is not None else _random_id()
-        self.journal = Journal(self.node_id, self.clock)
-        self.counters = Metrics()
-        self._details = Details(self.charts, self.journal, self.counters)
+        before = self.context
+        self.context = Context.of(
+            f"{self._given_id}-{os.getpid()}" if self._given_id is not None else _random_id(),
+            namespace=before.namespace,
+            policy=before.policy,
+            clock=before.clock,
+            listeners=self._listeners,
+        )
+        self._details = Details(self.charts, self.context.listeners)
         self._switching = threading.Lock()
         self._stopping = Latch()
         self._successor = None
         self._living.clear()
         former.store.after_fork()
-        carrier = former.coordinator.another_carrier()
+        carrier = former.coordinator.link.carrier.another()
         self._present = self._make_replica(former.embedder, carrier, former.store)
         if stopped:
             self.let_go()
@@ -274,7 +305,7 @@ class Node:
     @property
     def running(self) -> bool:
         """Whether the background threads are at work."""
-        return not self._not_here and self.replica.running
+        return not self._not_here and self.replica.threads.running
 
     def __enter__(self) -> Self:
         try:
@@ -298,6 +329,16 @@ class Node:
         successor = self._successor
         return [self.replica] if successor is None else [self.replica, successor]
 
+    def listen_to(self, listener: Listener) -> None:
+        """Have ``listener`` called with each `copilotlab.monitoring.Happening` on this node, from now on.
+
+        It is called on the thread on which that happens, so it must be quick, and must not call the node. One that
+        raises is logged the first time, shown in `status`, and goes on being called. Raises TypeError for what cannot
+        be called.
+        """
+        self.context.listeners.add(listener)
+        self._listeners = (*self._listeners, listener)
+
     # --- changes ----------------------------------------------------------------------------------------------
 
     def update_chart(self, chart: Chart) -> UpdateResult:
@@ -314,17 +355,17 @@ class Node:
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
         if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
-            return UpdateResult("unchanged", known.revision)
+            return self._updated("unchanged", chart.chart_id, known.revision)
         # Saving what is saved already gives no new revision: another node may have sent these very words a moment ago.
         revision = 1 if known is None else known.revision + (known.chart != chart)
         need = Need(chart.chart_id, chart.content_hash, revision)
-        if (admission := replica.admit(need)) in ("deferred", "claimed"):
+        if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
             return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart))
         vector = self._vector_of(replica, chart, need)
         try:
             revision = self.charts.save(chart)
         except RepositoryError:
-            replica.disclaim(need)
+            replica.changes.disclaim(need)
             raise
         return self._spread(replica, chart, revision, vector)
 
@@ -342,9 +383,9 @@ class Node:
             return self._spread_deletion(chart_id, change.revision)
         held = replica.store.head(chart_id)
         if held is not None and (held[0] > change.revision or held == (change.revision, change.chart.content_hash)):
-            return UpdateResult("unchanged", change.revision)
+            return self._updated("unchanged", chart_id, change.revision)
         need = Need(chart_id, change.chart.content_hash, change.revision)
-        if (admission := replica.admit(need)) in ("deferred", "claimed"):
+        if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
             return self._deferred(replica, admission, chart_id, change.revision)
         return self._spread(replica, change.chart, change.revision, self._vector_of(replica, change.chart, need))
 
@@ -368,38 +409,44 @@ class Node:
     def _vector_of(self, replica: Replica, chart: Chart, need: Need) -> np.ndarray:
         failed = True
         try:
-            vector = replica.vector_of(chart)
+            vector = replica.changes.vector_of(chart)
             failed = False
         finally:
             if failed:
-                replica.disclaim(need)
+                replica.changes.disclaim(need)
         return vector
 
     def _deferred(self, replica: Replica, admission: Admission, chart_id: int, revision: int) -> UpdateResult:
         # How it was when it was left, and not how it is: the batch may have ended while the chart was saved.
-        self.counters.count("deferred")
-        replica.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
+        replica.changes.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
         self._follow(replica, chart_id, revision)
-        return UpdateResult("deferred", revision)
+        return self._updated("deferred", chart_id, revision)
 
     def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray) -> UpdateResult:
         self._details.note(chart, revision)
-        told = replica.spread(chart, revision, vector)
+        told = replica.changes.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
+        outcome: Outcome = "published" if told else "local"
         if replica is not self.replica:
-            return UpdateResult("deferred", revision)  # the model was switched meanwhile: a batch makes the new vector
-        return UpdateResult("published" if told else "local", revision)
+            outcome = "deferred"  # the model was switched meanwhile: a batch makes the new vector
+        return self._updated(outcome, chart.chart_id, revision)
+
+    def _updated(self, outcome: Outcome, chart_id: int, revision: int) -> UpdateResult:
+        self.context.tell(Updated(chart_id, revision, outcome))
+        return UpdateResult(outcome, revision)
 
     def _spread_deletion(self, chart_id: int, revision: int) -> UpdateResult:
-        told = [replica.spread_deletion(chart_id, revision) for replica in self._replicas()]
+        told = [replica.changes.spread_deletion(chart_id, revision) for replica in self._replicas()]
         self._details.forget(chart_id)
-        return UpdateResult("published" if told[0] else "local", revision)
+        outcome: Outcome = "published" if told[0] else "local"
+        self.context.tell(Deleted(chart_id, revision, outcome))
+        return UpdateResult(outcome, revision)
 
     def _follow(self, replica: Replica, chart_id: int, revision: int) -> None:
         """The next model's vectors follow a change too, while they are built, or if they have just taken over."""
         for other in self._replicas():
             if other is not replica:
-                other.defer(chart_id, revision)
+                other.changes.defer(chart_id, revision)
 
     # --- search -----------------------------------------------------------------------------------------------
 
@@ -410,10 +457,12 @@ class Node:
         Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
         dimensions, measures, tags, description. Raises ValueError for an empty or overlong query or k < 1.
         """
-        self.counters.count("searches")
+        began = time.perf_counter()
         replica = self.replica  # whose model embeds the query is whose store is asked, also while the model changes
         vector = self._query_vector(replica.embedder, _question(query))
-        return self._described(replica.store.search(vector, k, chart_ids))
+        found = self._described(replica.store.search(vector, k, chart_ids))
+        self.context.tell(Searched(1, time.perf_counter() - began))
+        return found
 
     def search_many(
         self, queries: Sequence[str], k: int = 10, *, chart_ids: Collection[int] | None = None
@@ -422,14 +471,16 @@ class Node:
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({queries!r}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
-        self.counters.count("searches", len(questions))
+        began = time.perf_counter()
         replica = self.replica
         found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
         frames = [
             self._described(matches).select(pl.lit(question).alias("query"), pl.all())
             for question, matches in zip(questions, found, strict=True)
         ]
-        return pl.concat(frames) if frames else pl.DataFrame(schema={"query": pl.String, **_FOUND})
+        answer = pl.concat(frames) if frames else pl.DataFrame(schema={"query": pl.String, **_FOUND})
+        self.context.tell(Searched(len(questions), time.perf_counter() - began))
+        return answer
 
     def _described(self, matches: Matches) -> pl.DataFrame:
         chart_ids = matches.chart_ids.tolist()
@@ -512,10 +563,10 @@ class Node:
                     f"node {self.node_id!r} {'is switching its model' if self._successor else 'is not running'}: "
                     "switch_model works on a running node, once at a time"
                 )
-            self._successor = successor = self._make_replica(embedder, self.coordinator.another_carrier())
+            self._successor = successor = self._make_replica(embedder, self.coordinator.link.carrier.another())
         try:
             successor.connect()
-            successor.start()
+            successor.threads.start()
             self._await_complete(successor, progress=progress)
             former, self._present = self.replica, successor
             self._query_vector.cache_clear()
@@ -523,12 +574,12 @@ class Node:
             self._successor = None
             if self.replica is not successor:
                 self._drop(successor)
-        self.journal.note("model_switched", embedder.fingerprint, level=logging.INFO)
+        self.context.tell(ModelSwitched(embedder.fingerprint))
         self._drop(former)
 
     def _drop(self, replica: Replica) -> None:
-        if left := replica.stop():
-            self.journal.note("left_behind", f"{left} is still at work", level=logging.WARNING)
+        if left := replica.threads.stop():
+            self.context.tell(LeftBehind(f"{left} is still at work"))
         elif replica in self._living:
             self._living.remove(replica)
 
@@ -547,16 +598,20 @@ class Node:
         until = None if timeout is None else time.monotonic() + timeout
         with tqdm(total=len(self.charts), desc=label, unit="chart", disable=None if progress else True) as bar:
             while not (replica.has_read and replica.complete_to >= self.charts.revision):
-                if not replica.running or self._stopping.is_set():
+                if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
                     raise TimeoutError(f"{label} lacks {replica.lag} charts after {timeout:g} s")
-                if replica.failure is not None:
-                    raise replica.failure
-                if replica is not self.replica and not replica.coordinator.connected and replica.batch is None:
+                if replica.batches.failure is not None:
+                    raise replica.batches.failure
+                if (
+                    replica is not self.replica
+                    and not replica.coordinator.connected
+                    and replica.batches.present is None
+                ):
                     # Redis is away: there is nobody to fetch from, and nobody who could be at it too.
-                    replica.begin("rebuild", without_redis=True)
-                    replica.wake()
+                    replica.batches.begin("rebuild", without_redis=True)
+                    replica.threads.wake.set()
                 self._stopping.wait(0.05)
                 bar.update(len(replica.store) - bar.n)
 
@@ -564,12 +619,12 @@ class Node:
 
     def status(self) -> dict[str, object]:
         """How this node is now: who, how many charts, digest, connection, batch, what it owes; plain values only."""
-        replica, coordinator = self.replica, self.coordinator
-        batch, successor = replica.batch, self._successor
+        replica, link = self.replica, self.coordinator.link
+        batch, successor = replica.batches.present, self._successor
         return {
             "node": self.node_id,
             "state": self._state(),
-            "trouble": "; ".join(replica.trouble.values()),
+            "trouble": "; ".join([*replica.threads.trouble.values(), *self.context.listeners.trouble.values()]),
             "charts": len(self.store),
             "digest": self.store.digest,
             "complete_to": replica.complete_to,
@@ -577,17 +632,17 @@ class Node:
             "skipped": len(replica.follower.skipped),
             "model": self.embedder.fingerprint,
             "next_model": "" if successor is None else successor.embedder.fingerprint,
-            "redis": coordinator.state,
-            "redis_address": coordinator.address,
-            "redis_reason": coordinator.reason,
-            "away_for": coordinator.away_for,
-            "batch": "" if batch is None else f"{batch.kind} {batch.done}/{batch.total}",
-            "lease": "held" if batch is not None and batch.lease is not None else "",
-            "epoch": coordinator.epoch,
+            "redis": link.state,
+            "redis_address": link.address,
+            "redis_reason": link.reason,
+            "away_for": link.away_for,
+            "batch": "" if batch is None else f"{batch.kind} {batch.tally.done}/{batch.tally.total}",
+            "lease": "held" if batch is not None and batch.grant is not None else "",
+            "epoch": replica.coordinator.lease.epoch,
             "peers": len(replica.peers.alive(self.clock.now())),
             "reconciling": replica.transfers.peer,
             "owes_rebuild": replica.owes,
-            "last_sync_age": None if replica.last_sync is None else self.clock.now() - replica.last_sync,
+            "last_sync_age": None if replica.looks.last is None else self.clock.now() - replica.looks.last,
             "index": self.store.index_state,
             "recall": self.store.recall,
         }
@@ -595,7 +650,7 @@ class Node:
     def _state(self) -> str:
         if self._stopping.is_set():
             return "stopped"
-        if self.replica.driven:
+        if not self.replica.threads.began:
             return "not started"
         return "running" if self.running else "failed"
 
@@ -615,7 +670,7 @@ class Node:
         1; left out while searches are exact or none was measured)."""
         recall = self.store.recall
         return {
-            **self.counters.as_dict(),
+            **self.context.metrics.as_dict(),
             "charts": len(self.store),
             "store_bytes": self.store.nbytes,
             "connected": int(self.coordinator.connected),
@@ -654,7 +709,7 @@ class _Run(Background):
     """
 
     def __init__(self, replica: Replica, kind: Kind) -> None:
-        super().__init__(self._do, f"copilotlab-{kind}-of-{replica.node_id}")
+        super().__init__(self._do, f"copilotlab-{kind}-of-{replica.context.node_id}")
         self.batch: Batch | None = None
         self.error: BaseException | None = None
         self.replica = replica
@@ -666,23 +721,26 @@ class _Run(Background):
         self._cancelled = True
         if self.batch is not None:
             self.batch.cancel()
-        self.replica.wake()
+        self.replica.threads.wake.set()
 
     def show(self, bar: tqdm) -> None:
         """Bring the bar up to date."""
         if self.batch is not None:
-            bar.total = self.batch.total
-            bar.update(self.batch.done - bar.n)
+            bar.total = self.batch.tally.total
+            bar.update(self.batch.tally.done - bar.n)
 
     def _do(self) -> None:
         replica = self.replica
         try:
-            if replica.policy.reconcile:
-                self._adopt_edits()
-            batch = replica.batch
+            if replica.context.policy.reconcile:
+                replica.follower.adopt_edits()  # so what was edited by hand is embedded anew
+            batch = replica.batches.present
             if batch is None or batch.kind != self._kind:
                 # A node without threads hears nobody while this drives the batch, so it asks nobody either.
-                batch = replica.begin(self._kind, without_redis=True, ask_peers=replica.running) or replica.batch
+                batch = (
+                    replica.batches.begin(self._kind, without_redis=True, ask_peers=replica.threads.running)
+                    or replica.batches.present
+                )
             if batch is None or batch.kind != self._kind:
                 return  # another's; what this node's own thread began just now is waited for
             self.batch = batch
@@ -693,32 +751,26 @@ class _Run(Background):
         except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
             self.error = error
 
-    def _adopt_edits(self) -> None:
-        """What was edited in the repository by hand is a change from now on, and so it is embedded anew."""
-        try:
-            self.replica.charts.restamp()
-        except RepositoryError as error:
-            said = f"what was edited by hand cannot be made a change: {error}"
-            self.replica.journal.warn_once("edits_left", said)
-
     def _go_through(self, batch: Batch) -> None:
         replica = self.replica
-        replica.wake()
-        while replica.driven and not batch.finished.is_set():
-            with replica.driving:
-                waits = not replica.advance()
+        replica.threads.wake.set()
+        while not replica.threads.began and not batch.finished.is_set():
+            with replica.threads.driving:
+                waits = not replica.batches.advance()
             if waits:  # for what another node has claimed
                 batch.finished.wait(0.02)
-        while not (batch.finished.wait(0.1) or replica.gone):
+        while not (batch.finished.wait(0.1) or replica.threads.gone):
             pass
-        if replica.driven and replica.stopped:  # by somebody who did not wait for as long as this took
-            replica.leave()
+        if (
+            not replica.threads.began and replica.threads.stopping.is_set()
+        ):  # by somebody who did not wait for as long as this took
+            replica.threads.leave()
 
 
 def _abandon(replicas: list[Replica]) -> None:
     """Nobody holds the node any more."""
     for replica in replicas:
-        replica.let_go()
+        replica.threads.let_go()
 
 
 def _random_id() -> str:

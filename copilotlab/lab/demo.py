@@ -155,7 +155,7 @@ class _Demo:
 
     @staticmethod
     def _embeddings(lab: Lab) -> int:
-        return sum(node.counters["embeddings"] for node in lab.nodes)
+        return sum(node.context.metrics["embeddings"] for node in lab.nodes)
 
     @staticmethod
     def _table(lab: Lab) -> Table:
@@ -163,7 +163,7 @@ class _Demo:
         for name in ("node", "charts", "digest", "redis", "embedded", "searches", "received", "dropped"):
             table.add_column(name)
         for node in lab.nodes:
-            status, counters = node.status(), node.counters.as_dict()
+            status, counters = node.status(), node.context.metrics.as_dict()
             dropped = sum(count for name, count in counters.items() if name.startswith("dropped_"))
             table.add_row(
                 node.node_id,

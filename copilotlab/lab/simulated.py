@@ -152,9 +152,9 @@ class SimulatedLab:
         heard = node.listen()
         if node.node_id in self._hanging or self._busy_until.get(node.node_id, 0.0) > self.clock.now():
             return heard
-        before = node.counters["embeddings"]
+        before = node.context.metrics["embeddings"]
         worked = node.work()
-        made = node.counters["embeddings"] - before
+        made = node.context.metrics["embeddings"] - before
         if made and self._cost:
             self._busy_until[node.node_id] = self.clock.now() + made * self._cost
         return heard or worked
@@ -189,7 +189,7 @@ class SimulatedLab:
 
     def embeddings(self) -> int:
         """How many were made by all nodes, also by those that are gone."""
-        return sum(node.counters["embeddings"] for node in self.nodes)
+        return sum(node.context.metrics["embeddings"] for node in self.nodes)
 
     def timeline(self) -> pl.DataFrame:
         """What happened, in order: seconds since the start, node ("lab" for the faults), event, detail."""

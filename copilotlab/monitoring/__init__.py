@@ -1,6 +1,8 @@
-"""What happens on a node, told: a journal for people, counters for machines."""
+"""What happens on a node, told to listeners: a journal for people and counters for machines are two of them."""
 
+from copilotlab.monitoring.happenings import Happening
 from copilotlab.monitoring.journal import Entry, Journal, timeline
+from copilotlab.monitoring.listeners import Listener, Listeners
 from copilotlab.monitoring.metrics import Metrics
 
-__all__ = ["Entry", "Journal", "Metrics", "timeline"]
+__all__ = ["Entry", "Happening", "Journal", "Listener", "Listeners", "Metrics", "timeline"]

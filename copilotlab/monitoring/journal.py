@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from copilotlab.clock import Clock
+from copilotlab.monitoring.happenings import Happening
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The last things that happened on one node, newest last; also sent to the node's logger.
+    """The last things that happened on one node, newest last; also sent to the node's logger. Safe for threads.
 
     limit: how many entries are kept, 10,000 by default: a journal never grows without bound.
     """
@@ -34,16 +35,21 @@ class Journal:
         self._log = logging.getLogger("copilotlab.node")
         self._said: set[str] = set()
 
+    def __call__(self, happening: Happening) -> None:
+        """Write what is to be said of ``happening``; a journal is a listener."""
+        line = happening.line
+        if line is None:
+            return
+        level = line.level
+        if line.once:
+            level = logging.DEBUG if line.event in self._said else level
+            self._said.add(line.event)
+        self.note(line.event, line.detail, level=level)
+
     def note(self, event: str, detail: str = "", *, level: int = logging.DEBUG) -> None:
         """Write one entry."""
         self._entries.append(Entry(self._clock.now(), self._node_id, event, detail))
         self._log.log(level, "node %s: %s %s", self._node_id, event.replace("_", " "), detail)
-
-    def warn_once(self, event: str, detail: str) -> None:
-        """Write an entry each time, but warn in the log only the first time for this ``event``."""
-        level = logging.DEBUG if event in self._said else logging.WARNING
-        self._said.add(event)
-        self.note(event, detail, level=level)
 
     def entries(self) -> list[Entry]:
         """A copy of what is kept."""

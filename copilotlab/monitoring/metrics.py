@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from copilotlab.monitoring.happenings import Happening
+
 
 class Metrics:
     """Counters of one node, by name, safe for threads."""
@@ -13,10 +15,12 @@ class Metrics:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def count(self, name: str, by: int = 1) -> None:
-        """Add ``by`` to the counter ``name``."""
-        with self._lock:
-            self._counts[name] += by
+    def __call__(self, happening: Happening) -> None:
+        """Count ``happening``; the counters are a listener."""
+        if counts := happening.counts:
+            with self._lock:
+                for name, by in counts.items():
+                    self._counts[name] += by
 
     def __getitem__(self, name: str) -> int:
         with self._lock:

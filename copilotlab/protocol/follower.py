@@ -8,16 +8,16 @@ compared, by content, and the repository is right.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from copilotlab.charts import ChartRepository, Heads, Identity, Look, RepositoryError
-from copilotlab.clock import Clock
+from copilotlab.charts import Chart, ChartRepository, Heads, Identity, Look, RepositoryError
 from copilotlab.digest import MODULUS, as_text, digest_of, entry
-from copilotlab.monitoring import Journal, Metrics
+from copilotlab.monitoring.happenings import AnotherCatalogue, Applied, ComparedAnew, EditsLeft, WentBack
+from copilotlab.monitoring.happenings import Skipped as SkippedNow
 from copilotlab.protocol.backlog import Backlog
-from copilotlab.protocol.policy import Policy
+from copilotlab.protocol.context import Context
 from copilotlab.store import VectorStore
 
 DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back
@@ -25,8 +25,12 @@ LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue t
 MOST_MISSING = 5_000  # charts on the backlog, beyond which a comparison costs too much for each heartbeat
 LOOKS_KEPT = 64  # of the last looks, what the repository's digest was
 SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
+HASH = "content_hash"  # the column of what was skipped, where it was edited by hand and no change can be made of it
 TEXT = "text"  # the column of what was skipped, where it was the model that failed
 LONGEST_SKIP = 3600.0  # seconds between two tries of a text that the model fails on
+
+Words = tuple[Chart, int]
+"""A chart as it was read, and the revision at which that was."""
 
 
 class Skipped(NamedTuple):
@@ -57,33 +61,27 @@ class Follower:
 
     def __init__(
         self,
+        context: Context,
         charts: ChartRepository,
         store: VectorStore,
         backlog: Backlog,
         *,
-        policy: Policy,
-        clock: Clock,
-        journal: Journal,
-        counters: Metrics,
         new_patience: float,
         went_back: Callable[[], object],
         is_another: Callable[[Identity], object],
     ) -> None:
+        self._context = context
         self._charts = charts
         self._store = store
         self._backlog = backlog
-        self._policy = policy
-        self._clock = clock
-        self._journal = journal
-        self._counters = counters
         self._new_patience = new_patience
         self._tell_went_back = went_back
         self._tell_is_another = is_another
         self._identity = charts.identity
         self._offset = 0  # by which the repository's digest differs from that of its rows: somebody edited those
-        self._pause = policy.heartbeat_interval
-        self._next_comparison = clock.now()
-        self._doubts_until = clock.now()  # since it went back: the other nodes may not have noticed yet
+        self._pause = context.policy.heartbeat_interval
+        self._next_comparison = context.clock.now()
+        self._doubts_until = context.clock.now()  # since it went back: the other nodes may not have noticed yet
         self.read_to = 0
         """The repository's revision at the last look."""
         self.has_read = False
@@ -95,7 +93,7 @@ class Follower:
         self.dropped = 0
         """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
-        self._digests: dict[int, str] = {}  # by revision, as of the last looks
+        self._looks: deque[tuple[int, str]] = deque(maxlen=LOOKS_KEPT)  # revision and digest at each; revisions grow
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
 
@@ -107,19 +105,58 @@ class Follower:
     @property
     def catalogue(self) -> tuple[int, str]:
         """The repository's revision at the last look, and its digest then; 0 and zeros before the first."""
-        return next(reversed(list(self._digests.items())), (0, as_text(0)))
+        return self._looks[-1] if self._looks else (0, as_text(0))
 
     def contradicts(self, revision: int, digest: str) -> bool:
         """Whether the repository had another digest at that revision: who says so reads another copy of it."""
-        return self._digests.get(revision, digest) != digest
+        return dict(self._looks).get(revision, digest) != digest
 
     def start_over(self) -> None:
         """Take in the whole catalogue at the next look, by content; what was edited by hand becomes a change before."""
-        try:
-            self._stamped.update(self._charts.restamp())
-        except RepositoryError as error:
-            self._journal.warn_once("edits_left", f"what was edited by hand cannot be made a change: {error}")
+        self.adopt_edits()
         self.read_to = 0
+
+    def adopt_edits(self, chart_ids: Iterable[int] | None = None) -> bool:
+        """Make a change of what was edited in the repository by hand, so that all nodes see it; False if it refuses.
+
+        chart_ids: None looks at the whole catalogue.
+        """
+        try:
+            self._stamped.update(self._charts.restamp(chart_ids))
+        except RepositoryError as error:
+            self._context.tell(EditsLeft(str(error)))
+            return False
+        return True
+
+    def changes_since(self, revision: int) -> tuple[Heads, int]:
+        """What changed in the repository after ``revision``, 0 for all, and how many charts left the store by that.
+
+        Where nodes reconcile it is a look. Raises RepositoryError.
+        """
+        if not self._context.policy.reconcile:
+            return self._charts.heads_since(revision), 0
+        return self.look(revision, compare=False), self.dropped
+
+    def read(self, chart_ids: list[int]) -> list[Words]:
+        """The words of these charts, as they are now, in this order. Raises RepositoryError.
+
+        Rows that cannot be read are skipped. What was edited by hand is left out, where nodes reconcile: it becomes a
+        change, which the next look brings like any other.
+        """
+        if not chart_ids:
+            return []
+        changes, unreadable = self._charts.read_many(chart_ids)
+        for row in unreadable.values():
+            self.skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)
+        there = [change for i in chart_ids if (change := changes.get(i)) is not None]
+        edited = {c.chart_id for c in there if c.chart and c.content_hash != c.chart.content_hash}
+        if not self._context.policy.reconcile:
+            edited.clear()
+        if edited and not self.adopt_edits(sorted(edited)):
+            for change in (change for change in there if change.chart_id in edited):
+                reason = "these words were edited by hand, and the repository takes no changes: save the chart again"
+                self.skip(change.chart_id, change.revision, change.content_hash, HASH, reason)
+        return [(c.chart, c.revision) for c in there if c.chart is not None and c.chart_id not in edited]
 
     def look(self, since: int | None = None, *, compare: bool = True) -> Heads:
         """Take in what changed after revision ``since``, by default since the last look; what that was.
@@ -130,28 +167,28 @@ class Follower:
         since = self.read_to if since is None else since
         # Before it is asked: what it then has not, it never had.
         seen = max(self._store.latest, self.read_to, self._backlog.latest)
-        version, asked_at = self._store.version, self._clock.now()
+        version, asked_at = self._store.version, self._context.clock.now()
         look = self._charts.look(since)
         back = look.identity != self._identity or look.revision < seen
         if back:
             since, look = 0, self._charts.look(0)
             self._go_back(look, seen)
-        elif self._clock.now() >= self._doubts_until:
+        elif self._context.clock.now() >= self._doubts_until:
             self._store.trust()
         heads = self._take_in(look, since, back=back)
         self.looked_at = asked_at
-        if compare and self._policy.ordered and since and not self._agrees(look, version):
+        if compare and self._context.policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
         self._try_again()
         return heads
 
     def _take_in(self, look: Look, since: int, *, back: bool = False) -> Heads:
-        now, policy, heads = self._clock.now(), self._policy, look.heads
+        now, policy, heads = self._context.clock.now(), self._context.policy, look.heads
         due = now + (policy.adopt_after if self.has_read else self._new_patience)
         revision, reuse = look.revision, policy.reuse_vectors
         followed = self._store.follow(*heads, since=since, revision=revision, reuse=reuse, back=back)
         self.dropped = len(followed.dropped)
-        self._counters.count("applied", self.dropped)
+        self._context.tell(Applied(self.dropped))
         rows = _rows(heads)
         lacking = {rows[row][0]: rows[row][1:] for row in followed.lacking.tolist()}
         self._skip_on(lacking, rows, whole=since == 0)
@@ -167,11 +204,10 @@ class Follower:
         self._stamped.clear()
         self.read_to = look.revision
         if back or since == 0:
-            self._digests = {}  # of a past that may be lost
-        self._digests.pop(look.revision, None)
-        self._digests[look.revision] = as_text(look.digest)
-        while len(self._digests) > LOOKS_KEPT:
-            del self._digests[next(iter(self._digests))]
+            self._looks.clear()  # they are of a past that may be lost
+        if self._looks and self._looks[-1][0] == look.revision:
+            self._looks.pop()
+        self._looks.append((look.revision, as_text(look.digest)))
         self.has_read = True
         self.compared = since == 0
         if self.compared:
@@ -193,18 +229,17 @@ class Follower:
         """Leave out a chart that cannot be taken in as it is; it is tried again after a while, or once it changes."""
         before = self.skipped.get(chart_id)
         tries = 1 + (before.tries if before is not None and before.revision == revision else 0)
-        again = self._clock.now() + min(LONGEST_SKIP, self._policy.adopt_after * 2.0 ** (tries - 1))
+        again = self._context.clock.now() + min(LONGEST_SKIP, self._context.policy.adopt_after * 2.0 ** (tries - 1))
         self.skipped[chart_id] = Skipped(revision, content_hash, column, reason, again, tries)
         self._backlog.drop([chart_id])
-        self._counters.count("skipped")
-        self._journal.warn_once(f"skipped_{column}", f"chart {chart_id}, revision {revision}: {column}: {reason}")
+        self._context.tell(SkippedNow(chart_id, revision, column, reason))
 
     def _try_again(self) -> None:
         """Give what was skipped another chance: a row once it can be read, a text after a while, what came at once."""
-        now = self._clock.now()
+        now = self._context.clock.now()
         rows = [i for i, skipped in self.skipped.items() if skipped.column != TEXT][:SKIPPED_AGAIN]
-        if rows and (mended := self._charts.read_many(rows).changes):
-            self._stamped.update(self._charts.restamp(mended))  # edited by hand: now all nodes see it as a change
+        mended = self._charts.read_many(rows).changes if rows else {}
+        if mended and self.adopt_edits(mended):
             for chart_id in mended:
                 del self.skipped[chart_id]
         for chart_id, skipped in list(self.skipped.items()):
@@ -229,19 +264,14 @@ class Follower:
             return True  # news came in the meantime: the next look tells
         differs = (look.digest - self._offset - here) % MODULUS != 0
         if not differs:
-            self._pause = self._policy.heartbeat_interval
-        return not differs or self._clock.now() < self._next_comparison
+            self._pause = self._context.policy.heartbeat_interval
+        return not differs or self._context.clock.now() < self._next_comparison
 
     def _compare(self) -> Heads:
         """Take in the whole catalogue, since what was followed is not what is there."""
         self._tell_went_back()
-        self._counters.count("compared_anew")
-        self._journal.note(
-            "compared_anew",
-            f"at revision {self.read_to} this node did not hold what the repository holds",
-            level=logging.WARNING,
-        )
-        self._next_comparison = self._clock.now() + self._pause
+        self._context.tell(ComparedAnew(self.read_to))
+        self._next_comparison = self._context.clock.now() + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         self.has_read = False
         return self._take_in(self._charts.look(0), 0)
@@ -254,18 +284,14 @@ class Follower:
         self._tell_went_back()
         self._backlog.clear()
         self.has_read = False
-        self._doubts_until = self._clock.now() + DOUBT_BEATS * self._policy.heartbeat_interval
+        self._doubts_until = self._context.clock.now() + DOUBT_BEATS * self._context.policy.heartbeat_interval
         if look.identity == self._identity:
-            event = "went_back"
-            detail = f"the repository is at revision {look.revision}, this node was at {seen}"
+            self._context.tell(WentBack(look.revision, seen))
         else:
-            event, shown = "another_catalogue", self._identity.incarnation[:8]
-            detail = f"the repository holds catalogue {look.identity.incarnation[:8]}, and no more {shown}"
+            self._context.tell(AnotherCatalogue(look.identity.incarnation[:8], self._identity.incarnation[:8]))
             self.skipped.clear()
             self._identity = look.identity
             self._tell_is_another(look.identity)
-        self._counters.count(event)
-        self._journal.note(event, f"{detail}: all is compared anew", level=logging.WARNING)
 
     def __repr__(self) -> str:
         return f"Follower(read to {self.read_to}, {len(self._backlog)} charts missing)"

@@ -6,11 +6,12 @@ Nothing here speaks to Redis. What goes in are envelopes, with the time at which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from copilotlab.protocol import events
 
 ALIVE_BEATS = 3  # a node that was silent for so many heartbeats is not asked for anything
-MOST = 1_000  # nodes that are remembered
+MOST = 1_000  # nodes that are remembered, and as many strangers
 
 
 @dataclass(slots=True)
@@ -102,3 +103,37 @@ class Peers:
 
     def __repr__(self) -> str:
         return f"Peers({', '.join(sorted(self._peers)) or 'none'})"
+
+
+class Strangers:
+    """The nodes that read another copy of the catalogue, such as a restored backup.
+
+    Such a one has the same incarnation, and the same key; that it went another way its heartbeats tell.
+    """
+
+    def __init__(self) -> None:
+        self._strangers: set[str] = set()
+        self._told: dict[str, tuple[int, float]] = {}  # the repository's revision that a node told last, and when
+
+    def note(
+        self, source: str, revision: int, now: float, *, read_to: int, looked_at: float | None, differs: bool
+    ) -> None:
+        """Take notice of the revision of the repository that a node has read.
+
+        read_to, looked_at: what this node found there at its last look, and when. differs: whether the repository had
+        another digest at that revision than the node says.
+        """
+        before, heard_at = self._told.get(source, (0, inf))
+        if len(self._told) >= MOST:
+            self._told.clear()
+        self._told[source] = revision, now
+        never_was = looked_at is not None and looked_at > heard_at and min(before, revision) > read_to
+        self._strangers.discard(source)
+        if (never_was or differs) and len(self._strangers) < MOST:
+            self._strangers.add(source)
+
+    def __contains__(self, source: str) -> bool:
+        return source in self._strangers
+
+    def __repr__(self) -> str:
+        return f"Strangers({', '.join(sorted(self._strangers)) or 'none'})"

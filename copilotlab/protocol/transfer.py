@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab.clock import Clock
+from copilotlab.monitoring.happenings import TransferEnded
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.coordinator import Coordinator
 from copilotlab.protocol.pages import PageRefused
-from copilotlab.protocol.policy import Policy
 from copilotlab.store import Record, VectorStore
 
 REQUESTS_AT_ONCE = 4
@@ -44,11 +43,11 @@ class Transfers:
     Safe for the threads of a node.
     """
 
-    def __init__(self, coordinator: Coordinator, store: VectorStore, policy: Policy, clock: Clock) -> None:
+    def __init__(self, coordinator: Coordinator, store: VectorStore) -> None:
         self._coordinator = coordinator
         self._store = store
-        self._clock = clock
-        self.patience = 2 * policy.heartbeat_interval
+        self._clock = coordinator.context.clock
+        self.patience = 2 * coordinator.context.policy.heartbeat_interval
         """Seconds that an answer may take."""
         self._lock = threading.RLock()
         self._peer: str | None = None
@@ -90,7 +89,7 @@ class Transfers:
             return True
 
     def _queue(self, chart_ids: npt.NDArray[np.int64]) -> None:
-        at_once = min(events.MAX_RECORDS, self._coordinator.pages.records(self._coordinator.dim))
+        at_once = min(events.MAX_RECORDS, self._coordinator.link.pages.records(self._coordinator.dim))
         self._ids.extend(chart_ids[start : start + at_once] for start in range(0, len(chart_ids), at_once))
 
     def _go_on(self) -> None:
@@ -109,6 +108,8 @@ class Transfers:
             raise
 
     def _end(self) -> None:
+        if self._peer is not None:
+            self._coordinator.context.tell(TransferEnded(self._peer, self.fetched))
         self._peer = None
         self._ids.clear()
         self._under_way.clear()
@@ -199,7 +200,8 @@ class Transfers:
         return True
 
     def _page(self, question: Question) -> events.RecordPage | events.ManifestPage:
-        fingerprint, bound = self._coordinator.fingerprint, self._coordinator.pages
+        link = self._coordinator.link
+        fingerprint, bound = link.fingerprint, link.pages
         if isinstance(question, events.ManifestWanted):
             after, rows = question.after, bound.manifest_rows
             manifest = self._store.manifest(after, rows + 1)  # one more tells whether there are more

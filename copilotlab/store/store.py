@@ -260,22 +260,39 @@ class VectorStore:
         """Take in again what is newer than the repository was when it went back: who follows it has done so too."""
         self._doubtful_to = -1
 
-    def correct(self, chart_id: int, revision: int, content_hash: bytes | None) -> None:
+    def known(self, chart_id: int) -> tuple[tuple[int, bytes] | None, int | None]:
+        """What is known of one chart: its `head`, and its `tombstone`."""
+        with self._lock:
+            return self.head(chart_id), self._tombstones.get(chart_id)
+
+    def correct(
+        self,
+        chart_id: int,
+        head: tuple[int, bytes] | None,
+        *,
+        removed: int = 0,
+        known: tuple[tuple[int, bytes] | None, int | None],
+    ) -> None:
         """Take the repository's word for one chart, where it is not what the store was told when it followed last.
 
-        It has these words at this revision, and a record of them comes in; or, with None, it has no such chart.
+        head: revision and content hash there, and a record of them comes in; None: it has no such chart, but a
+        tombstone of revision ``removed``, 0 if it has none. known: what was `known` before the repository was asked;
+        where that has changed since, what came is newer than the answer, and nothing is done.
         """
         with self._lock:
             now = self._base()
-            row = now.row_of(chart_id)
-            fits = row is not None and (now.revision(row), now.content_hash(row)) == (revision, content_hash)
+            if (self.head(chart_id), self._tombstones.get(chart_id)) != known:
+                return
+            row, fits = now.row_of(chart_id), self.head(chart_id) == head
             if row is not None and not fits:
                 self._publish(now, dying=[row])
             if self.ordered:
                 self._tombstones.pop(chart_id, None)
                 self._expected.pop(chart_id, None)
-                if content_hash is not None and not fits:
-                    self._expected[chart_id] = (revision, content_hash)
+                if head is not None and not fits:
+                    self._expected[chart_id] = head
+                elif head is None and removed:
+                    self._tombstones[chart_id] = removed
 
     def _expect(self, charts: Mapping[int, tuple[int, bytes]], revision: int) -> None:
         """Move the watermark on: up to ``revision``, only these still come in, with this revision and content."""

@@ -13,7 +13,7 @@ import polars as pl
 
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 from copilotlab.protocol.policy import Policy
 from copilotlab.studies.cache import PROTOCOL, cached
 
@@ -236,7 +236,7 @@ def _a_late_message(lab: SimulatedLab) -> Outcome:
 
 def _an_edit_beside_a_batch(lab: SimulatedLab) -> Outcome:
     tally = _Tally(lab)
-    lab.nodes[0].replica.begin("rebuild")
+    lab.nodes[0].replica.batches.begin("rebuild")
     lab.nodes[0].work()
     lab.note("edit", "n1 changes chart 3, which n0's batch has read already")
     lab.nodes[1].update_chart(simulated_chart(3, "Said while the batch had read the chart already"))

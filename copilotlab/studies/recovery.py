@@ -324,7 +324,7 @@ def _chart(chart_id: int, words: str) -> Chart:
 
 
 def _embeddings(lab: Lab) -> int:
-    return sum(node.counters["embeddings"] for node in lab.nodes)
+    return sum(node.context.metrics["embeddings"] for node in lab.nodes)
 
 
 def _at_rest(nodes: list[Node]) -> bool:

@@ -19,9 +19,9 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.protocol.batch import CHUNKS_PER_WINDOW
-from copilotlab.protocol.coordinator import SILENT_BEATS
+from copilotlab.protocol.link import SILENT_BEATS
 from copilotlab.protocol.policy import Policy, check_policy
+from copilotlab.protocol.worklist import CHUNKS_PER_WINDOW
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}

@@ -39,11 +39,11 @@ def wait(condition, timeout: float = 600.0) -> float:  # type: ignore[no-untyped
 
 
 def moved(nodes: list[Node]) -> float:
-    return sum(n.counters["bytes_published"] + n.counters["bytes_fetched"] for n in nodes) / 1e6
+    return sum(n.context.metrics["bytes_published"] + n.context.metrics["bytes_fetched"] for n in nodes) / 1e6
 
 
 def embedded(nodes: list[Node]) -> int:
-    return sum(node.counters["embeddings"] for node in nodes)
+    return sum(node.context.metrics["embeddings"] for node in nodes)
 
 
 def agree(nodes: list[Node], charts: ChartRepository, timeout: float = 60.0) -> bool:
@@ -122,8 +122,8 @@ def join(count: int) -> tuple[int, float, float]:
         with Node(charts, InstantModel(), server.url, node_id="empty", exact_limit=count) as empty:
             wait(lambda: empty.store.digest == full.store.digest)
             seconds = time.monotonic() - began
-            fetched = empty.counters["bytes_fetched"]
-            assert empty.counters["embeddings"] == 0
+            fetched = empty.context.metrics["bytes_fetched"]
+            assert empty.context.metrics["embeddings"] == 0
         return count, seconds, bare_transfer(server, fetched)
 
 

@@ -89,7 +89,7 @@ class Host:
         return self._nodes[node].journal.entries()
 
     def counters(self) -> dict:
-        return {name: node.counters.as_dict() for name, node in self._nodes.items()}
+        return {name: node.context.metrics.as_dict() for name, node in self._nodes.items()}
 
     def manifest(self, node: str) -> list[tuple[int, int, str, str]]:
         held = self._nodes[node].store.manifest()

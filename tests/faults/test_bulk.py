@@ -11,7 +11,7 @@ from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy
 from copilotlab.lab.instant import InstantModel
-from copilotlab.protocol.coordinator import BULK
+from copilotlab.protocol.keys import BULK
 from copilotlab.protocol.pages import LEAST_PAGE_BYTES
 
 DIM = 384
@@ -52,8 +52,8 @@ def test_a_reader_that_sleeps_loses_nothing_and_slows_nobody(count, notes):
             wait_until(lambda: drive(sleeper, holder), "the sleeper has all", limit=300)
             caught_up = time.monotonic() - woke
 
-            assert sleeper.counters["outages"] == 0
-            assert sum(node.counters["embeddings"] for node in (holder, reader, sleeper)) == count
+            assert sleeper.context.metrics["outages"] == 0
+            assert sum(node.context.metrics["embeddings"] for node in (holder, reader, sleeper)) == count
             sleeper.stop()
         notes.append(
             f"{count:,} records of {DIM} floats ({4 * DIM * count / 1e6:,.0f} MB) in one batch, past a reader that "
@@ -96,9 +96,9 @@ def test_a_server_that_takes_one_megabyte_takes_all_that_nodes_put_there(count, 
                 charts.save(Chart(chart_id=1, title="Other words"))
                 full.rebuild()
                 wait_for_rest(full, empty)
-        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
-        assert [node.counters["pages_refused"] for node in (full, empty)] == [0, 0]
-        assert (full.counters["embeddings"], empty.counters["embeddings"]) == (count + 1, 0)
+        assert [node.context.metrics["outages"] for node in (full, empty)] == [0, 0]
+        assert [node.context.metrics["pages_refused"] for node in (full, empty)] == [0, 0]
+        assert (full.context.metrics["embeddings"], empty.context.metrics["embeddings"]) == (count + 1, 0)
 
 
 def test_what_a_real_server_does_to_a_page_that_is_too_large_is_understood(monkeypatch):
@@ -114,9 +114,9 @@ def test_what_a_real_server_does_to_a_page_that_is_too_large_is_understood(monke
             with empty:
                 wait_for_rest(full, empty)
                 assert len(empty.store) == 200
-        assert 0 < full.counters["pages_refused"] <= 4
-        assert full.coordinator.pages.bytes < 2 * 1024 * 1024
-        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
+        assert 0 < full.context.metrics["pages_refused"] <= 4
+        assert full.coordinator.link.pages.bytes < 2 * 1024 * 1024
+        assert [node.context.metrics["outages"] for node in (full, empty)] == [0, 0]
 
 
 @pytest.mark.parametrize("manner", ["says so", "cuts the line"])
@@ -129,7 +129,7 @@ def test_a_refusal_for_size_is_met_with_smaller_pages_and_is_no_outage(manner, c
         with full:
             full.wait_complete(60)
             wait_for_rest(full)
-            before = full.counters["pages_refused"]
+            before = full.context.metrics["pages_refused"]
             assert 0 < before <= 6  # from 512 KB to below 100,000 in three steps, each tried twice at most
             with empty:
                 wait_for_rest(full, empty)
@@ -137,13 +137,13 @@ def test_a_refusal_for_size_is_met_with_smaller_pages_and_is_no_outage(manner, c
                 charts.save_many([Chart(chart_id=i, title=f"Other words {i}") for i in range(2_000)])
                 empty.rebuild()
                 wait_for_rest(full, empty)
-        assert line.refused == full.counters["pages_refused"] + empty.counters["pages_refused"]
-        assert full.counters["pages_refused"] == before  # what was learned is kept
-        assert full.coordinator.pages.bytes < 100_000
-        assert [node.counters["outages"] for node in (full, empty)] == [0, 0]
-        assert full.counters["gaps"] == 0  # what was refused counts as not said
-        assert empty.counters["pages_refused"] > 0
-        assert full.counters["embeddings"] + empty.counters["embeddings"] == count + 2_000
+        assert line.refused == full.context.metrics["pages_refused"] + empty.context.metrics["pages_refused"]
+        assert full.context.metrics["pages_refused"] == before  # what was learned is kept
+        assert full.coordinator.link.pages.bytes < 100_000
+        assert [node.context.metrics["outages"] for node in (full, empty)] == [0, 0]
+        assert full.context.metrics["gaps"] == 0  # what was refused counts as not said
+        assert empty.context.metrics["pages_refused"] > 0
+        assert full.context.metrics["embeddings"] + empty.context.metrics["embeddings"] == count + 2_000
         said = [r for r in caplog.records if "pages refused" in r.getMessage() and "from now on" in r.getMessage()]
         assert {r.getMessage().split()[1] for r in said} == {"full:", "empty:"}
         assert len(said) == 2
@@ -154,7 +154,7 @@ def test_a_server_that_takes_no_page_at_all_is_away_and_the_node_answers(caplog)
     with LocalRedis() as server, RequestLimit(server.endpoint, LEAST_PAGE_BYTES // 2, "says so") as line:
         with Node(charts, model, line.url, policy=Policy(redis_timeout=5.0, chunk_size=512), node_id="a") as node:
             node.wait_complete(60)
-            wait_until(lambda: node.counters["outages"] > 0, "the smallest page is refused, too")
+            wait_until(lambda: node.context.metrics["outages"] > 0, "the smallest page is refused, too")
             assert "max request size exceeded" in caplog.text
             assert node.search("revenue", k=3).height == 3
-        assert node.counters["pages_refused"] > 0
+        assert node.context.metrics["pages_refused"] > 0

@@ -52,7 +52,7 @@ def live_a_little(redis, charts: ChartRepository, **options) -> None:
             wait_for_rest(a, b, c)
             assert sorted(c.store.manifest().chart_ids.tolist()) == [1]
         for node in (a, b, c):
-            assert (node.counters["refusals"], node.counters["outages"]) == (0, 0), node.journal.entries()
+            assert (node.context.metrics["refusals"], node.context.metrics["outages"]) == (0, 0), node.journal.entries()
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_an_access_list_that_is_cut_short_and_mended_costs_nothing_but_time(serv
         # the server cuts whoever listens to what it forbids from now on: that is an outage, of one look
         most = 1 if "channels" in gone else 0
         for node in (a, b):
-            assert node.counters["refusals"] == 1
-            assert node.counters["outages"] <= most, node.journal.entries()
+            assert node.context.metrics["refusals"] == 1
+            assert node.context.metrics["outages"] <= most, node.journal.entries()
             assert "access list" in node.status()["redis_reason"]
 
         allow(server, "copilot", "~vector:*", "&chart-*", "+publish +set")
@@ -121,7 +121,7 @@ def test_an_access_list_that_is_cut_short_and_mended_costs_nothing_but_time(serv
         wait_for_rest(a, b)
         assert sorted(a.store.manifest().chart_ids.tolist()) == [1, 2]
         assert a.store.digest == b.store.digest
-        assert sum(node.counters["embeddings"] for node in (a, b)) == 2, "what each had made was handed over"
+        assert sum(node.context.metrics["embeddings"] for node in (a, b)) == 2, "what each had made was handed over"
 
 
 def test_two_users_with_two_namespaces_do_not_hear_each_other(server):
@@ -253,7 +253,7 @@ def test_many_nodes_of_one_process_count_one_outage_each_and_do_not_shout(notes)
             wait_for_rest(*nodes)
             server.kill()
             wait_until(lambda: not any(node.coordinator.connected for node in nodes), "all have noticed")
-            heard = sum(node.counters["received"] for node in nodes)
+            heard = sum(node.context.metrics["received"] for node in nodes)
             server.start(keep_data=False)
             wait_until(lambda: all(node.coordinator.connected for node in nodes), "all are back")
             seconds = wait_until(
@@ -262,9 +262,9 @@ def test_many_nodes_of_one_process_count_one_outage_each_and_do_not_shout(notes)
                 ),
                 "all agree",
             )
-            heard = sum(node.counters["received"] for node in nodes) - heard
+            heard = sum(node.context.metrics["received"] for node in nodes) - heard
             told = {entry.detail for node in nodes for entry in node.journal.entries() if entry.event == "redis_away"}
-            assert [node.counters["outages"] for node in nodes] == [1] * count, told
+            assert [node.context.metrics["outages"] for node in nodes] == [1] * count, told
             assert heard < 12 * count * count, "not the cube of their number"
         finally:
             for node in nodes:

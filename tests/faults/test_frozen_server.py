@@ -31,8 +31,8 @@ def test_a_frozen_server_costs_the_first_update_alone(notes):
 
         assert {outcome for outcome, _ in before} == {"published"}
         assert {outcome for outcome, _ in frozen} == {"local"}
-        assert node.counters["outages"] == 1
-        assert node.counters["embeddings"] == 2 * UPDATES
+        assert node.context.metrics["outages"] == 1
+        assert node.context.metrics["embeddings"] == 2 * UPDATES
         first, *after = (1000 * seconds for _, seconds in frozen)
         notes.append(
             f"`update_chart` on a server that is frozen (redis_timeout {policy.redis_timeout:g} s): the first call "

@@ -14,8 +14,8 @@ from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, lo
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lab import FAULTS, FragileModel, NotConverged
 from copilotlab.protocol.carrier import CarrierRefused
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
 from copilotlab.protocol.events import DELETIONS, UPDATES
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS, WAS_DOWN
 
 # A busy machine stalls for a while; that is no outage here.
 QUICK = Policy(probe_interval=0.05, heartbeat_interval=0.1, redis_timeout=1.0)
@@ -47,7 +47,7 @@ def lab():
 
 
 def embeddings(lab):
-    return sum(node.counters["embeddings"] for node in lab.nodes)
+    return sum(node.context.metrics["embeddings"] for node in lab.nodes)
 
 
 def test_a_lab_starts_with_all_charts_in_every_node(lab):
@@ -97,7 +97,7 @@ def test_a_frozen_server_delays_one_call_and_no_other(lab):
     outcomes = [lab.nodes[0].update_chart(chart(7, f"Espresso number {number}")).outcome for number in range(20)]
 
     assert outcomes == ["local"] * 20
-    assert lab.nodes[0].counters["outages"] == 1
+    assert lab.nodes[0].context.metrics["outages"] == 1
     lab.redis.resume()
     lab.wait_converged()
 
@@ -131,7 +131,7 @@ def test_a_batch_whose_holder_was_killed_is_taken_over():
     with Lab(nodes=3, model="hash", charts=catalogue(200), policy=policy) as lab:
         wait_for_rest(*lab.nodes)
         holder = lab.nodes[0]
-        assert holder.coordinator.take_lease()
+        assert holder.coordinator.lease.take()
         assert lab.nodes[1].update_chart(chart(7, "Espresso consumption")).outcome == "deferred"
         lab.kill(0)
 
@@ -146,7 +146,7 @@ def test_rubbish_on_the_channels_is_counted_and_dropped(lab):
             client.publish(channel, payload)
     node = lab.nodes[1]
 
-    wait_until(lambda: node.counters["dropped_version"] + node.counters["dropped_malformed"] == 8)
+    wait_until(lambda: node.context.metrics["dropped_version"] + node.context.metrics["dropped_malformed"] == 8)
     lab.nodes[0].update_chart(chart(7, "Espresso consumption"))
     lab.wait_converged()
     assert node.running
@@ -162,12 +162,12 @@ def test_two_namespaces_on_one_server_never_mix():
         with first, second, other:
             wait_for_rest(first, other)
             wait_for_rest(second)
-            lease = first.coordinator.take_lease()
+            lease = first.coordinator.lease.take()
             assert second.coordinator.flags().batch_holder is None
-            first.coordinator.release_lease(lease, recovered=True)
+            first.coordinator.lease.release(lease, recovered=True)
             first.update_chart(chart(7))
             wait_until(lambda: 7 in other.store)
-            assert second.counters["applied"] == 0
+            assert second.context.metrics["applied"] == 0
             assert second.status()["peers"] == 0
 
 
@@ -181,9 +181,9 @@ def test_two_models_in_one_namespace_never_mix():
         with small, large:
             wait_for_rest(small)
             wait_for_rest(large)
-            dropped = large.counters["dropped_foreign_model"]
+            dropped = large.context.metrics["dropped_foreign_model"]
             small.update_chart(chart(7))
-            wait_until(lambda: large.counters["dropped_foreign_model"] > dropped)
+            wait_until(lambda: large.context.metrics["dropped_foreign_model"] > dropped)
             wait_until(
                 lambda: large.status()["lag"] == 1
             )  # it sees that it lacks the chart: what it heard did not help
@@ -365,7 +365,7 @@ def test_stopping_a_node_ends_the_rebuild_that_somebody_waits_for():
         waiting.join(timeout=10)
 
         assert results[0].outcome == "cancelled"
-        assert node.counters["batches"] == 1
+        assert node.context.metrics["batches"] == 1
         assert not server.client().exists(BATCH_IN_PROGRESS)
 
 

@@ -26,7 +26,7 @@ from copilotlab import Chart, ChartRepository, Lab, LocalRedis, Node, Policy, lo
 from copilotlab.charts import RepositoryError
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lifetime import Bell, Latch
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 
 LIMIT = 60.0  # seconds for a process, or for what is waited for; no test waits for it to pass
 QUICK = Policy(
@@ -240,8 +240,8 @@ while True:
     node = Node(catalogue(40), model, url, policy=Policy(redis_timeout=1.0, heartbeat_interval=0.05)).start()
     node.rebuild()
     owners = {"node": node, "replica": node.replica, "coordinator": node.coordinator, "store": node.store,
-              "counters": node.counters, "details": node._details, "backlog": node.replica.backlog,
-              "transfers": node.replica.transfers, "carrier": node.coordinator._carrier}
+              "counters": node.context.metrics, "details": node._details, "backlog": node.replica.backlog,
+              "transfers": node.replica.transfers, "carrier": node.coordinator.link.carrier}
     found = [(part, attribute) for part, owner in owners.items()
              for attribute, value in sorted(vars(owner).items()) if isinstance(value, kinds)]
     if number == len(found):
@@ -275,7 +275,7 @@ def test_a_signal_handler_may_stop_a_node_while_the_code_that_it_interrupts_hold
         out, errors = process.communicate(timeout=2 * LIMIT)
     assert (process.returncode, errors) == (0, "")
     took = {name: float(seconds) for name, seconds in map(str.split, out.splitlines())}
-    assert {"coordinator._speaking", "counters._lock", "store._lock"} <= took.keys()
+    assert {"link.speaking", "counters._lock", "store._lock"} <= took.keys()
     assert max(took.values()) < 5.0, took  # it states 1 s; the machine is shared
 
 
@@ -408,7 +408,7 @@ def test_a_worker_that_meets_what_it_does_not_know_says_so_and_goes_on(server, c
     with Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="a") as node:
         node.wait_complete(timeout=LIMIT)
         monkeypatch.setattr(ChartRepository, "look", lambda self, since=None: [].pop())
-        wait_until(lambda: node.counters["steps_failed"] >= 3)
+        wait_until(lambda: node.context.metrics["steps_failed"] >= 3)
         status = node.status()
         assert status["state"] == "running"
         assert "work: IndexError('pop from empty list') at " in status["trouble"]
@@ -555,7 +555,7 @@ def read_all(descriptor, limit=LIMIT):
 
 
 def who(node):
-    return [node.node_id, node.coordinator.session]
+    return [node.node_id, node.coordinator.link.session]
 
 
 def test_a_node_made_before_a_fork_is_another_one_in_each_child_and_all_follow_each_other(server, tmp_path):
@@ -571,7 +571,7 @@ def test_a_node_made_before_a_fork_is_another_one_in_each_child_and_all_follow_e
             chart_id = 1_000 + os.getpid()
             outcome = named.update_chart(Chart(chart_id=chart_id, title=f"Made by {chart_id}")).outcome
             wait_until(lambda: len(named.store) == 23)  # 20, and one of each child
-            return [who(named), who(unnamed), outcome, named.counters["embeddings"], named.store.digest]
+            return [who(named), who(unnamed), outcome, named.context.metrics["embeddings"], named.store.digest]
 
     with forked(work) as first, forked(work) as second, forked(work) as third:
         found = [first(), second(), third()]
@@ -743,8 +743,8 @@ def app(environ, start_response):
     if "title" in asked:
         node.update_chart(Chart(chart_id=int(asked["id"]), title=asked["title"]))
     found = node.search(asked["q"], k=1)["title"].to_list()
-    said = {"name": node.node_id, "found": found, "charts": len(node.store), "made": node.counters["embeddings"],
-            "session": node.coordinator.session, "running": node.running}
+    said = {"name": node.node_id, "found": found, "charts": len(node.store), "made": node.context.metrics["embeddings"],
+            "session": node.coordinator.link.session, "running": node.running}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(said).encode()]
 """

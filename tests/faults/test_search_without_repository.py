@@ -37,7 +37,7 @@ def test_a_repository_that_hangs_costs_titles_and_no_answer():
 
         assert [None if frame is None else frame["chart_id"][0] for frame in frames] == [1, 2, 3]
         assert frames[0]["title"].to_list() == [None] * 3
-        assert lab.nodes[1].counters["details_missing"] > 0
+        assert lab.nodes[1].context.metrics["details_missing"] > 0
     finally:
         charts.gate.mend()
         lab.close()

@@ -105,8 +105,8 @@ def test_nodes_agree_again_after_a_master_that_was_lost(watched, go):
     a, b = (node_on(client, name, charts, policy=QUICK) for client, name in zip(clients, "ab", strict=True))
     with a, b:
         wait_for_rest(a, b)
-        assert a.coordinator.address.startswith("redis-sentinel://127.0.0.1:")
-        assert a.coordinator.address.endswith("/charts/0")
+        assert a.coordinator.link.address.startswith("redis-sentinel://127.0.0.1:")
+        assert a.coordinator.link.address.endswith("/charts/0")
         assert a.update_chart(Chart(chart_id=1, title="Revenue by region")).outcome == "published"
         going = go(watched)
         if going is not None:
@@ -130,6 +130,6 @@ def test_nodes_agree_again_after_a_master_that_was_lost(watched, go):
         wait_for_rest(a, b)
         assert sorted(b.store.manifest().chart_ids.tolist()) == [1, 2, 3, 4]
         assert a.store.digest == b.store.digest
-        assert [node.counters["refusals"] for node in (a, b)] == [0, 0]
+        assert [node.context.metrics["refusals"] for node in (a, b)] == [0, 0]
     for client in clients:
         client.close()

@@ -108,7 +108,7 @@ def test_nodes_that_switch_one_after_the_other_fetch_what_the_first_embedded(lab
 
 
 def test_a_switch_without_redis_is_done_by_each_node_alone(lab):
-    before = [node.counters["embeddings"] for node in lab.nodes]
+    before = [node.context.metrics["embeddings"] for node in lab.nodes]
     lab.redis.kill()
     wait_until(lambda: not any(node.coordinator.connected for node in lab.nodes))
 
@@ -120,7 +120,7 @@ def test_a_switch_without_redis_is_done_by_each_node_alone(lab):
     for node in lab.nodes[1:]:
         node.switch_model(load_embedder("hash", dim=128))
     lab.wait_converged()
-    made = [node.counters["embeddings"] - number for node, number in zip(lab.nodes, before, strict=True)]
+    made = [node.context.metrics["embeddings"] - number for node, number in zip(lab.nodes, before, strict=True)]
     assert made == [200, 0, 0]
 
 

@@ -85,5 +85,5 @@ def test_a_server_with_tls_that_is_away_is_away(start, certificates):
     server.kill()
     node = node_on(url, "a", ChartRepository())
     assert not node.connect()
-    assert (node.status()["redis"], node.counters["refusals"]) == ("away", 0)
+    assert (node.status()["redis"], node.context.metrics["refusals"]) == ("away", 0)
     assert not node_on(url_of(server), "b", ChartRepository()).connect()

@@ -45,13 +45,7 @@ BUGS = (
     Bug(
         "no epoch check on receipt",
         "what a holder said before it lost its lease arrives late, and its old manifest is obeyed",
-        (
-            Edit(
-                "protocol/replica.py",
-                "if epoch <= self._accepted[1]:\n            return False",
-                "if False:\n            return False",
-            ),
-        ),
+        (Edit("protocol/view.py", "return epoch > known or epoch == known == 0", "return True"),),
     ),
     Bug(
         "flag deleted unconditionally",
@@ -106,7 +100,7 @@ BUGS = (
         "the rebuild that is owed after a lost memory never comes",
         (
             Edit("protocol/batch.py", 'self.kind == "rebuild" and self.whole', 'self.kind == "rebuild"'),
-            Edit("protocol/replica.py", "if lease is not None and lease.owed:", "if False:"),
+            Edit("protocol/batches.py", "if grant is not None and grant.owed:", "if False:"),
         ),
     ),
     Bug(
@@ -140,28 +134,16 @@ BUGS = (
         (
             Edit("protocol/peers.py", "        return missed\n", "        return False\n"),
             Edit("protocol/peers.py", "        return settled\n", "        return False\n"),
-            Edit(
-                "protocol/replica.py",
-                "                self._suspects[ANYBODY] = None\n                self._hand_over()\n",
-                "                self._hand_over()\n",
-            ),
-            Edit(
-                "protocol/replica.py",
-                "            self._suspects[ANYBODY] = None\n        self._heard_at = now\n",
-                "        self._heard_at = now\n",
-            ),
+            Edit("protocol/view.py", "            if suspect_all:\n", "            if False:\n"),
+            Edit("protocol/view.py", "            if slept:\n", "            if False:\n"),
         ),
     ),
     Bug(
         "nothing handed over, and no peer asked",
         "what was embedded while Redis was away is embedded again",
         (
-            Edit("protocol/replica.py", "if number >= HANDED_OVER:", "if number >= 0:"),
-            Edit(
-                "protocol/replica.py",
-                "peers.alive(now):\n            if (peer.node_id, question) in self._asked",
-                "peers.alive(now)[:0]:\n            if (peer.node_id, question) in self._asked",
-            ),
+            Edit("protocol/outbox.py", "if number >= HANDED_OVER:", "if number >= 0:"),
+            Edit("protocol/inquiry.py", "        for peer in left:\n", "        for peer in left[:0]:\n"),
         ),
     ),
     Bug(
@@ -169,21 +151,27 @@ BUGS = (
         "a new node that rebuilds after a lost memory embeds what others hold, who are not back yet",
         (
             Edit(
-                "protocol/replica.py",
-                "if not batch.has_asked and self",
-                "if batch.has_asked:\n            return True\n        if self",
+                "protocol/inquiry.py",
+                "if not self.has_asked and self",
+                "if self.has_asked:\n            return True\n        if self",
             ),
         ),
     ),
     Bug(
         "a batch does not wait for its own word",
         "it embeds what was said before it began, and is not received yet",
-        (Edit("protocol/replica.py", "self.coordinator.echoed < batch.announced or answered", "answered"),),
+        (Edit("protocol/inquiry.py", "self._coordinator.echoed < self._announced or answered", "answered"),),
     ),
     Bug(
         "silence by the clock",
         "a node that lags behind takes the others for silent, and embeds what is on its way to it",
-        (Edit("protocol/coordinator.py", "        return self._heard_to\n", "        return self.clock.now()\n"),),
+        (
+            Edit(
+                "protocol/coordinator.py",
+                "        return self._heard_to\n",
+                "        return self.context.clock.now()\n",
+            ),
+        ),
     ),
     Bug(
         "a batch without its lease is admitted",
@@ -200,8 +188,8 @@ BUGS = (
         "a change left to a batch that has passed it, or that dies, waits until somebody adopts it",
         (
             Edit(
-                "protocol/replica.py",
-                "self.backlog.add(chart_id, revision, self.clock.now() + patience)",
+                "protocol/changes.py",
+                "self._backlog.add(chart_id, revision, self._context.clock.now() + patience)",
                 "pass",
             ),
         ),
@@ -211,9 +199,9 @@ BUGS = (
         "what was changed by nobody who told is never found",
         (
             Edit(
-                "protocol/replica.py",
-                "            self.follower.look()\n",
-                "            self.has_read or self.follower.look()\n",
+                "protocol/sync.py",
+                "            self._follower.look()\n",
+                "            self._follower.has_read or self._follower.look()\n",
             ),
         ),
     ),
@@ -222,7 +210,7 @@ BUGS = (
         "a chart deleted by nobody who told is found for ever",
         (
             Edit("store/store.py", "gone = (deleted & (held >= 0) & (held <= revisions)) | (", "gone = ("),
-            Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),
+            Edit("protocol/follower.py", "if compare and self._context.policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
@@ -242,8 +230,8 @@ BUGS = (
         (
             Edit(
                 "node.py",
-                'return UpdateResult("published" if told else "local", revision)\n\n    def _spread_deletion',
-                'return UpdateResult("published", revision)\n\n    def _spread_deletion',
+                'outcome: Outcome = "published" if told else "local"',
+                'outcome: Outcome = "published"',
             ),
         ),
     ),
@@ -255,14 +243,14 @@ BUGS = (
     Bug(
         "the repository is followed by its revisions alone",
         "one that was restored and written past its old revision leaves charts of a past that it has not",
-        (Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),),
+        (Edit("protocol/follower.py", "if compare and self._context.policy.ordered and since and", "if False and"),),
     ),
     Bug(
         "what the repository has said does not outrank a peer",
         "a record of words that it has not, at a revision that it has, stays for ever",
         (
             Edit("store/store.py", "if rank[0] <= max(self._watermark, self._doubtful_to):", "if False:"),
-            Edit("protocol/follower.py", "if compare and self._policy.ordered and since and", "if False and"),
+            Edit("protocol/follower.py", "if compare and self._context.policy.ordered and since and", "if False and"),
         ),
     ),
     Bug(
@@ -288,8 +276,8 @@ BUGS = (
         "one row that was edited by hand, and a new node stays empty",
         (
             Edit(
-                "protocol/batch.py",
-                "self._skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)",
+                "protocol/follower.py",
+                "self.skip(row.chart_id, row.revision, row.content_hash, row.column, row.reason)",
                 "raise ValueError(row.reason)",
             ),
         ),
@@ -303,19 +291,31 @@ BUGS = (
         "what was skipped is skipped for ever",
         "a row that was mended never comes in",
         (
-            Edit("protocol/follower.py", "self._charts.restamp(mended)", "mended.clear()"),
+            Edit("protocol/follower.py", "if mended and self.adopt_edits(mended):", "if False:"),
             Edit("protocol/follower.py", "now >= skipped.again", "False"),
         ),
     ),
     Bug(
         "a batch does not wait for what others have claimed",
         "the same script run twice: a rebuild that publishes nothing, and says that all went well",
-        (Edit("protocol/batch.py", "                self._left.append(item)\n", ""),),
+        (Edit("protocol/worklist.py", "                self._left.append(item)\n", ""),),
+    ),
+    Bug(
+        "what was deleted while it was made comes back",
+        "a chart that is deleted while its update hangs is found again, by nodes that have seen the deletion",
+        (
+            Edit("store/store.py", "                elif head is None and removed:\n", "                elif False:\n"),
+            Edit(
+                "protocol/changes.py",
+                " and self._correct(chart.chart_id) == head:",
+                " and (self._correct(chart.chart_id), True):",
+            ),
+        ),
     ),
     Bug(
         "a batch waits for its peers for ever",
         "as long as somebody comes under a new name and answers nothing, nothing is embedded",
-        (Edit("protocol/replica.py", "if silent >= LONGEST_SILENCE * self.transfers.patience:", "if False:"),),
+        (Edit("protocol/inquiry.py", "if silent >= LONGEST_SILENCE * transfers.patience:", "if False:"),),
     ),
 )
 

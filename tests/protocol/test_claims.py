@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN, Need
+from copilotlab.protocol.coordinator import Need
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS, WAS_DOWN
 
 
 def quiet(c):
@@ -53,7 +54,7 @@ def test_a_batch_whose_lease_is_gone_embeds_nothing(cluster, make_chart):
     c = cluster(2)
     before = quiet(c)
     c.charts.save(make_chart(7))
-    batch = c.nodes[0].replica.begin("rebuild", ask_peers=False)
+    batch = c.nodes[0].replica.batches.begin("rebuild", ask_peers=False)
     c.nodes[0].work()  # has read the catalogue
     c.redis.forget()  # the lease, and who claimed what
 
@@ -78,7 +79,7 @@ def test_a_rebuild_is_not_over_before_what_another_node_claimed_is_there(cluster
     c = cluster(2)
     before = quiet(c)
     claimed_by(c, make_chart(7))
-    batch = c.nodes[1].replica.begin("rebuild")
+    batch = c.nodes[1].replica.batches.begin("rebuild")
     c.run(5)
     assert not batch.over, "the node that claimed it lives, and may yet send it"
 
@@ -96,9 +97,9 @@ def test_what_was_claimed_by_a_node_that_is_gone_is_made_at_once(cluster, make_c
     c.nodes[0].stop()
     c.nodes.pop(0)
     c.carriers.pop(0)
-    batch = c.nodes[0].replica.begin("rebuild")
+    batch = c.nodes[0].replica.batches.begin("rebuild")
     c.run(4)
 
-    assert (batch.result.outcome, batch.embedded) == ("published", 1)
+    assert (batch.result.outcome, batch.tally.embedded) == ("published", 1)
     assert c.agree()
     assert c.embeddings() == before + 1

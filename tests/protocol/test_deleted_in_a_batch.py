@@ -22,7 +22,7 @@ def test_what_was_deleted_since_the_catalogue_was_read_is_not_embedded_again(mon
         assert 1 not in world.nodes[0].store
         return changes
 
-    world.nodes[0].replica.begin("rebuild")
+    world.nodes[0].replica.batches.begin("rebuild")
     monkeypatch.setattr(world.charts, "heads_since", read_and_meanwhile_delete)
     world.work(0)
 

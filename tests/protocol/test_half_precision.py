@@ -29,7 +29,7 @@ def test_nodes_agree_on_rounded_vectors_and_half_the_bytes_travel() -> None:
     for lab in (whole, half):
         assert len({node.store.digest for node in lab.nodes}) == 1
         assert len(lab.nodes[2].store) == 299
-        assert sum(node.counters["embeddings"] for node in lab.nodes) == 300
+        assert sum(node.context.metrics["embeddings"] for node in lab.nodes) == 300
     vector = half.nodes[2].store.get(7).vector
     assert vector.tobytes() == vector.astype(np.float16).astype(np.float32).tobytes()
     assert abs(vector - whole.nodes[2].store.get(7).vector).max() < 2**-11

@@ -13,7 +13,8 @@ from world import POLICY, World
 
 from copilotlab import Policy
 from copilotlab.lab.simulated import SimulatedLab, simulated_chart
-from copilotlab.protocol.coordinator import SILENT_BEATS, WAS_DOWN
+from copilotlab.protocol.keys import WAS_DOWN
+from copilotlab.protocol.link import SILENT_BEATS
 
 SILENCE = SILENT_BEATS * POLICY.heartbeat_interval + POLICY.redis_timeout  # then a holder is taken for dead
 ASKING = 6 * POLICY.heartbeat_interval  # the next one asks all others for what they have, before it makes anything
@@ -38,7 +39,7 @@ def test_another_node_finishes_the_batch_within_three_heartbeats_and_one(
     for chart_id in range(1, charts + 1):
         w.charts.save(w.chart(chart_id))
     holder = w.nodes[0]
-    holder.replica.begin("rebuild")
+    holder.replica.batches.begin("rebuild")
     if fate == "dies over an operation":
         w.carriers[0].crash_in, w.carriers[0].after = operation, after
     for _ in range(steps):
@@ -92,7 +93,7 @@ def test_after_an_interrupt_nothing_is_left_of_the_batch_and_the_next_one_begins
 
     assert node.status()["batch"] == ""
     assert other.coordinator.flags().batch_holder is None
-    assert node.counters["batches"] == 1
+    assert node.context.metrics["batches"] == 1
     assert (result := node.rebuild()).outcome == "published", result
     assert len(node.store) == 199
 
@@ -105,7 +106,7 @@ def slow() -> SimulatedLab:
     lab = SimulatedLab(3, Policy(batch_timeout=60, chunk_size=2), seconds_per_text=1.0, tick=0.25)
     lab.run(5)
     lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, 101)])
-    lab.nodes[0].replica.begin("rebuild")
+    lab.nodes[0].replica.batches.begin("rebuild")
     lab.run(10)
     assert held_by(lab) == "n0"
     return lab
@@ -172,7 +173,7 @@ def test_as_written_only_time_ends_a_lease(fate) -> None:
     lab = SimulatedLab(3, Policy.seed(batch_timeout=60, chunk_size=2), seconds_per_text=1.0, tick=0.25)
     lab.run(5)
     lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, 101)])
-    lab.nodes[0].replica.begin("rebuild")
+    lab.nodes[0].replica.batches.begin("rebuild")
     lab.run(10)
     holder = held_by(lab)
     assert holder is not None

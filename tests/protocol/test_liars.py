@@ -10,7 +10,7 @@ import pytest
 
 from copilotlab import Node, Policy
 from copilotlab.protocol import events
-from copilotlab.protocol.coordinator import BULK
+from copilotlab.protocol.keys import BULK
 from copilotlab.store import Manifest
 
 HUGE = events.LARGEST
@@ -103,7 +103,7 @@ def test_a_peer_that_never_says_what_it_holds_does_not_keep_others_from_being_as
             c.nodes[0].update_chart(make_chart(1, "Other words"))
             c.carriers[1].arrived.clear()  # lost: a gap tells, and the repository
 
-    assert c.nodes[1].counters["gaps"] >= 20
+    assert c.nodes[1].context.metrics["gaps"] >= 20
     assert c.agree()
 
 
@@ -118,7 +118,7 @@ def test_a_manifest_that_never_ends_ends(c):
         liar.say(events.BulkReady(question.bulk), to=source)
 
     living_beside(c, liar, 10, answer)
-    assert c.nodes[0].counters["dropped_malformed"] > 0
+    assert c.nodes[0].context.metrics["dropped_malformed"] > 0
     living_beside(c, liar, 10)  # now it is silent when asked
     c.settle(10)
     assert c.agree()
@@ -139,7 +139,7 @@ def test_pages_of_records_that_never_end_end(c):
 
     living_beside(c, liar, 10, answer)
     assert asked
-    assert c.nodes[0].counters["dropped_malformed"] > 0
+    assert c.nodes[0].context.metrics["dropped_malformed"] > 0
     living_beside(c, liar, 10)
     c.settle(10)
     assert c.agree()
@@ -155,7 +155,7 @@ def test_a_batch_of_an_epoch_that_nobody_took_is_not_obeyed(c, epoch):
     c.deliver()
 
     assert [node.store.digest for node in c.nodes] == before
-    assert all(node.counters["dropped_epoch"] == 2 for node in c.nodes)
+    assert all(node.context.metrics["dropped_epoch"] == 2 for node in c.nodes)
     c.settle(10)
     assert c.agree()
 
@@ -164,12 +164,12 @@ def test_what_was_never_asked_is_not_fetched(c):
     liar = Liar(c)
     bulk = secrets.token_hex(16)
     liar.put(bulk, b"\x02" + bytes(1_000))
-    fetched = [node.counters["bytes_fetched"] for node in c.nodes]
+    fetched = [node.context.metrics["bytes_fetched"] for node in c.nodes]
     for node in c.nodes:
         liar.say(events.BulkReady(bulk), to=node.node_id)
     c.deliver()
 
-    assert [node.counters["bytes_fetched"] for node in c.nodes] == fetched
+    assert [node.context.metrics["bytes_fetched"] for node in c.nodes] == fetched
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_was_never_asked_is_not_fetched(c):
     ],
 )
 def test_a_chunk_that_is_none_is_counted_and_dropped(c, payload, kind):
-    lease = c.nodes[0].coordinator.take_lease()
+    lease = c.nodes[0].coordinator.lease.take()
     liar = Liar(c)
     bulk = secrets.token_hex(16)
     liar.put(bulk, payload)
@@ -191,9 +191,9 @@ def test_a_chunk_that_is_none_is_counted_and_dropped(c, payload, kind):
     c.deliver()
 
     for node in c.nodes:
-        assert node.counters["bytes_fetched"] <= 10_000 + events.MAX_BULK_BYTES + 1
-        assert kind is None or node.counters[f"dropped_{kind}"] == 1
-    c.nodes[0].coordinator.release_lease(lease, recovered=False)
+        assert node.context.metrics["bytes_fetched"] <= 10_000 + events.MAX_BULK_BYTES + 1
+        assert kind is None or node.context.metrics[f"dropped_{kind}"] == 1
+    c.nodes[0].coordinator.lease.release(lease, recovered=False)
     c.settle(10)
     assert c.agree()
 
@@ -213,7 +213,7 @@ def test_two_nodes_of_one_name_are_told_of_and_agree_through_the_repository(c, m
     assert len(namesake.store) == 4
     for node in (first, namesake):
         told = [entry.detail for entry in node.journal.entries() if entry.event == "dropped_namesake"]
-        assert len(told) == node.counters["dropped_namesake"] > 0
+        assert len(told) == node.context.metrics["dropped_namesake"] > 0
         assert f"another node is called {first.node_id!r} too" in told[0]
 
 
@@ -222,13 +222,13 @@ def test_a_flood_of_questions_is_answered_and_the_node_beats_all_along(c):
     for number in range(50):
         ids = range(number * events.MAX_RECORDS, (number + 1) * events.MAX_RECORDS)
         liar.say(events.RecordsWanted(secrets.token_hex(16), events.pack_ids(ids)), to="n0")
-    beats = c.nodes[1].counters["received"]
+    beats = c.nodes[1].context.metrics["received"]
     c.clock.advance(1.0)
     for _ in range(60):
         c.nodes[0].listen()
     c.nodes[1].listen()
 
-    assert c.nodes[1].counters["received"] > beats, "its heartbeat went out before the questions were answered"
+    assert c.nodes[1].context.metrics["received"] > beats, "its heartbeat went out before the questions were answered"
     assert sum(1 for _ in liar.questions()) == 50
     assert sum(map(len, c.redis.held().values())) < 50_000
     c.settle(10)
@@ -245,7 +245,7 @@ def test_a_flood_of_names_is_forgotten_again(c):
 
     assert len(replica.peers) <= 1_000
     c.settle(10)
-    assert not replica._suspects
+    assert not replica.view.suspects()
     assert c.agree()
 
 
@@ -258,6 +258,6 @@ def test_a_node_of_an_older_version_is_not_heard_and_all_converges(c, make_chart
         liar.carrier.publish(channel, old + b"\x95\xa5older what it says, in a form that nobody here knows")
     c.settle(20)
 
-    assert all(node.counters["dropped_version"] == 4 for node in c.nodes)
+    assert all(node.context.metrics["dropped_version"] == 4 for node in c.nodes)
     assert c.agree()
     assert all(node.store.revision(chart_id) == c.charts.revision for node in c.nodes)

@@ -13,7 +13,7 @@ from copilotlab.clock import ManualClock
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lab.simulation import SimulatedRedis
 from copilotlab.protocol.carrier import Message
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 
 POLICY = Policy(adopt_after=5, chunk_size=2)
 
@@ -81,25 +81,25 @@ def test_two_namespaces_never_mix(namespaces):
     first, second = n.clusters
     n.run(5)
     n.deliver()
-    heard = [node.counters["received"] for node in second]
+    heard = [node.context.metrics["received"] for node in second]
     for chart_id in (1, 2, 3):  # the same ids, and the same names of nodes, in both catalogues
         first[0].update_chart(chart(chart_id, "Of the first"))
-    lease = first[0].coordinator.take_lease()
+    lease = first[0].coordinator.lease.take()
     n.deliver()
 
-    assert [node.counters["received"] for node in second] == heard
+    assert [node.context.metrics["received"] for node in second] == heard
     assert second[0].update_chart(chart(1, "Of the second")).outcome == "published", (
         "a batch there concerns nobody here"
     )
-    others = second[1].coordinator.take_lease()
+    others = second[1].coordinator.lease.take()
     assert others is not None
-    second[1].coordinator.release_lease(others, recovered=False)
-    first[0].coordinator.release_lease(lease, recovered=False)
+    second[1].coordinator.lease.release(others, recovered=False)
+    first[0].coordinator.lease.release(lease, recovered=False)
     n.run(20)
 
     assert n.agree()
     assert [len(cluster[1].store) for cluster in n.clusters] == [3, 1]
-    assert not any(name.startswith("dropped") for node in n.nodes for name in node.counters.as_dict())
+    assert not any(name.startswith("dropped") for node in n.nodes for name in node.context.metrics.as_dict())
     keys = {key for key in n.redis.held() if not namespaces[1] or not key.startswith(f"{namespaces[1]}:vector")}
     assert keys, "the first's keys"
     assert all(key.startswith(f"{namespaces[0]}:vector" if namespaces[0] else "vector") for key in keys)
@@ -108,7 +108,7 @@ def test_two_namespaces_never_mix(namespaces):
 def test_two_models_in_one_namespace_never_mix():
     n = Neighbourhood(dims=(16, 32), one_repository=True)
     small, large = n.clusters
-    assert small[0].coordinator.fingerprint != large[0].coordinator.fingerprint
+    assert small[0].coordinator.link.fingerprint != large[0].coordinator.link.fingerprint
     n.run(10)
     small[0].update_chart(chart(1, "Saved where the small model is"))
     n.run(20)
@@ -116,7 +116,7 @@ def test_two_models_in_one_namespace_never_mix():
     assert n.agree()
     assert {len(node.store.get(1).vector) for node in small} == {16}
     assert {len(node.store.get(1).vector) for node in large} == {32}
-    made = [sum(node.counters["embeddings"] for node in cluster) for cluster in n.clusters]
+    made = [sum(node.context.metrics["embeddings"] for node in cluster) for cluster in n.clusters]
     assert made == [1, 1], "once for each model"
 
 
@@ -124,13 +124,13 @@ def test_a_batch_of_one_model_does_not_hold_up_the_other():
     n = Neighbourhood(dims=(16, 32), one_repository=True)
     small, large = n.clusters
     n.run(10)
-    lease = small[0].coordinator.take_lease()
+    lease = small[0].coordinator.lease.take()
     assert BATCH_IN_PROGRESS in n.redis.held()
 
     assert small[1].update_chart(chart(1, "New words")).outcome == "deferred"
     assert large[0].chart_changed(1).outcome == "published"
     assert large[0].coordinator.beat().batch_holder is None
-    small[0].coordinator.release_lease(lease, recovered=False)
+    small[0].coordinator.lease.release(lease, recovered=False)
     n.run(20)
     assert n.agree()
 
@@ -182,7 +182,7 @@ def test_real_frames_that_are_damaged_on_the_way_are_dropped_and_all_converges(d
         if step % 2:
             w.update(0, w.chart(1 + step % 3))
         else:
-            w.do(0, lambda node: node.replica.begin("rebuild"))
+            w.do(0, lambda node: node.replica.batches.begin("rebuild"))
         for _ in range(data.draw(st.integers(1, 6))):
             w.work(0)
         for place, message in enumerate(receiver.arrived):
@@ -198,7 +198,7 @@ def test_real_frames_that_are_damaged_on_the_way_are_dropped_and_all_converges(d
         w.redis._keys[key] = (damaged(data, w.redis.held()[key]), w.redis._keys[key][1])
     w.settle()
 
-    counters = w.nodes[1].counters.as_dict()
+    counters = w.nodes[1].context.metrics.as_dict()
     assert sum(count for name, count in counters.items() if name.startswith("dropped")) >= harmed
 
 
@@ -215,6 +215,6 @@ def test_noise_on_every_channel_is_counted_and_dropped():
         w.listen(1)
     w.settle()
 
-    dropped = {name: n for name, n in w.nodes[1].counters.as_dict().items() if name.startswith("dropped")}
+    dropped = {name: n for name, n in w.nodes[1].context.metrics.as_dict().items() if name.startswith("dropped")}
     assert sum(dropped.values()) == 500
     assert len(w.nodes[1].journal) < 1_000

@@ -12,7 +12,7 @@ def batch_under_way() -> World:
     world.run(5.0)
     for chart_id in (1, 2, 3, 4):
         world.charts.save(world.chart(chart_id))
-    world.nodes[0].replica.begin("rebuild", ask_peers=False)
+    world.nodes[0].replica.batches.begin("rebuild", ask_peers=False)
     world.work(0)
     world.work(0)
     while world.listen(1):
@@ -61,7 +61,7 @@ def test_who_loses_redis_while_it_asks_the_others_asks_again_before_it_embeds():
     world.listen(0)
     for _ in range(3):
         world.work(0)
-    assert world.nodes[0].replica.batch is not None
+    assert world.nodes[0].replica.batches.present is not None
     world.carriers[0].cut()
     world.listen(0)
     world.work(0)
@@ -82,14 +82,16 @@ def test_who_comes_back_in_the_middle_of_a_batch_is_asked_for_what_is_left():
     world.redis.forget()
     world.clock.advance(10.0)
     new = world.add_node()
-    while not new.counters["embeddings"]:
+    for _ in range(40):
+        if new.context.metrics["embeddings"]:
+            break
         world.listen(1)
         world.work(1)
         world.clock.advance(0.25)
-    assert new.replica.batch is not None
+    assert new.replica.batches.present is not None
     world.carriers[0].heal()
-    made_alone = new.counters["embeddings"]
+    made_alone = new.context.metrics["embeddings"]
 
     world.settle()
     assert made_alone < 20
-    assert new.counters["embeddings"] <= made_alone + world.policy.chunk_size
+    assert new.context.metrics["embeddings"] <= made_alone + world.policy.chunk_size

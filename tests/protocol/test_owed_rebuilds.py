@@ -5,7 +5,7 @@ from __future__ import annotations
 from world import World
 
 from copilotlab import Policy
-from copilotlab.protocol.coordinator import WAS_DOWN
+from copilotlab.protocol.keys import WAS_DOWN
 
 
 def whole_rebuilds(node):
@@ -18,8 +18,8 @@ def test_a_lost_memory_found_during_a_batch_is_not_made_up_for_by_its_failure(cl
     c.settle(5)
     a, b = c.nodes
     c.redis.forget()
-    batch = a.replica.begin("rebuild")
-    assert batch.lease.owed is False, "nobody has found yet that the memory is lost"
+    batch = a.replica.batches.begin("rebuild")
+    assert batch.grant.owed is False, "nobody has found yet that the memory is lost"
     c.clock.advance(1.0)
     b.listen()  # its heartbeat finds it
     assert c.redis.held()[WAS_DOWN] == b"true"
@@ -41,9 +41,9 @@ def test_part_of_the_catalogue_does_not_make_up_for_a_lost_memory(cluster, make_
     c.clock.advance(1.0)
     b.listen()
 
-    batch = a.replica.begin("rebuild", since=c.charts.revision)
+    batch = a.replica.batches.begin("rebuild", since=c.charts.revision)
 
-    assert batch.lease.owed
+    assert batch.grant.owed
     while a.work():
         c.deliver()
     assert (batch.result.charts, batch.result.reused) == (4, 4)
@@ -54,7 +54,7 @@ def test_a_batch_that_is_cancelled_owes_nothing_if_nothing_was_owed(cluster):
     c = cluster(2)
     c.fill(4)
     c.settle(5)
-    batch = c.nodes[0].replica.begin("rebuild")
+    batch = c.nodes[0].replica.batches.begin("rebuild")
     assert WAS_DOWN in c.redis.held()
     batch.cancel()
     c.nodes[0].work()
@@ -66,7 +66,7 @@ def test_a_holder_that_dies_leaves_a_rebuild_owed(cluster):
     c = cluster(2, Policy(batch_timeout=20))
     c.fill(4)
     c.settle(5)
-    c.nodes[0].replica.begin("rebuild")
+    c.nodes[0].replica.batches.begin("rebuild")
     dead = c.nodes.pop(0)
     c.carriers.pop(0).cut()
     c.settle(30)
@@ -79,20 +79,20 @@ def test_a_holder_that_dies_leaves_a_rebuild_owed(cluster):
 def test_a_rebuild_that_the_node_begins_by_itself_at_that_moment_is_waited_for(cluster, monkeypatch):
     c = cluster(1)
     replica = c.nodes[0].replica
-    begin = replica.begin
+    begin = replica.batches.begin
 
     def too_late(kind, **options):
         assert begin(kind, **options) is not None  # as the node's own thread does
         return begin(kind, **options)
 
-    monkeypatch.setattr(replica, "begin", too_late)
+    monkeypatch.setattr(replica.batches, "begin", too_late)
     assert c.nodes[0].rebuild().outcome == "published"
 
 
 def test_an_epoch_given_twice_since_the_memory_was_lost_makes_nobody_embed_again():
     """The batch of a node that has heard of no epoch takes the answers to an earlier one for answers to itself."""
     world = World(3)
-    world.nodes[0].replica.begin("rebuild")
+    world.nodes[0].replica.batches.begin("rebuild")
     for _ in range(3):
         world.listen(0)
     world.work(0)
@@ -101,9 +101,9 @@ def test_an_epoch_given_twice_since_the_memory_was_lost_makes_nobody_embed_again
     world.redis.forget()
     world.carriers[0].cut()
     world.carriers[1].cut()
-    assert world.nodes[2].coordinator.epoch == 0
-    world.nodes[2].replica.begin("rebuild")
-    assert world.nodes[2].replica.batch.epoch == world.nodes[0].coordinator.epoch == 1
+    assert world.nodes[2].coordinator.lease.epoch == 0
+    world.nodes[2].replica.batches.begin("rebuild")
+    assert world.nodes[2].replica.batches.present.epoch == world.nodes[0].coordinator.lease.epoch == 1
 
     world.settle()  # raises Broken
-    assert sum(node.counters["embeddings"] for node in world.nodes) == 1
+    assert sum(node.context.metrics["embeddings"] for node in world.nodes) == 1

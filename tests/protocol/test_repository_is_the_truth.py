@@ -32,7 +32,7 @@ def test_a_repository_that_is_restored_from_a_backup_is_followed(c):
 
     c.charts.restore()
     assert c.run_until_agreed(10) is not None
-    assert [node.counters["went_back"] for node in c.nodes] == [1, 1, 1]
+    assert [node.context.metrics["went_back"] for node in c.nodes] == [1, 1, 1]
 
     c.nodes[0].update_chart(simulated_chart(3, "Words after the restoration"))
     assert c.run_until_agreed(5) is not None
@@ -82,12 +82,12 @@ def test_a_chart_that_never_was_is_gone_after_the_next_sync(c):
 
 
 def test_a_manifest_that_leaves_out_what_there_is_empties_nobody(c):
-    lease = c.nodes[0].coordinator.take_lease()
+    lease = c.nodes[0].coordinator.lease.take()
     liar = Liar(c)
     liar.say(events.BatchStarted("forged", lease.epoch))
     liar.say(events.BatchFinished("forged", lease.epoch, 0, c.charts.revision, True, b""))
     c.deliver()
-    c.nodes[0].coordinator.release_lease(lease, recovered=False)
+    c.nodes[0].coordinator.lease.release(lease, recovered=False)
 
     assert c.agree()
 
@@ -122,7 +122,7 @@ def test_a_node_of_another_copy_of_the_catalogue_is_named_and_not_heard(c, both_
 
     assert all(node.store.revision(3) is not None for node in c.nodes)
     assert c.agree()
-    assert all(node.counters["dropped_copy"] > 0 for node in c.nodes)
+    assert all(node.context.metrics["dropped_copy"] > 0 for node in c.nodes)
     told = [entry.detail for entry in c.nodes[0].journal.entries() if entry.event == "dropped_copy"]
     assert "'staging' reads another copy" in told[0]
     assert stranger.store.head(1) is not None

@@ -47,5 +47,5 @@ def test_what_is_picked_up_later_is_no_sync():
     c.charts.save(simulated_chart(4))  # elsewhere: a batch of what is new takes it up
     c.run(100)
 
-    assert c.nodes[0].counters["batches"] == 2
+    assert c.nodes[0].context.metrics["batches"] == 2
     assert all(age >= 290 for age in ages(c))

@@ -99,7 +99,7 @@ def test_a_worker_that_finds_redis_away_late_does_not_undo_that_the_listener_is_
     c.nodes[0].work()
 
     assert replica.coordinator.tell == tell, "it has asked"
-    assert replica._is_away is False
+    assert not replica.view.away
     c.settle(5)
     assert c.agree()
 
@@ -110,7 +110,7 @@ def test_a_worker_that_asks_for_its_batch_and_finds_redis_away_late_does_not_und
     c.charts.save(make_chart(7))
     c.nodes[1].chart_changed(7)  # the other node is not told yet, and has to ask for it
     replica = c.nodes[0].replica
-    batch = replica.begin("rebuild")
+    batch = replica.batches.begin("rebuild")
     tell = replica.coordinator.tell
 
     def timed_out(node_id, event):
@@ -130,11 +130,13 @@ def test_a_worker_that_asks_for_its_batch_and_finds_redis_away_late_does_not_und
             c.nodes[0].listen()
         c.clock.advance(0.1)
 
-    assert replica._is_away is False
+    assert not replica.view.away
     while not batch.finished.is_set():
         c.turn()
         c.clock.advance(0.1)
-    assert sum(node.counters["embeddings"] for node in c.nodes) == 1, "who was not asked after all is asked again"
+    assert sum(node.context.metrics["embeddings"] for node in c.nodes) == 1, (
+        "who was not asked after all is asked again"
+    )
 
 
 def test_whoever_waits_for_a_batch_that_fails_finds_what_it_failed_with_and_may_begin_another(
@@ -145,13 +147,13 @@ def test_whoever_waits_for_a_batch_that_fails_finds_what_it_failed_with_and_may_
     node = c.nodes[0]
     c.charts.save(make_chart(7))
     monkeypatch.setattr(node.embedder, "_encode", lambda batch: 1 / 0)
-    batch = node.replica.begin("rebuild")
+    batch = node.replica.batches.begin("rebuild")
     finish = batch.finished.set
     found = []
 
     def finish_and_look():
         finish()
-        found.append((batch.error, node.replica.batch))
+        found.append((batch.error, node.replica.batches.present))
 
     batch.finished.set = finish_and_look
     while not batch.finished.is_set():
@@ -168,16 +170,16 @@ def test_a_rebuild_that_meets_the_stop_of_its_node_ends_too(cluster, make_chart)
     c = cluster(1)
     c.charts.save(make_chart(7))
     node = c.nodes[0]
-    take_lease = node.coordinator.take_lease
+    take_lease = node.coordinator.lease.take
     stopping = threading.Thread(target=node.stop)
 
     def stopped_meanwhile(**arguments):
         stopping.start()
-        node.replica._stopping.wait(10)
+        node.replica.threads.stopping.wait(10)
         return take_lease(**arguments)
 
-    node.coordinator.take_lease = stopped_meanwhile
-    batch = node.replica.begin("rebuild")
+    node.coordinator.lease.take = stopped_meanwhile
+    batch = node.replica.batches.begin("rebuild")
     stopping.join(10)
     assert batch.finished.is_set()
     assert batch.result.outcome == "cancelled"
@@ -190,7 +192,7 @@ def test_who_sees_late_that_nothing_is_owed_any_more_defers_nobody_by_looking(cl
     c.settle(5)
     epoch = c.redis.held()["vector:batch:epoch"]
     late = c.nodes[1].replica
-    late._flags = late._flags._replace(was_down=True)  # by a heartbeat from before the rebuild ended
+    late.view.saw(late.view.flags._replace(owed=True))  # by a heartbeat from before the rebuild ended
     commands = []
     run = c.carriers[1].run
 
@@ -210,7 +212,7 @@ def test_who_sees_late_that_nothing_is_owed_any_more_defers_nobody_by_looking(cl
 def test_a_change_that_was_left_to_a_batch_which_ends_while_it_is_saved_is_not_waited_for(cluster, make_chart):
     c = cluster(2)
     c.settle(5)
-    batch = c.nodes[1].replica.begin("rebuild")
+    batch = c.nodes[1].replica.batches.begin("rebuild")
     save = c.charts.save
 
     def save_late(chart):
@@ -233,12 +235,12 @@ def test_what_came_just_before_it_was_deferred_is_not_waited_for(cluster, make_c
     c.nodes[0].update_chart(make_chart(7))
     c.charts.save(make_chart(8))  # nobody is told: something else is missing all along
     c.settle(2)
-    batches = c.nodes[1].counters["batches"]
+    batches = c.nodes[1].context.metrics["batches"]
 
-    c.nodes[1].replica.defer(7, 1)  # a caller that was told "deferred" just before the record arrived
+    c.nodes[1].replica.changes.defer(7, 1)  # a caller that was told "deferred" just before the record arrived
     c.settle(20)
 
-    assert c.nodes[1].counters["batches"] == batches
+    assert c.nodes[1].context.metrics["batches"] == batches
     assert c.nodes[1].replica.lag == 1
 
 
@@ -258,10 +260,10 @@ def test_without_tombstones_too_a_deletion_ends_the_wait_for_a_chart(cluster, ma
     c.charts.save(make_chart(7))
     c.settle(2)
     c.charts.delete(7)
-    batches = sum(node.counters["batches"] for node in c.nodes)
+    batches = sum(node.context.metrics["batches"] for node in c.nodes)
     c.settle(60)
 
-    assert sum(node.counters["batches"] for node in c.nodes) == batches
+    assert sum(node.context.metrics["batches"] for node in c.nodes) == batches
     assert not any(node.replica.owes for node in c.nodes)
 
 
@@ -270,7 +272,7 @@ def test_a_lease_that_could_not_be_given_back_is_given_back_later_whatever_happe
     c.fill(2)
     c.settle(5)
     node = c.nodes[0]
-    batch = node.replica.begin("rebuild")
+    batch = node.replica.batches.begin("rebuild")
     node.work()
     c.redis.stop()
     while not batch.finished.is_set():
@@ -308,7 +310,7 @@ def test_a_batch_long_after_an_outage_waits_for_nobody_who_did_not_come_back(clu
 
     c.charts.save(make_chart(1, "Other words"))
     began = c.clock.now()
-    batch = c.nodes[0].replica.begin("rebuild")
+    batch = c.nodes[0].replica.batches.begin("rebuild")
     while not batch.finished.is_set():
         c.turn()
         c.clock.advance(0.1)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from world import World
 
 from copilotlab.charts import Identity
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 
 CHARTS = st.integers(1, 4)
 NODES = st.integers(0, 4)
@@ -75,7 +75,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(node=NODES)
     def rebuild(self, node):
-        self.world.do(self._node(node), lambda node: node.replica.begin("rebuild"))
+        self.world.do(self._node(node), lambda node: node.replica.batches.begin("rebuild"))
 
     # --- time and turns ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from copilotlab import Policy
-from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS, WAS_DOWN
+from copilotlab.protocol.keys import BATCH_IN_PROGRESS, WAS_DOWN
 
 SEED = Policy.seed(chunk_size=2)
 
@@ -33,9 +33,9 @@ def test_a_node_skips_its_own_events(cluster, make_chart):
     c.nodes[0].update_chart(make_chart(7))
     c.deliver()
 
-    assert c.nodes[0].counters["received"] == 1
-    assert c.nodes[0].counters["applied"] == 0
-    assert c.nodes[1].counters["applied"] == 1
+    assert c.nodes[0].context.metrics["received"] == 1
+    assert c.nodes[0].context.metrics["applied"] == 0
+    assert c.nodes[1].context.metrics["applied"] == 1
 
 
 def test_a_deletion_reaches_every_node(cluster, make_chart):
@@ -68,18 +68,18 @@ def test_the_batch_flag_is_set_if_absent_under_its_key_for_five_minutes(cluster)
     c = cluster(2, Policy.seed())
     a, b = (node.coordinator for node in c.nodes)
 
-    assert a.take_lease()
-    assert not b.take_lease()
+    assert a.lease.take()
+    assert not b.lease.take()
     assert c.redis.held() == {"vector:batch:in_progress": b"n0"}
     c.clock.advance(299.9)
-    assert not b.take_lease()
+    assert not b.lease.take()
     c.clock.advance(0.2)
-    assert b.take_lease()
+    assert b.lease.take()
 
 
 def test_an_update_during_a_batch_is_left_to_it(cluster, make_chart):
     c = cluster(2, SEED)
-    c.nodes[0].coordinator.take_lease()
+    c.nodes[0].coordinator.lease.take()
 
     assert c.nodes[1].update_chart(make_chart(7)).outcome == "deferred"
     assert 7 in c.charts
@@ -120,12 +120,12 @@ def test_the_scheduled_sync_runs_every_hour_unless_a_batch_is_in_progress(cluste
     c = cluster(2, SEED)
     c.charts.save(make_chart(7))
     c.clock.advance(3_600)
-    lease = c.nodes[1].coordinator.take_lease()
+    lease = c.nodes[1].coordinator.lease.take()
     while c.nodes[0].work():
         pass
     assert 7 not in c.nodes[0].store
 
-    c.nodes[1].coordinator.release_lease(lease, recovered=False)
+    c.nodes[1].coordinator.lease.release(lease, recovered=False)
     c.clock.advance(3_600)
     while c.nodes[0].work():
         pass
@@ -163,7 +163,7 @@ def test_fault_a_batch_longer_than_the_timeout_runs_twice(cluster):
     assert second is not None
     assert not first.finished.is_set()
     finish(c)
-    assert first.embedded == second.embedded == 6
+    assert first.tally.embedded == second.tally.embedded == 6
 
 
 def test_fault_a_holder_that_lost_its_flag_deletes_the_next_holders(cluster):
@@ -178,7 +178,7 @@ def test_fault_a_holder_that_lost_its_flag_deletes_the_next_holders(cluster):
         pass
 
     assert BATCH_IN_PROGRESS not in c.redis.held()
-    assert c.nodes[2].coordinator.take_lease(), "a third batch can now run beside the second"
+    assert c.nodes[2].coordinator.lease.take(), "a third batch can now run beside the second"
 
 
 def reordered_updates(c, make_chart):
@@ -371,7 +371,7 @@ def test_fault_the_hourly_sync_fills_only_the_node_that_runs_it(cluster):
 
 def start_rebuild(node):
     """A rebuild under way on ``node``: the catalogue is read, nothing is embedded yet."""
-    batch = node.replica.begin("rebuild")
+    batch = node.replica.batches.begin("rebuild")
     assert batch is not None
     assert node.work()
     return batch

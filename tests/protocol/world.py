@@ -22,7 +22,6 @@ from copilotlab.digest import digest_of
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
 from copilotlab.protocol.carrier import Message
-from copilotlab.protocol.coordinator import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
 from copilotlab.protocol.events import (
     BATCHES,
     CHANNEL_OF,
@@ -38,6 +37,7 @@ from copilotlab.protocol.events import (
     encode,
     pack,
 )
+from copilotlab.protocol.keys import ALIVE, BATCH_IN_PROGRESS, GENERATION, WAS_DOWN
 from copilotlab.protocol.peers import ALIVE_BEATS
 from copilotlab.store import Record
 
@@ -494,11 +494,11 @@ class World:
     def listen(self, index: int) -> bool:
         node, carrier = self.nodes[index], self.carriers[index]
         self._listened[node.node_id] = self.clock.now()
-        dropped = node.counters["dropped_epoch"]
+        dropped = node.context.metrics["dropped_epoch"]
         carrier.received = None
         busy = bool(self.do(index, lambda node: node.listen()))
         if carrier.received is not None and carrier.received.channel == BATCHES:
-            self._check_epoch(node, carrier.received, taken=node.counters["dropped_epoch"] == dropped)
+            self._check_epoch(node, carrier.received, taken=node.context.metrics["dropped_epoch"] == dropped)
         return busy
 
     def _check_epoch(self, node: Node, message: Message, *, taken: bool) -> None:
@@ -587,7 +587,7 @@ class World:
         """
         silent = self.clock.now() - self._listened[self.nodes[index].node_id]
         coordinator = self.nodes[index].coordinator
-        just_back = self.clock.now() - coordinator.back_since < self.policy.heartbeat_interval
+        just_back = self.clock.now() - coordinator.link.back_since < self.policy.heartbeat_interval
         connected = coordinator.connected and self._reaches(index) and not just_back
         return (
             connected and bool(self.carriers[index].channels) and silent <= ALIVE_BEATS * self.policy.heartbeat_interval
@@ -636,9 +636,14 @@ class World:
         return self._misled is not None
 
     def _holds_other_than_is(self, node: Node) -> bool:
-        """Whether it has a chart that the repository has not, or has older, or in other words at this revision."""
+        """Whether it has a chart that the repository has not, or has older, or in other words at this revision.
+
+        Or takes for deleted what the repository has.
+        """
         held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
         there = {i: (c.revision, c.content_hash) for i, c in self.charts._changes.items() if c.chart is not None}
+        if any(i in there and removed >= there[i][0] for i, removed in node.store.tombstones().items()):
+            return True
         return any(
             i not in there or head[0] > there[i][0] or (head[0] == there[i][0] and head != there[i])
             for i, head in held.items()

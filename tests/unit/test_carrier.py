@@ -57,7 +57,7 @@ def test_a_password_in_the_query_of_a_url_is_shown_nowhere():
     node = Node(ChartRepository(), load_embedder("hash"), url, node_id="a")
     node.connect()
     told = (repr(node.coordinator), str(node.status()), node._repr_html_(), repr(node.journal.entries()))
-    assert node.coordinator.address == shown
+    assert node.coordinator.link.address == shown
     assert not any("sek#ret" in text for text in told)
 
 

@@ -11,8 +11,8 @@ from copilotlab import ChartRepository, Coordinator, Node, Policy, load_embedder
 from copilotlab.clock import ManualClock
 from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
 from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
-from copilotlab.protocol.coordinator import REFUSED_PAUSE
 from copilotlab.protocol.events import ChartDeleted
+from copilotlab.protocol.link import REFUSED_PAUSE
 
 RIGHT = {"node_id": "a", "fingerprint": "hash:1", "dim": 8}
 
@@ -52,7 +52,7 @@ def test_a_node_refuses_what_makes_no_sense(wrong, error, words):
 
 def test_names_of_any_language_are_taken():
     made = Coordinator("redis://127.0.0.1:1/0", **{**RIGHT, "node_id": "Zürich 東京 🙂"}, namespace="Köln")
-    assert (made.node_id, made.namespace) == ("Zürich 東京 🙂", "Köln")
+    assert (made.context.node_id, made.context.namespace) == ("Zürich 東京 🙂", "Köln")
 
 
 class Refusing(SimulatedCarrier):
@@ -111,10 +111,10 @@ def test_a_connection_that_is_refused_at_each_event_is_made_more_and_more_rarely
     assert len(joined) < 40, "at each look of a listener it would be thousands"
     assert max(later - earlier for earlier, later in pairwise(joined)) <= REFUSED_PAUSE + 1
     assert len([when for when in joined if when > 60]) < len([when for when in joined if when <= 60])
-    assert a.metrics["outages"] == 0
+    assert a.context.metrics["outages"] == 0
     carrier.failing.clear()
     assert live(a, clock, REFUSED_PAUSE + 1), "it comes back by itself"
-    assert a.state == "connected"
+    assert a.link.state == "connected"
 
 
 def test_a_refusal_at_the_rehearsal_is_one_refusal_and_no_outage(carrier, clock):
@@ -126,12 +126,12 @@ def test_a_refusal_at_the_rehearsal_is_one_refusal_and_no_outage(carrier, clock)
         a.receive()
     assert live(a, clock, 60) == []
 
-    assert a.state == "refused"
-    assert "the command PUBLISH" in a.reason
-    assert "+publish" in a.reason, "what mends it"
-    assert a.metrics["refusals"] == 1
-    assert a.metrics["outages"] == 1, "the cut connection before it"
-    assert [entry.event for entry in a.journal.entries()].count("redis_refused") == 1
+    assert a.link.state == "refused"
+    assert "the command PUBLISH" in a.link.reason
+    assert "+publish" in a.link.reason, "what mends it"
+    assert a.context.metrics["refusals"] == 1
+    assert a.context.metrics["outages"] == 1, "the cut connection before it"
+    assert [entry.event for entry in a.context.journal.entries()].count("redis_refused") == 1
     carrier.failing.clear()
     assert len(live(a, clock, REFUSED_PAUSE + 1)) == 1
 
@@ -142,7 +142,7 @@ def test_a_coordinator_that_is_refused_at_once_says_so_and_counts_nothing(carrie
     with pytest.raises(CarrierRefused, match="the command DEL"):
         a.connect()
     assert not a.connected
-    assert (a.metrics["outages"], a.metrics["refusals"]) == (0, 0)
+    assert (a.context.metrics["outages"], a.context.metrics["refusals"]) == (0, 0)
 
 
 def test_a_short_outage_is_looked_at_each_probe_interval_and_a_long_one_more_rarely(carrier, clock):
@@ -161,10 +161,10 @@ def test_a_short_outage_is_looked_at_each_probe_interval_and_a_long_one_more_rar
     pauses = [later - earlier for earlier, later in pairwise(looks)]
     early = [pause for pause, when in zip(pauses, looks, strict=False) if when - began < 4]
     late = [pause for pause, when in zip(pauses, looks, strict=False) if when - began > 60]
-    assert max(early) < a.policy.probe_interval + 0.02
-    assert max(pauses) <= a.policy.rejoin_grace / 2 + 0.02, "no batch has to wait longer for it"
+    assert max(early) < a.context.policy.probe_interval + 0.02
+    assert max(pauses) <= a.context.policy.rejoin_grace / 2 + 0.02, "no batch has to wait longer for it"
     assert len({round(pause, 2) for pause in late}) > 10, "nodes do not come back at one moment"
-    assert a.metrics["outages"] == 1
+    assert a.context.metrics["outages"] == 1
 
 
 def test_two_nodes_that_are_refused_do_not_look_at_the_same_moments(clock):
@@ -197,4 +197,4 @@ def test_what_failed_on_an_earlier_connection_is_no_outage_of_this_one(carrier, 
     with pytest.raises(CarrierAway):
         a.flags()
     assert a.connected
-    assert a.metrics["outages"] == 1
+    assert a.context.metrics["outages"] == 1

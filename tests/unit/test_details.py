@@ -12,7 +12,7 @@ from copilotlab import patience as patience_module
 from copilotlab.charts import RepositoryError
 from copilotlab.clock import SystemClock
 from copilotlab.details import MOST_DETAILS, READ_AT_ONCE, Details
-from copilotlab.monitoring import Journal, Metrics
+from copilotlab.monitoring import Journal, Listeners, Metrics
 from copilotlab.patience import MOST_HANGING, PATIENCE, PatientCall
 
 LIMIT = 30.0  # seconds for what is certain to come
@@ -61,7 +61,7 @@ class Searcher(threading.Thread):
 
 def details_of(charts: ChartRepository) -> tuple[Details, Metrics]:
     counters = Metrics()
-    return Details(charts, Journal("n", SystemClock()), counters), counters
+    return Details(charts, Listeners(counters, Journal("n", SystemClock()))), counters
 
 
 def titles(details: Details, *chart_ids: int, revision: int = 1) -> dict[int, str]:
@@ -195,13 +195,13 @@ def test_another_read_is_tried_beside_one_that_is_lost(monkeypatch, quick):
     lost.set()
 
 
-def test_a_read_that_fails_costs_the_search_its_titles_and_the_next_one_nothing():
+def test_a_read_that_fails_costs_the_search_its_titles_and_the_next_one_nothing(caplog):
     charts = SlowRepository(2)
     details, counters = details_of(charts)
     charts.broken = True
     assert titles(details, 0, 1) == {}
     assert counters["details_missing"] == 2
-    assert "the disk is on fire" in details._journal.entries()[-1].detail
+    assert "the disk is on fire" in caplog.messages[-1]
     charts.broken = False
     assert titles(details, 0, 1) == {0: "Revenue 0", 1: "Revenue 1"}
     assert counters["details_missing"] == 2

@@ -1,0 +1,537 @@
+"""All that happens on a node, by typed names: how each is counted, and what the journal says of it.
+
+A new one is a class here, told where it happens by ``context.tell``; who listens is told of it from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+
+class Line(NamedTuple):
+    """What the journal writes of a happening.
+
+    event: its name there; level: in the log; once: warn the first time for this ``event`` only, and whisper afterwards.
+    """
+
+    event: str
+    detail: str = ""
+    level: int = logging.DEBUG
+    once: bool = False
+
+
+class Happening(msgspec.Struct, frozen=True):
+    """Something that happened on a node."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The counters that grow by it, and by how much."""
+        return {}
+
+    @property
+    def line(self) -> Line | None:
+        """What the journal says; None by default: nothing."""
+        return None
+
+
+# --- the node ---------------------------------------------------------------------------------------------------------
+
+
+class Started(Happening, frozen=True):
+    """The node runs. address: of its Redis, without a password."""
+
+    address: str
+
+    @property
+    def line(self) -> Line:
+        return Line("started", self.address)
+
+
+class Stopped(Happening, frozen=True):
+    """The node has ended, and left Redis."""
+
+    @property
+    def line(self) -> Line:
+        return Line("stopped")
+
+
+class LeftBehind(Happening, frozen=True):
+    """A thread did not end in time. what: which, and how long it was waited for."""
+
+    what: str
+
+    @property
+    def line(self) -> Line:
+        return Line("left_behind", self.what, logging.WARNING)
+
+
+class StepFailed(Happening, frozen=True):
+    """A thread's step raised what nobody knew. said: the step and the error; again: it said so the last time too."""
+
+    said: str
+    pause: float
+    again: bool
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"steps_failed": 1}
+
+    @property
+    def line(self) -> Line:
+        level = logging.DEBUG if self.again else logging.ERROR
+        return Line("step_failed", f"{self.said}; it is tried again after {self.pause:g} s", level)
+
+
+class ThreadFailed(Happening, frozen=True):
+    """A thread has ended by an error."""
+
+    said: str
+
+    @property
+    def line(self) -> Line:
+        return Line("thread_failed", f"{self.said}; start() begins it again", logging.CRITICAL)
+
+
+class Slept(Happening, frozen=True):
+    """The process did not run for so many seconds, longer than the others wait for a sign of life."""
+
+    seconds: float
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"sleeps": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("slept", f"for {self.seconds:.1f} s")
+
+
+class ModelSwitched(Happening, frozen=True):
+    """The node answers with the vectors of another model."""
+
+    fingerprint: str
+
+    @property
+    def line(self) -> Line:
+        return Line("model_switched", self.fingerprint, logging.INFO)
+
+
+# --- the connection ---------------------------------------------------------------------------------------------------
+
+
+class ConnectionLost(Happening, frozen=True):
+    """Redis is away, or, where ``refused``, there and forbids what a node must do."""
+
+    reason: str
+    refused: bool
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"refusals" if self.refused else "outages": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("redis_refused" if self.refused else "redis_away", self.reason, logging.WARNING)
+
+
+class ConnectionBack(Happening, frozen=True):
+    """Redis is back, after so many seconds."""
+
+    seconds: float
+
+    @property
+    def line(self) -> Line:
+        return Line("redis_back", f"after {self.seconds:.2f} s", logging.INFO)
+
+
+class MemoryLost(Happening, frozen=True):
+    """The server is another one, or was restarted without its data."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"memory_losses": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("memory_lost", "the server's generation is another", logging.WARNING)
+
+
+class PageTurnedAway(Happening, frozen=True):
+    """Redis did not take a page. bound: the most bytes of a page from now on; 0: it is tried once more as it is."""
+
+    refusal: str
+    bound: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"pages_refused": 1}
+
+    @property
+    def line(self) -> Line:
+        if not self.bound:
+            return Line("page_refused", f"{self.refusal}; it has a second try")
+        said = f"{self.refusal}; they have {self.bound:,} at most from now on"
+        return Line("pages_refused", said, logging.WARNING, once=True)
+
+
+# --- what is said and heard -------------------------------------------------------------------------------------------
+
+
+class Said(Happening, frozen=True):
+    """An event, a page or both were sent: so many bytes."""
+
+    size: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"published": 1, "bytes_published": self.size}
+
+
+class NotSaid(Happening, frozen=True):
+    """An event could not be sent, since Redis is away."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"publish_failed": 1}
+
+
+class Heard(Happening, frozen=True):
+    """A message arrived, whatever it is."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"received": 1}
+
+
+class Dropped(Happening, frozen=True):
+    """Something that arrived was not accepted. kind: see `copilotlab.protocol.events.EventRejected`."""
+
+    kind: str
+    reason: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {f"dropped_{self.kind}": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line(f"dropped_{self.kind}", self.reason, logging.WARNING, once=True)
+
+
+class PageFetched(Happening, frozen=True):
+    """A page that another node put into Redis was read: so many bytes."""
+
+    size: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"bytes_fetched": self.size}
+
+
+class Applied(Happening, frozen=True):
+    """What others or the repository said has changed so many charts of the store."""
+
+    charts: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"applied": self.charts}
+
+
+class GapSeen(Happening, frozen=True):
+    """Something that ``source`` said was missed."""
+
+    source: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"gaps": 1}
+
+
+class ChunkMissed(Happening, frozen=True):
+    """A chunk of the batch of ``source`` was gone from Redis before it was fetched."""
+
+    source: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"chunks_missed": 1}
+
+
+class DigestsDiffered(Happening, frozen=True):
+    """This node and ``peer`` held different charts for a whole heartbeat."""
+
+    peer: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"digests_differed": 1}
+
+
+class Reconciling(Happening, frozen=True):
+    """What ``peer`` holds is compared, and fetched where it is newer."""
+
+    peer: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"reconciliations": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("reconcile", f"with {self.peer}")
+
+
+class TransferEnded(Happening, frozen=True):
+    """What was asked of ``peer`` came, or was given up: so many records were taken in."""
+
+    peer: str
+    records: int
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+class Updated(Happening, frozen=True):
+    """A change was made here. outcome: that of `UpdateResult`."""
+
+    chart_id: int
+    revision: int
+    outcome: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"deferred": 1} if self.outcome == "deferred" else {}
+
+
+class Deleted(Happening, frozen=True):
+    """A chart was deleted here. outcome: that of `UpdateResult`."""
+
+    chart_id: int
+    revision: int
+    outcome: str
+
+
+class Owed(Happening, frozen=True):
+    """A change could not be said to the others: it is owed to them until Redis is back."""
+
+    chart_id: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"local": 1}
+
+
+class ClaimLeft(Happening, frozen=True):
+    """A claim could not be given back, since Redis is away."""
+
+    chart_id: int
+
+    @property
+    def line(self) -> Line:
+        return Line("claim_left", f"chart {self.chart_id}: it ends by itself")
+
+
+class Embedded(Happening, frozen=True):
+    """So many texts were embedded, and ``truncated`` of them were longer than the model reads."""
+
+    charts: int
+    truncated: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"embeddings": self.charts, "truncated": self.truncated}
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+class BatchBegan(Happening, frozen=True):
+    """A batch of this node begins.
+
+    kind: "rebuild" or "sync"; epoch: of its lease, 0 where leases have none; alone: Redis is away, and it is for this
+    node only; taken_over: the lease was another's, who is gone.
+    """
+
+    kind: str
+    epoch: int
+    alone: bool
+    taken_over: bool
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"batches_taken_over": 1} if self.taken_over else {}
+
+    @property
+    def line(self) -> Line:
+        if self.alone:
+            return Line(f"{self.kind}_started", "for this node only: Redis is away")
+        return Line(f"{self.kind}_started", f"epoch {self.epoch}" if self.epoch else "")
+
+
+class BatchFailed(Happening, frozen=True):
+    """The model or the repository has ended a batch of this node."""
+
+    kind: str
+    error: str
+
+    @property
+    def line(self) -> Line:
+        return Line(f"{self.kind}_failed", self.error, logging.ERROR)
+
+
+class BatchEnded(Happening, frozen=True):
+    """A batch of this node has ended; the fields are those of `BatchResult`."""
+
+    kind: str
+    outcome: str
+    charts: int
+    embedded: int
+    removed: int
+    seconds: float
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"batches": 1, "fenced": int(self.outcome == "fenced")}
+
+    @property
+    def line(self) -> Line:
+        said = f"{self.outcome}: {self.charts} charts, {self.embedded} embedded, {self.removed} removed"
+        return Line(f"{self.kind}_ended", said, logging.INFO)
+
+
+class BatchHeard(Happening, frozen=True):
+    """A batch of another node begins or ends. said: which, in words."""
+
+    source: str
+    said: str
+
+    @property
+    def line(self) -> Line:
+        return Line("batch_heard", f"{self.source} {self.said}")
+
+
+# --- the repository ---------------------------------------------------------------------------------------------------
+
+
+class RepositoryAway(Happening, frozen=True):
+    """The repository did not answer a look."""
+
+    reason: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"repository_away": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("repository_away", self.reason, logging.WARNING, once=True)
+
+
+class WentBack(Happening, frozen=True):
+    """The repository is at a revision before one that was read of it: it was restored."""
+
+    revision: int
+    seen: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"went_back": 1}
+
+    @property
+    def line(self) -> Line:
+        said = f"the repository is at revision {self.revision}, this node was at {self.seen}: all is compared anew"
+        return Line("went_back", said, logging.WARNING)
+
+
+class AnotherCatalogue(Happening, frozen=True):
+    """The repository holds another catalogue than before; both are told by the beginning of their incarnation."""
+
+    now: str
+    before: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"another_catalogue": 1}
+
+    @property
+    def line(self) -> Line:
+        said = f"the repository holds catalogue {self.now}, and no more {self.before}: all is compared anew"
+        return Line("another_catalogue", said, logging.WARNING)
+
+
+class ComparedAnew(Happening, frozen=True):
+    """This node did not hold what the repository held at ``revision``, and compares the whole catalogue."""
+
+    revision: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"compared_anew": 1}
+
+    @property
+    def line(self) -> Line:
+        said = f"at revision {self.revision} this node did not hold what the repository holds"
+        return Line("compared_anew", said, logging.WARNING)
+
+
+class EditsLeft(Happening, frozen=True):
+    """What was edited by hand cannot be made a change: the repository does not take it."""
+
+    reason: str
+
+    @property
+    def line(self) -> Line:
+        said = f"what was edited by hand cannot be made a change: {self.reason}"
+        return Line("edits_left", said, logging.WARNING, once=True)
+
+
+class Skipped(Happening, frozen=True):
+    """A chart is left out. column: of its row that cannot be read, "text" where the model fails on its words."""
+
+    chart_id: int
+    revision: int
+    column: str
+    reason: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"skipped": 1}
+
+    @property
+    def line(self) -> Line:
+        said = f"chart {self.chart_id}, revision {self.revision}: {self.column}: {self.reason}"
+        return Line(f"skipped_{self.column}", said, logging.WARNING, once=True)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+class Searched(Happening, frozen=True):
+    """So many queries were answered, in so many seconds altogether."""
+
+    queries: int
+    seconds: float
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"searches": self.queries}
+
+
+class DetailsMissing(Happening, frozen=True):
+    """So many charts were found and could not be described in time."""
+
+    charts: int
+    reason: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"details_missing": self.charts}
+
+    @property
+    def line(self) -> Line:
+        return Line("details_missing", f"the repository does not answer: {self.reason}", logging.WARNING, once=True)

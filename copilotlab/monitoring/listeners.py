@@ -1,0 +1,48 @@
+"""Who is told of all that happens on a node."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from copilotlab.monitoring.happenings import Happening
+
+Listener = Callable[[Happening], object]
+
+logger = logging.getLogger("copilotlab.node")
+
+
+class Listeners:
+    """The listeners of one node. Each is called on the thread on which something happens, so it must be quick, and must
+    not call the node: locks of it may be held.
+
+    One that raises is logged the first time, and goes on being called: it harms neither the node nor the others.
+    """
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+        self.trouble: dict[str, str] = {}
+        """What a listener has raised last, by the listener's name."""
+
+    def add(self, listener: Listener) -> None:
+        """Tell ``listener`` of all that happens from now on. Raises TypeError for what cannot be called."""
+        if not callable(listener):
+            raise TypeError(f"listener={listener!r}: expected a function of one happening, as in print")
+        self._listeners = (*self._listeners, listener)
+
+    def tell(self, happening: Happening) -> None:
+        """Tell all of ``happening``, in the order in which they were added."""
+        for listener in self._listeners:
+            try:
+                listener(happening)
+            except Exception as error:  # noqa: BLE001 - a listener is foreign code, and none may harm the protocol
+                self._note_failure(listener, error)
+
+    def _note_failure(self, listener: Listener, error: Exception) -> None:
+        name = getattr(listener, "__qualname__", None) or type(listener).__name__
+        if name not in self.trouble:
+            logger.error("listener %s raised %r; it goes on being called", name, error, exc_info=error)
+        self.trouble[name] = f"listener {name}: {error!r}"
+
+    def __repr__(self) -> str:
+        return f"Listeners({len(self._listeners)}{', ' + '; '.join(self.trouble.values()) if self.trouble else ''})"

@@ -1,0 +1,193 @@
+"""When a batch begins, who drives it, and what follows when it ends."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+
+from copilotlab.embedding import Embedder
+from copilotlab.lifetime import Bell, Latch
+from copilotlab.monitoring.happenings import BatchBegan, BatchEnded, BatchFailed
+from copilotlab.protocol.batch import Batch, Kind
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.coordinator import Coordinator
+from copilotlab.protocol.follower import Follower
+from copilotlab.protocol.inquiry import Inquiry
+from copilotlab.protocol.lease import Grant
+from copilotlab.protocol.outbox import Outbox
+from copilotlab.protocol.peers import Peers
+from copilotlab.protocol.sync import Sync
+from copilotlab.protocol.transfer import Transfers
+from copilotlab.protocol.view import View
+from copilotlab.store import VectorStore
+
+LONGEST_PAUSE = 60.0  # seconds between two tries of a batch that fails
+
+
+class Batches:
+    """The batches of one replica, one at a time.
+
+    stopping: set once none may begin any more. wake: rung when one has ended.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        coordinator: Coordinator,
+        view: View,
+        peers: Peers,
+        transfers: Transfers,
+        follower: Follower,
+        sync: Sync,
+        outbox: Outbox,
+        *,
+        stopping: Latch,
+        wake: Bell,
+    ) -> None:
+        self._embedder = embedder
+        self._store = store
+        self._coordinator = coordinator
+        self._view = view
+        self._peers = peers
+        self._transfers = transfers
+        self._follower = follower
+        self._sync = sync
+        self._outbox = outbox
+        self._stopping = stopping
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._next_try = coordinator.context.clock.now()
+        self._pause = coordinator.context.policy.probe_interval
+        self._unreleased: Grant | None = None  # of a batch that ended while Redis was away
+        self.present: Batch | None = None
+        """The batch under way."""
+        self.failure: BaseException | None = None
+        """What the last one has failed with; None if it did not."""
+
+    @property
+    def are_owed(self) -> bool:
+        """Whether somebody has to rebuild, as far as this node has seen."""
+        return self._view.flags.owed and self._coordinator.context.policy.rebuild_at_reconnect
+
+    def begin(
+        self, kind: Kind, *, without_redis: bool = False, since: int = 0, ask_peers: bool = True, if_owed: bool = False
+    ) -> Batch | None:
+        """A new batch under the lease; None if another has it, if this replica was stopped, or, unless told otherwise,
+        if Redis is away.
+
+        if_owed: only if a rebuild is still owed: another node may have done it since this one looked.
+        """
+        context = self._coordinator.context
+        with self._lock:
+            if self.present is not None or self._stopping.is_set():
+                return None
+            try:
+                grant = self._coordinator.lease.take(if_owed=if_owed)
+                if grant is None:
+                    return None
+            except CarrierAway:
+                if not without_redis:
+                    return None
+                grant = None
+            if grant is not None and grant.owed:
+                since = 0  # nothing less than the whole catalogue makes up for a rebuild that is owed
+            name, inquiry = uuid.uuid4().hex, None
+            if ask_peers and grant is not None and context.policy.reconcile:
+                inquiry = Inquiry(name, self._coordinator, self._view, self._peers, self._transfers)
+            batch = Batch(
+                kind,
+                name=name,
+                grant=grant,
+                embedder=self._embedder,
+                store=self._store,
+                follower=self._follower,
+                coordinator=self._coordinator,
+                since=since,
+                inquiry=inquiry,
+            )
+            if batch.epoch:
+                self._view.accept(batch.name, batch.epoch)  # what was said under an earlier lease is over
+            context.tell(BatchBegan(kind, batch.epoch, grant is None, grant is not None and grant.taken_over))
+            self.present = batch  # from now on somebody may drive it
+            return batch
+
+    def begin_what_is_due(self, now: float, due: int | None) -> bool:
+        """Begin a batch if it is time for one. due: the revision after which something is ours to embed; None: nothing
+        is, and only a rebuild that is owed is begun."""
+        if now < self._next_try or self._view.flags.batch_holder is not None:
+            return False
+        if due is None and not self.are_owed:
+            return False
+        self._next_try = now + self._coordinator.context.policy.probe_interval
+        since = 0 if due is None or self.are_owed else due
+        return self.begin("rebuild", since=since, if_owed=due is None) is not None
+
+    def advance(self) -> bool:
+        """One step of the present batch; False if there is none, or it waits for its peers."""
+        batch = self.present
+        if batch is None:
+            return False
+        progress = False
+        try:
+            progress = batch.advance()
+        except Exception as error:  # noqa: BLE001 - the model and the database are foreign code; whoever waits gets it
+            batch.error = error
+            self._coordinator.context.tell(BatchFailed(batch.kind, repr(error)))
+        finally:  # after an interrupt of whoever drives it, too
+            if batch.over:
+                self._conclude(batch)
+        return progress or batch.over
+
+    def _conclude(self, batch: Batch) -> None:
+        context, result = self._coordinator.context, batch.result
+        now, failed = context.clock.now(), batch.error is not None
+        with self._lock:
+            self.present = None
+        self._outbox.owe(sorted(batch.unsaid))
+        if batch.unreleased and batch.epoch:
+            self._unreleased = batch.grant
+        self.failure = batch.error
+        self._view.batch_ended(owed=failed, up_to=batch.revision if result.outcome == "published" else None)
+        if batch.whole and result.outcome in ("published", "local"):
+            self._sync.done(now)
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause) if failed else context.policy.probe_interval
+        self._next_try = now + self._pause
+        self._sync.soon()
+        self._wake.set()
+        ended = BatchEnded(batch.kind, result.outcome, result.charts, result.embedded, result.removed, result.seconds)
+        context.tell(ended)
+        batch.finished.set()
+
+    def heard_of(self, epoch: int) -> None:
+        """Another node's batch has that epoch: one of an earlier epoch here ends. It may wait for its peers, and say
+        nothing by which it would notice."""
+        if (own := self.present) is not None and own.epoch and own.epoch < epoch:
+            own.fence()
+
+    def connection_lost(self) -> None:
+        """Who was being asked has not answered."""
+        if (batch := self.present) is not None and batch.inquiry is not None:
+            batch.inquiry.forget()
+
+    def give_back(self) -> None:
+        """Give back a lease that could not be given back when its batch ended. Raises CarrierAway."""
+        if self._unreleased is not None:
+            self._coordinator.lease.release(self._unreleased, recovered=False)
+            self._unreleased = None
+
+    def cancel(self) -> None:
+        """End the present batch after its chunk; takes no lock."""
+        if (batch := self.present) is not None:
+            batch.cancel()
+
+    def end(self) -> None:
+        """End the present batch now, once nobody begins or drives one any more."""
+        with self._lock:  # a caller may be about to begin one
+            batch = self.present
+        if batch is not None:
+            batch.cancel()
+            self.advance()
+
+    def __repr__(self) -> str:
+        return f"Batches({self.present or 'none under way'})"

@@ -1,0 +1,134 @@
+"""What is changed on this node: whether it is this node's to embed, its vector, and its way to the others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from copilotlab.charts import Chart, ChartRepository, RepositoryError
+from copilotlab.embedding import Embedder
+from copilotlab.lifetime import Bell
+from copilotlab.monitoring.happenings import ClaimLeft, Embedded
+from copilotlab.protocol import events
+from copilotlab.protocol.backlog import Backlog
+from copilotlab.protocol.batches import Batches
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.coordinator import Coordinator, Need
+from copilotlab.protocol.outbox import Outbox
+from copilotlab.protocol.sync import Sync
+from copilotlab.protocol.view import View
+from copilotlab.store import Record, VectorStore
+
+Admission = Literal["ours", "deferred", "claimed", "away"]
+
+
+class Changes:
+    """The changes that are made on one node, in one model's vectors. Safe for threads: each caller brings its own.
+
+    wake: rung where the working thread has something to do by a change.
+    """
+
+    def __init__(
+        self,
+        charts: ChartRepository,
+        embedder: Embedder,
+        store: VectorStore,
+        coordinator: Coordinator,
+        view: View,
+        backlog: Backlog,
+        outbox: Outbox,
+        looks: Sync,
+        batches: Batches,
+        *,
+        wake: Bell,
+    ) -> None:
+        self._context = coordinator.context
+        self._charts = charts
+        self._embedder = embedder
+        self._store = store
+        self._coordinator = coordinator
+        self._view = view
+        self._backlog = backlog
+        self._outbox = outbox
+        self._looks = looks
+        self._batches = batches
+        self._wake = wake
+
+    def admit(self, need: Need) -> Admission:
+        """Whether a change is ours to embed; "deferred" if a batch will do it, "claimed" if another node does, "away"
+        without Redis."""
+        try:
+            flags, (granted,) = self._coordinator.admit([need])
+        except CarrierAway:
+            return "away"
+        self._view.saw(flags)
+        if not granted and flags.owed and flags.batch_holder is None:
+            # The batch that the written design starts here reads the repository at its first step, after this change
+            # was saved: that step is taken by the worker, or by whoever drives the node.
+            self._batches.begin("rebuild")
+        if granted:
+            return "ours"
+        return "deferred" if flags.owed or flags.batch_holder is not None else "claimed"
+
+    def disclaim(self, need: Need) -> None:
+        """Give up what was admitted: it failed."""
+        try:
+            self._coordinator.disclaim(need)
+        except CarrierAway:
+            self._context.tell(ClaimLeft(need.chart_id))
+
+    def defer(self, chart_id: int, revision: int, *, patience: float = 0.0) -> None:
+        """Leave a change to a batch, or to the node that claimed it, and see to it that it comes.
+
+        patience: seconds until it is done here; without, it is done when the batch that it was left to has ended.
+        """
+        if self._context.policy.reconcile:
+            self._backlog.add(chart_id, revision, self._context.clock.now() + patience)
+        elif self._context.policy.pick_up_deferred:
+            self._view.await_revision(revision)
+        self._wake.set()
+
+    def vector_of(self, chart: Chart) -> np.ndarray:
+        """The chart's vector: the one that is here if the words are the same, else a new one. Raises EmbeddingError."""
+        head = self._store.head(chart.chart_id)
+        if head is not None and head[1] == chart.content_hash and (held := self._store.get(chart.chart_id)):
+            return held.vector
+        vector: np.ndarray = self._embedder.embed([chart.text])[0]
+        self._context.tell(Embedded(1, len(self._embedder.cut([chart.text]))))
+        return vector
+
+    def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:
+        """Hold the chart's vector and tell the other nodes; False if Redis is away."""
+        record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
+        head = revision, chart.content_hash
+        self._store.put(record)
+        if self._store.head(chart.chart_id) != head and self._correct(chart.chart_id) == head:
+            self._store.put(record)
+        need = Need(chart.chart_id, chart.content_hash, revision)
+        return self._outbox.say(events.ChartUpdated(events.pack(record)), chart.chart_id, need)
+
+    def spread_deletion(self, chart_id: int, revision: int) -> bool:
+        """Drop the chart and tell the other nodes; False if Redis is away."""
+        if not self._store.remove(chart_id, revision) and chart_id in self._store:
+            self._correct(chart_id)
+        return self._outbox.say(events.ChartDeleted(chart_id, revision), chart_id)
+
+    def _correct(self, chart_id: int) -> tuple[int, bytes] | None:
+        """Ask the repository for a chart that it has changed, and the store knows otherwise: it may have gone back.
+
+        Its revision and content hash there; None if it has no such chart, or does not answer.
+        """
+        known = self._store.known(chart_id)
+        try:
+            change = self._charts.get_many([chart_id]).get(chart_id)
+        except RepositoryError:
+            return None  # the next look tells
+        head = None if change is None or change.chart is None else (change.revision, change.chart.content_hash)
+        self._store.correct(chart_id, head, removed=0 if change is None else change.revision, known=known)
+        self._looks.soon()
+        self._wake.set()
+        return head
+
+    def __repr__(self) -> str:
+        return f"Changes({self._context.node_id!r}, {self._embedder.fingerprint!r})"

@@ -1,0 +1,68 @@
+"""Who a node is and by which rules it acts: what every room of the protocol is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from copilotlab.clock import Clock, SystemClock, check_clock
+from copilotlab.monitoring import Happening, Journal, Listener, Listeners, Metrics
+from copilotlab.protocol.policy import Policy, check_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One node's name, namespace, policy and clock, and who is told what happens on it.
+
+    Made by `of`, which checks; one is shared by all rooms of a node.
+    """
+
+    node_id: str
+    namespace: str
+    policy: Policy
+    clock: Clock
+    journal: Journal
+    metrics: Metrics
+    listeners: Listeners
+
+    @classmethod
+    def of(
+        cls,
+        node_id: str,
+        *,
+        namespace: str = "",
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        listeners: tuple[Listener, ...] = (),
+    ) -> Context:
+        """A new context, with a journal and counters of its own.
+
+        node_id: 1 to 200 characters; namespace: "" by default, or likewise; policy: `Policy()` by default; clock: the
+        system's by default; listeners: told of all that happens, beside the journal and the counters. Raises ValueError
+        for a wrong name, TypeError for what is no policy or clock.
+        """
+        check_policy(policy)
+        check_clock(clock)
+        check_name("node_id", node_id)
+        if namespace:
+            check_name("namespace", namespace)
+        clock = clock or SystemClock()
+        journal, metrics = Journal(node_id, clock), Metrics()
+        heard_by = Listeners(metrics, journal, *listeners)
+        return cls(node_id, namespace, policy or Policy(), clock, journal, metrics, heard_by)
+
+    def tell(self, happening: Happening) -> None:
+        """Tell all listeners of ``happening``."""
+        self.listeners.tell(happening)
+
+    def scope(self, name: str) -> str:
+        """A key or channel of this namespace."""
+        return f"{self.namespace}:{name}" if self.namespace else name
+
+
+def check_name(field: str, value: object) -> str:
+    """The name itself; ValueError for what is no text of 1 to 200 characters that can be sent."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 200:
+        raise ValueError(f"{field}={value!r}: expected 1 to 200 characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{field}={value!r}: has half a surrogate pair, which cannot be sent; leave it out")
+    return value

@@ -1,0 +1,63 @@
+"""What changed here and is not said yet: it is owed to the others until Redis is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from copilotlab.monitoring.happenings import Owed
+from copilotlab.protocol import events
+from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.coordinator import Coordinator, Need
+from copilotlab.store import VectorStore
+
+HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the others fetch the rest
+
+
+class Outbox:
+    """The changes of one store that the others were not told of. Safe for the threads of a node."""
+
+    def __init__(self, store: VectorStore, coordinator: Coordinator) -> None:
+        self._store = store
+        self._coordinator = coordinator
+        self._unsaid: dict[int, None] = {}
+
+    def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
+        """Tell the others of a change; False, and it is owed to them, if Redis is away."""
+        try:
+            self._coordinator.publish(event, need)
+        except CarrierAway:
+            self._unsaid[chart_id] = None
+            self._coordinator.context.tell(Owed(chart_id))
+            return False
+        return True
+
+    def owe(self, chart_ids: Iterable[int]) -> None:
+        """Note changes that the others are still to be told of."""
+        self._unsaid.update(dict.fromkeys(chart_ids))
+
+    def hand_over(self) -> None:
+        """Say all that is owed; beyond a thousand changes, the others fetch them. Raises CarrierAway."""
+        for number, chart_id in enumerate(list(self._unsaid)):
+            self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
+            if number >= HANDED_OVER:
+                continue
+            try:
+                self._say_what_is_here(chart_id)
+            except CarrierAway:
+                self._unsaid[chart_id] = None
+                raise
+
+    def _say_what_is_here(self, chart_id: int) -> None:
+        held = self._store.get(chart_id)
+        removed = self._store.tombstone(chart_id)
+        if held is not None:
+            need = Need(chart_id, held.content_hash, held.revision)
+            self._coordinator.publish(events.ChartUpdated(events.pack(held)), need)
+        elif removed is not None:
+            self._coordinator.publish(events.ChartDeleted(chart_id, removed))
+
+    def __len__(self) -> int:
+        return len(self._unsaid)
+
+    def __repr__(self) -> str:
+        return f"Outbox({len(self)} changes)"

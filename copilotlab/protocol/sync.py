@@ -1,0 +1,64 @@
+"""When the repository is looked at: each heartbeat for what is new, and as a whole when a sync is due."""
+
+from __future__ import annotations
+
+from copilotlab.charts import RepositoryError
+from copilotlab.monitoring.happenings import RepositoryAway
+from copilotlab.protocol.backlog import Backlog
+from copilotlab.protocol.context import Context
+from copilotlab.protocol.follower import Follower
+
+
+class Sync:
+    """The looks of one follower, and since when all that the repository holds is here."""
+
+    def __init__(self, context: Context, follower: Follower, backlog: Backlog) -> None:
+        self._context = context
+        self._follower = follower
+        self._backlog = backlog
+        now = context.clock.now()
+        self._next_look = now
+        self._at_once = False
+        self._whole = False  # the whole catalogue is to be compared at the next look
+        self._filling = False  # the whole catalogue was read, and something of it was missing
+        self._next_sync = now + context.policy.sync_interval
+        self.last: float | None = None
+        """When all that the repository held was here last, the whole catalogue compared; None if never."""
+
+    def is_due(self, now: float) -> bool:
+        """Whether the scheduled sync is due; then the next one is due `sync_interval` later."""
+        if now < self._next_sync:
+            return False
+        self._next_sync = now + self._context.policy.sync_interval
+        return True
+
+    def soon(self, *, whole: bool = False) -> None:
+        """Look at the next step, without waiting for the heartbeat. whole: at the whole catalogue."""
+        self._whole = self._whole or whole
+        self._at_once = True
+
+    def done(self, now: float) -> None:
+        """All that the repository holds is here."""
+        self.last = now
+
+    def step(self, now: float) -> None:
+        """Look, if that is due: take in what changed there, and see what came of what was missing."""
+        if now < self._next_look and not self._at_once:
+            return
+        self._next_look = now + self._context.policy.heartbeat_interval
+        self._at_once = False
+        try:
+            if self._whole:
+                self._follower.start_over()
+            self._follower.look()
+        except RepositoryError as error:
+            self._context.tell(RepositoryAway(str(error)))
+            return
+        self._whole = False
+        self._filling = self._filling or self._follower.compared
+        if self._filling and not self._backlog:
+            self._filling = False
+            self.done(now)
+
+    def __repr__(self) -> str:
+        return f"Sync({'never' if self.last is None else f'last at {self.last:.1f}'})"
