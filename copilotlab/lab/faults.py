@@ -22,7 +22,8 @@ import redis
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import HalfPrecision
-from copilotlab.lab.fragile import FragileRepository, Gate
+from copilotlab.lab.fragile_repository import FragileRepository
+from copilotlab.lab.gate import Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.node import Node

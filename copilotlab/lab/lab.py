@@ -13,7 +13,7 @@ import polars as pl
 from copilotlab.charts import ChartRepository
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.frozen import FreezableClock
+from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.summary import summary_html

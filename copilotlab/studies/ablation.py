@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 CHARTS = 40
 LIMIT = 900.0  # seconds after the fault: what has not come right by then counts as lost (a sync would come hourly)
@@ -117,7 +117,7 @@ def play(field: str, *, on: bool) -> Outcome:
     return scenario.play(SimulatedLab(3, policy, seconds_per_text=scenario.seconds_per_text, tick=0.5))
 
 
-@cached(version=1, code=(*PROTOCOL, "studies/ablation.py"))
+@cached(version=1)
 def _played(field: str, *, on: bool) -> pl.DataFrame:
     """`play`, as a frame of one row, its story a list in a cell."""
     outcome = play(field, on=on)

@@ -11,12 +11,12 @@ import polars as pl
 from copilotlab.embedding import Embedder
 from copilotlab.lab import Lab
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 CONVERGED_WITHIN = 600.0  # seconds
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def cluster(embedder: Embedder, charts: pl.DataFrame, questions: Sequence[str], *, nodes: int = 3) -> pl.DataFrame:
     """What `nodes` nodes do with `charts`, from empty: measure, unit, value, low, high.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from copilotlab.studies import load_study
-from copilotlab.studies.cache import measured_anew
+from copilotlab.studies.result_cache import measured_anew
 
 WRITERS: dict[str, Callable[[pl.DataFrame, Path], object]] = {
     ".parquet": pl.DataFrame.write_parquet,

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from copilotlab.embedding import load_embedder, size_on_disk
-from copilotlab.studies.cache import cached
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.cost_process import Job, Measured
 from copilotlab.studies.lexical import BM25
+from copilotlab.studies.result_cache import cached
 
 Row = tuple[str, str, float, float | None, float | None]  # measure, unit, value, low, high
 
@@ -46,7 +46,7 @@ def cost(model: str, collection: Collection, *, seed: int = 0) -> pl.DataFrame:
     return _cost_of_model(model, fingerprint, texts, asked, rows=len(documents), size=size)
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _cost_of_model(
     model: str, fingerprint: str, documents: Sequence[str], questions: Sequence[str], *, rows: int, size: float
 ) -> pl.DataFrame:
@@ -61,7 +61,7 @@ def _cost_of_model(
     )
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _cost_of_words(documents: Sequence[str], questions: Sequence[str]) -> pl.DataFrame:
     return _frame(_common(_measure(Job(BM25, list(documents), list(questions), len(documents), K, ROUNDS))))
 

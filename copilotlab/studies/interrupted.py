@@ -16,12 +16,13 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository
 from copilotlab.embedding import load_embedder
-from copilotlab.lab.fragile import FragileModel, Gate
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.gate import Gate
 from copilotlab.lab.lab import Lab
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 Fate = Literal["none", "dies", "freezes", "hangs"]
 
@@ -119,7 +120,7 @@ class Real(Lab):
         return self.differences().is_empty()
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def simulated(case: Case) -> pl.DataFrame:
     """The case on a simulated server, with time under control: a row with the columns of `Seen`."""
     model = FragileModel(load_embedder("hash"), seed=case.seed)
@@ -129,7 +130,7 @@ def simulated(case: Case) -> pl.DataFrame:
     return pl.DataFrame([asdict(_Trial(case, cluster, model).play())], schema_overrides=_NULLABLE)
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def real(case: Case) -> pl.DataFrame:
     """The case with threads, on a real server, in real time: a row with the columns of `Seen`."""
     model = FragileModel(load_embedder("hash"), pace=case.rebuild / case.pieces)

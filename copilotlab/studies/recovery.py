@@ -30,14 +30,15 @@ from tqdm.auto import tqdm
 from copilotlab.charts import Chart, Heads, RepositoryError
 from copilotlab.embedding import load_embedder
 from copilotlab.lab.faults import FAULTS
-from copilotlab.lab.fragile import FragileModel, FragileRepository
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.fragile_repository import FragileRepository
 from copilotlab.lab.lab import Lab
+from copilotlab.lab.search_watch import Watch
 from copilotlab.lab.server import LocalRedis
-from copilotlab.lab.watch import Watch
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 Phase = Literal["before", "fault", "after"]
 
@@ -418,7 +419,7 @@ def summary(seen: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@cached(version=2, code=PROTOCOL)
+@cached(version=2)
 def _experiment(
     fault: str, policy: Policy, *, nodes: int, charts: int, lasts: float, limit: float, seed: int
 ) -> pl.DataFrame:

@@ -11,9 +11,9 @@ from ir_measures import RR, R, nDCG
 
 from copilotlab.embedding import Embedder, load_embedder
 from copilotlab.store import Record, VectorStore
-from copilotlab.studies.cache import cached
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.lexical import BM25, LexicalIndex
+from copilotlab.studies.result_cache import cached
 
 DEPTH = 50  # how many charts are kept per question: measures may be cut off anywhere up to here
 
@@ -87,7 +87,7 @@ def _shared(best: pl.DataFrame, k: int, reference: str) -> pl.DataFrame:
     )
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _dense(
     embedder: Embedder, documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int, progress: bool
 ) -> pl.DataFrame:
@@ -102,7 +102,7 @@ def _dense(
     return _ranked(questions, [match.chart_ids for match in found], [match.scores for match in found])
 
 
-@cached(version=2)
+@cached(version=2, code=False)
 def _lexical(documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int) -> pl.DataFrame:
     chart_ids = documents["chart_id"].to_numpy()
     index = LexicalIndex(documents["text"].to_list())

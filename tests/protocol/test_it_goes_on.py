@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from world import POLICY, World
 
 from copilotlab import Policy
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.protocol.coordinator import SILENT_BEATS, WAS_DOWN
 
 SILENCE = SILENT_BEATS * POLICY.heartbeat_interval + POLICY.redis_timeout  # then a holder is taken for dead

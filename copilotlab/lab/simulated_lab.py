@@ -11,7 +11,7 @@ import polars as pl
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.clock import ManualClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedCarrier, SimulatedRedis
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy

@@ -32,34 +32,24 @@ import polars as pl
 import copilotlab
 from copilotlab.cache import cache_folder, writing
 from copilotlab.embedding import Embedder
+from copilotlab.studies.source_files import source_digest
 
 P = ParamSpec("P")
 Measuring = Callable[P, pl.DataFrame]
 
-PACKAGE = Path(copilotlab.__file__).parent
-PROTOCOL = (
-    "*.py",
-    "charts/*.py",
-    "protocol/*.py",
-    "protocol/scripts/*.lua",
-    "monitoring/*.py",
-    "store/*.py",
-    "lab/*.py",
-)
-"""The files that decide what nodes do."""
 NOT_MEASURED = frozenset({"progress"})  # parameters that do not decide the result
 
 _anew: ContextVar[bool] = ContextVar("measured_anew", default=False)
 
 
-def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]], Measuring[P]]:
-    """Decorates a function that returns a frame: equal arguments are measured once, on this machine.
+def cached(*, version: int, code: bool = True) -> Callable[[Measuring[P]], Measuring[P]]:
+    """Decorate a function that returns a frame: equal arguments are measured once, on this machine.
 
     Parameters:
-        version: of the function. Raise it whenever the same arguments would give another result; a new version of
-            copilotlab counts as such, too.
-        code: the files of the package that decide the result, as patterns such as "store/*.py": whoever changes one of
-            them measures again. None by default; `PROTOCOL` for what several nodes do.
+        version: of the function. Raise it where the same arguments would give another result and the code does not
+            tell, as with another library; a new version of copilotlab counts as such, too.
+        code: whether a change of the function's file, or of any file of copilotlab that it imports (`source_files`),
+            measures again (True). False where the arguments say it all, as a model's fingerprint does.
 
     Arguments may be None, numbers, strings, paths (a file counts by what is in it), numpy arrays, frames, embedders
     (by fingerprint), dataclasses such as `Policy`, and sequences and mappings of these; others raise TypeError. The
@@ -69,7 +59,7 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
 
     def decorate(measure: Measuring[P]) -> Measuring[P]:
         signature = inspect.signature(measure)
-        written = _digest(b"".join(path.read_bytes() for pattern in code for path in sorted(PACKAGE.glob(pattern))))
+        written = _code_of(measure.__globals__.get("__file__")) if code else ""  # now: what is loaded now will run
 
         @functools.wraps(measure)
         def measure_once(*args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
@@ -91,6 +81,12 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
         return measure_once
 
     return decorate
+
+
+@functools.cache
+def _code_of(file: str | None) -> str:
+    """The digest of what decides a function in that file; "" for one typed into a shell or a notebook."""
+    return source_digest(Path(file)) if file is not None else ""
 
 
 @contextmanager

@@ -1,0 +1,102 @@
+"""Which files of copilotlab a module imports, found by reading them: whoever changes one of them changes its results.
+
+Nothing is imported to find out. An import counts wherever it stands, within a function too, but for those that only a
+type checker sees (``if TYPE_CHECKING:``); importing a module of a package imports the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import copilotlab
+
+PACKAGE = Path(copilotlab.__file__).parent
+ONLY_SHOWS = "copilotlab.widgets"
+"""No study shows a panel; but `Lab.panel` imports them."""
+
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # of a statement: lists of other statements
+_ONLY_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+_RESOURCES = re.compile(rb"""\bfiles\(\s*["']([\w.]+)["']""")
+
+
+def source_digest(start: Path, package: Path = PACKAGE) -> str:
+    """A digest, 32 hex digits, of the files of `source_files`, their places and what is in them.
+
+    Raises what `source_files` raises. It takes some 0.1 s, so ask once.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in source_files(start, package):
+        place = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
+        for part in (place.encode(), path.read_bytes()):
+            digest.update(len(part).to_bytes(8) + part)
+    return digest.hexdigest()
+
+
+def source_files(start: Path, package: Path = PACKAGE) -> list[Path]:
+    """``start``, and every file of the package that it imports, at first or second hand; sorted.
+
+    start: a Python file, of the package or not. package: the folder of the package copilotlab.
+    With the file of an imported package come the other files beside it, such as scripts in Lua; so do those of a package
+    that is named in a call ``files("copilotlab...")`` of `importlib.resources`.
+
+    Raises OSError for a file that cannot be read, SyntaxError for one that is no Python.
+    """
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            if path.suffix == ".py":
+                waiting += [file for name in _imports(path, package) for file in _files(name, package)]
+    return sorted(found)
+
+
+def _files(name: str, package: Path) -> Iterator[Path]:
+    """The files of a dotted name: of its packages, and of itself where it is a module."""
+    place = package.parent
+    for part in name.split("."):
+        place /= part
+        if (place / "__init__.py").is_file():
+            yield from (path for path in place.iterdir() if path.is_file() and path.suffix != ".py")
+            yield place / "__init__.py"
+        elif place.with_name(f"{part}.py").is_file():
+            yield place.with_name(f"{part}.py")
+
+
+def _imports(path: Path, package: Path) -> frozenset[str]:
+    """The dotted names within copilotlab that a file imports; a name that a module defines stands behind the module's."""
+    content = path.read_bytes()
+    folder = path.relative_to(package.parent).parent.parts if path.is_relative_to(package) else ()
+    imported = {name for statement in _statements(ast.parse(content, path)) for name in _names(statement, folder)}
+    imported |= {name.decode() for name in _RESOURCES.findall(content)}
+    return frozenset(name for name in imported if _within(name, package.name) and not _within(name, ONLY_SHOWS))
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements in a piece of code. Expressions hold none, and are most of it: they are passed over."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+    for block in _BLOCKS:
+        if block == "body" and isinstance(node, ast.If) and ast.unparse(node.test) in _ONLY_TYPES:
+            continue
+        for part in getattr(node, block, ()):
+            yield from _statements(part)
+
+
+def _names(statement: ast.Import | ast.ImportFrom, folder: tuple[str, ...]) -> Iterator[str]:
+    """What a statement imports, in full. folder: the parts of the package that its file is in, for relative imports."""
+    if isinstance(statement, ast.Import):
+        yield from (alias.name for alias in statement.names)
+        return
+    above = folder[: len(folder) + 1 - statement.level] if statement.level else ()
+    origin = (*above, statement.module) if statement.module else above
+    yield from (".".join((*origin, alias.name)) for alias in statement.names)
