@@ -1,8 +1,8 @@
 """Studies: parameters in, a tidy polars frame out; also ``copilotlab study NAME --out FILE``.
 
 A study is a plain function with a `progress` parameter, a `seed` where it draws lots, and defaults for all. What it
-measures piece by piece is kept on disk by :func:`copilotlab.studies.result_cache.cached`, so an interrupted study goes on
-where it was. One line here makes it a command.
+measures piece by piece is kept on disk by :func:`copilotlab.studies.result_cache.cached`, so an interrupted study goes
+on where it was. One line here makes it a command.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ type checker sees (``if TYPE_CHECKING:``); importing a module of a package impor
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ _RESOURCES = re.compile(rb"""\bfiles\(\s*["']([\w.]+)["']""")
 def source_digest(start: Path, package: Path = PACKAGE) -> str:
     """A digest, 32 hex digits, of the files of `source_files`, their places and what is in them.
 
-    Raises what `source_files` raises. It takes some 0.1 s, so ask once.
+    Raises what `source_files` raises. The first takes some 0.1 s.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in source_files(start, package):
@@ -37,11 +38,11 @@ def source_digest(start: Path, package: Path = PACKAGE) -> str:
 
 
 def source_files(start: Path, package: Path = PACKAGE) -> list[Path]:
-    """``start``, and every file of the package that it imports, at first or second hand; sorted.
+    """``start``, and every file of the package that it imports, directly or through others; sorted.
 
     start: a Python file, of the package or not. package: the folder of the package copilotlab.
-    With the file of an imported package come the other files beside it, such as scripts in Lua; so do those of a package
-    that is named in a call ``files("copilotlab...")`` of `importlib.resources`.
+    The other files beside the ``__init__.py`` of an imported package, such as scripts in Lua, count too. So does a
+    package that is named in a call ``files("copilotlab...")`` of `importlib.resources`.
 
     Raises OSError for a file that cannot be read, SyntaxError for one that is no Python.
     """
@@ -52,7 +53,9 @@ def source_files(start: Path, package: Path = PACKAGE) -> list[Path]:
         if path not in found:
             found.add(path)
             if path.suffix == ".py":
-                waiting += [file for name in _imports(path, package) for file in _files(name, package)]
+                folder = path.relative_to(package.parent).parent.parts if path.is_relative_to(package) else ()
+                names = _imports(path.read_bytes(), folder, package.name)
+                waiting += [file for name in names for file in _files(name, package)]
     return sorted(found)
 
 
@@ -68,13 +71,12 @@ def _files(name: str, package: Path) -> Iterator[Path]:
             yield place.with_name(f"{part}.py")
 
 
-def _imports(path: Path, package: Path) -> frozenset[str]:
-    """The dotted names within copilotlab that a file imports; a name that a module defines stands behind the module's."""
-    content = path.read_bytes()
-    folder = path.relative_to(package.parent).parent.parts if path.is_relative_to(package) else ()
-    imported = {name for statement in _statements(ast.parse(content, path)) for name in _names(statement, folder)}
+@functools.cache
+def _imports(content: bytes, folder: tuple[str, ...], package: str) -> frozenset[str]:
+    """The dotted names within the package that a file imports: modules, and names in modules (``module.name``)."""
+    imported = {name for statement in _statements(ast.parse(content)) for name in _names(statement, folder)}
     imported |= {name.decode() for name in _RESOURCES.findall(content)}
-    return frozenset(name for name in imported if _within(name, package.name) and not _within(name, ONLY_SHOWS))
+    return frozenset(name for name in imported if _within(name, package) and not _within(name, ONLY_SHOWS))
 
 
 def _within(name: str, package: str) -> bool:
