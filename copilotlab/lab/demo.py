@@ -12,6 +12,7 @@ from rich.table import Table
 
 from copilotlab.charts import Chart
 from copilotlab.lab import catalogue
+from copilotlab.lab.agreement import alike, short
 from copilotlab.lab.lab import Lab, NotConverged
 from copilotlab.protocol.policy import Policy
 
@@ -72,7 +73,7 @@ class _Demo:
         except NotConverged as error:
             self.claim(f"{text}: {error}", False)
         else:
-            digest = lab.nodes[0].store.digest[:8]
+            digest = short(lab.nodes[0].store.digest)
             self.claim(f"{text}, alike to the last bit (digest {digest}, after {seconds * 1000:,.0f} ms)", True)
 
     def ask(self, lab: Lab) -> None:
@@ -137,8 +138,7 @@ class _Demo:
         self._wait(lambda: not any(node.coordinator.connected for node in lab.nodes))
         self.claim(
             "the nodes know that they differ, and say that Redis is away",
-            len({node.store.digest for node in lab.nodes}) > 1
-            and all(node.status()["redis"] == "away" for node in lab.nodes),
+            not alike(lab.nodes) and all(node.status()["redis"] == "away" for node in lab.nodes),
         )
         embedded = self._embeddings(lab)
         self.console.print("  the server comes back, [bold]empty[/]")
@@ -168,7 +168,7 @@ class _Demo:
             table.add_row(
                 node.node_id,
                 f"{status['charts']:,}",
-                str(status["digest"])[:8],
+                short(status["digest"]),
                 str(status["redis"]),
                 *(f"{counters.get(name, 0):,}" for name in ("embeddings", "searches", "received")),
                 str(dropped),

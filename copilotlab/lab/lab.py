@@ -13,6 +13,7 @@ import polars as pl
 from copilotlab.charts import ChartRepository
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.lab.agreement import agree, alike, differences, held_by
 from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
@@ -248,7 +249,7 @@ class Lab:
         """
         began = time.monotonic()
         while True:
-            if self._agree() and self.differences().is_empty():
+            if agree(self.living, self.charts):
                 return time.monotonic() - began
             if time.monotonic() - began >= timeout:
                 break
@@ -262,37 +263,10 @@ class Lab:
             differences,
         )
 
-    def _agree(self) -> bool:
-        return len({node.store.digest for node in self.living}) == 1
-
     def differences(self) -> pl.DataFrame:
         """What keeps the living nodes from agreement: node, chart_id, difference ("missing", "surplus", "revision",
         "content", or "vector": bits that differ from those of the first living node)."""
-        expected = {
-            change.chart_id: (change.revision, change.chart.content_hash)
-            for change in self.charts.changes_since(0)
-            if change.chart is not None
-        }
-        rows: list[tuple[str, int, str]] = []
-        reference: dict[int, bytes] = {}
-        for node in self.living:
-            manifest = node.store.manifest()
-            chart_ids = manifest.chart_ids.tolist()
-            held = dict(zip(chart_ids, range(len(chart_ids)), strict=True))
-            rows += [(node.node_id, chart_id, "missing") for chart_id in expected.keys() - held.keys()]
-            rows += [(node.node_id, chart_id, "surplus") for chart_id in held.keys() - expected.keys()]
-            for chart_id in held.keys() & expected.keys():
-                revision, content_hash = expected[chart_id]
-                row = held[chart_id]
-                vector_hash = manifest.vector_hashes[row].tobytes()
-                if int(manifest.revisions[row]) != revision:
-                    rows.append((node.node_id, chart_id, "revision"))
-                elif manifest.content_hashes[row].tobytes() != content_hash:
-                    rows.append((node.node_id, chart_id, "content"))
-                elif reference.setdefault(chart_id, vector_hash) != vector_hash:
-                    rows.append((node.node_id, chart_id, "vector"))
-        schema = {"node": pl.String, "chart_id": pl.Int64, "difference": pl.String}
-        return pl.DataFrame(rows, schema=schema, orient="row").sort("node", "chart_id")
+        return differences(self.living, held_by(self.charts))
 
     # --- to look at -------------------------------------------------------------------------------------------
 
@@ -320,8 +294,9 @@ class Lab:
         return self._panel
 
     def __repr__(self) -> str:
-        agree = "agree" if self.living and self._agree() else "differ"
-        return f"Lab({len(self.living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, they {agree})"
+        living = self.living
+        said = "they agree" if alike(living) else "they differ"
+        return f"Lab({len(living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, {said})"
 
     def _repr_html_(self) -> str:
         return summary_html(self)

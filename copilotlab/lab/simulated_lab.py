@@ -6,11 +6,14 @@ them. What a model costs is charged to the node that embeds: it works on nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.clock import ManualClock
 from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.lab.agreement import agree, differences, held_by
 from copilotlab.lab.simulated_redis import SimulatedCarrier, SimulatedRedis
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
@@ -80,30 +83,31 @@ class SimulatedLab:
         self._faults.note(event, detail)
 
     def freeze(self, index: int) -> None:
-        """The process of a node stands still; its connection stays, and what is said to it waits."""
-        self._faults.note("freeze", self.nodes[index].node_id)
-        self._still.add(self.nodes[index].node_id)
+        """Let the process of a node stand still; its connection stays, and what is said to it waits."""
+        self._befall(index, "freeze", self._still.add)
 
     def resume(self, index: int) -> None:
-        """It goes on where it stood."""
-        self._faults.note("resume", self.nodes[index].node_id)
-        self._still.discard(self.nodes[index].node_id)
+        """Let it go on where it stood."""
+        self._befall(index, "resume", self._still.discard)
 
     def hang(self, index: int) -> None:
-        """The next call of a node's model does not come back: the node listens and beats, and works on nothing."""
-        self._faults.note("hang", self.nodes[index].node_id)
-        self._hanging.add(self.nodes[index].node_id)
+        """Let the next call of a node's model not come back: the node listens and beats, and works on nothing."""
+        self._befall(index, "hang", self._hanging.add)
 
     def mend(self, index: int) -> None:
-        """The model answers."""
-        self._faults.note("mend", self.nodes[index].node_id)
-        self._hanging.discard(self.nodes[index].node_id)
+        """Let the model answer."""
+        self._befall(index, "mend", self._hanging.discard)
 
     def kill(self, index: int) -> None:
-        """The node is gone; what it put into Redis stays. The others keep their numbers."""
-        self._faults.note("kill", self.nodes[index].node_id)
-        self._still.add(self.nodes[index].node_id)
+        """End a node; what it put into Redis stays. The others keep their numbers."""
+        self._befall(index, "kill", self._still.add)
         self.carriers[index].cut()
+
+    def _befall(self, index: int, event: str, change: Callable[[str], None]) -> None:
+        """Write into the timeline what befalls a node, and change what is known of it: ``change`` takes its id."""
+        node_id = self.nodes[index].node_id
+        self._faults.note(event, node_id)
+        change(node_id)
 
     @property
     def living(self) -> list[Node]:
@@ -131,14 +135,15 @@ class SimulatedLab:
 
     def run_until_agreed(self, limit: float) -> float | None:
         """Let the nodes live until they agree with the repository; the seconds that it took, None if ``limit`` came."""
+        if self.agree():
+            return 0.0
         began = self.clock.now()
-        while not self.agree():
-            if self.clock.now() - began >= limit:
-                return None
+        while self.clock.now() - began < limit:
             self.turn()
-            if not self.agree():
-                self._move_on(began + limit)
-        return self.clock.now() - began
+            if self.agree():
+                return self.clock.now() - began
+            self._move_on(began + limit)
+        return None
 
     def turn(self) -> None:
         """All that can be done at this moment."""
@@ -174,18 +179,11 @@ class SimulatedLab:
 
     def lost(self) -> int:
         """How many charts the living nodes hold otherwise than the repository, all nodes together."""
-        expected = {c.chart_id: (c.revision, c.chart.content_hash) for c in self.charts.changes_since(0) if c.chart}
-        wrong = 0
-        for node in self.living:
-            held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
-            wrong += sum(held.get(i) != expected.get(i) for i in held.keys() | expected.keys())
-        return wrong
+        return differences(self.living, held_by(self.charts)).filter(pl.col("difference") != "vector").height
 
     def agree(self) -> bool:
         """Whether every living node holds exactly what the repository holds, all with the same bits."""
-        if len({node.store.digest for node in self.living}) > 1:
-            return False
-        return all(len(node.store) == len(self.charts) for node in self.living) and not self.lost()
+        return agree(self.living, self.charts)
 
     def embeddings(self) -> int:
         """How many were made by all nodes, also by those that are gone."""

@@ -16,6 +16,7 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository
 from copilotlab.embedding import load_embedder
+from copilotlab.lab.agreement import agree
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.gate import Gate
 from copilotlab.lab.lab import Lab
@@ -117,7 +118,7 @@ class Real(Lab):
         return model.gate
 
     def agree(self) -> bool:
-        return self.differences().is_empty()
+        return agree(self.living, self.charts)
 
 
 @cached(version=1)

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from copilotlab.charts import Chart, Heads, RepositoryError
 from copilotlab.embedding import load_embedder
+from copilotlab.lab.agreement import agree, differences, held_by
 from copilotlab.lab.faults import FAULTS
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.fragile_repository import FragileRepository
@@ -171,7 +172,7 @@ class Experiment:
                 self._wait_until(lambda: _embeddings(lab) - made >= BATCH / 3, SETTING_UP)
             self._look(watches)
             self._break(lab, watches)
-            if self._wait_until(lambda: self._agree(lab.nodes), self._limit):
+            if self._wait_until(lambda: agree(lab.nodes, self._book.heads, or_newer=True), self._limit):
                 self.agreed = time.monotonic() - self._ended
             self._stopping.wait(AFTERWARDS)
             self._look(watches)
@@ -224,11 +225,7 @@ class Experiment:
         self._read_book()
 
     def _read_book(self) -> None:
-        self._book = self._book.next(self._repository.heads_since(0))
-
-    def _agree(self, nodes: list[Node]) -> bool:
-        alike = len({node.store.digest for node in nodes}) == 1
-        return alike and not any(self._book.compare(node).wrong for node in nodes)
+        self._book = self._book.next(held_by(self._repository))
 
     def _wait_until(self, condition: Callable[[], bool], limit: float) -> bool:
         """Whether it is so within ``limit`` seconds, and before the experiment is stopped."""
@@ -309,15 +306,11 @@ class _Book(NamedTuple):
         return _Book(heads, since)
 
     def compare(self, node: Node) -> Held:
-        heads = self.heads
-        revisions, hashes = node.store.heads(heads.chart_ids)
-        newer = revisions > heads.revisions  # it was written since
-        alike = newer | (revisions == heads.revisions) & (hashes == heads.content_hashes).all(axis=1)
-        wrong = np.where(heads.deleted, (revisions >= 0) & ~newer, ~alike)
-        oldest = min((self.since[chart_id][1] for chart_id in heads.chart_ids[wrong].tolist()), default=None)
+        wrong = differences([node], self.heads, or_newer=True)["chart_id"].to_numpy()
+        oldest = min((self.since[chart_id][1] for chart_id in wrong.tolist()), default=None)
         staleness = 0.0 if oldest is None else time.monotonic() - oldest
-        live = ~heads.deleted
-        return Held(float(alike[live].mean()), int(wrong.sum()), staleness)
+        live = self.heads.chart_ids[~self.heads.deleted]
+        return Held(1 - float(np.isin(live, wrong).mean()), len(wrong), staleness)
 
 
 def _chart(chart_id: int, words: str) -> Chart:

@@ -10,8 +10,9 @@ import ipywidgets as widgets
 import polars as pl
 
 from copilotlab.charts import Chart
+from copilotlab.lab.agreement import Agreement, short
 from copilotlab.lab.faults import FAULTS, Fault
-from copilotlab.lab.summary import Agreement, short, summary_html
+from copilotlab.lab.summary import summary_html
 from copilotlab.markup import text
 from copilotlab.widgets.glance import Glance
 from copilotlab.widgets.node_card import card_html, progress_html
@@ -317,9 +318,8 @@ def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement,
         f"<code>{text(short(digest))}</code> {text(_names(nodes))}</span>"
         for digest, nodes in agreement.groups.items()
     )
-    behind = max((int(str(status["lag"])) for status in statuses if status["state"] != "stopped"), default=0)
-    tone, sign = ("warn", "≠") if not agreement.agree else ("warn", "…") if behind else ("good", "✓")
-    late = f"<span class='cl-warn'>up to {behind:,} charts behind</span>" if behind else ""
+    tone, sign = ("good", "✓") if agreement.complete else ("warn", "…" if agreement.alike else "≠")
+    late = f"<span class='cl-warn'>up to {agreement.lag:,} charts behind</span>" if agreement.lag else ""
     batches = "".join(
         f"<span class='cl-batch'><b>{text(status['node'])}</b> {progress_html(str(status['batch']))}</span>"
         for status in statuses

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
 
-from copilotlab.lab.summary import Agreement, short
+from copilotlab.lab.agreement import Agreement, short
 from copilotlab.markup import text
 
 _PROGRESS = re.compile(r"(\d+)/(\d+)")
