@@ -22,13 +22,13 @@ READ_AT_ONCE = 1_000
 class Details:
     """The charts that were saved or found of late.
 
-    counters: "details_missing" counts the charts that were found and could not be described in time.
+    metrics: "details_missing" counts the charts that were found and could not be described in time.
     """
 
-    def __init__(self, charts: ChartRepository, journal: Journal, counters: Metrics) -> None:
+    def __init__(self, charts: ChartRepository, journal: Journal, metrics: Metrics) -> None:
         self._charts = charts
         self._journal = journal
-        self._counters = counters
+        self._metrics = metrics
         self._known: OrderedDict[int, tuple[int, Chart]] = OrderedDict()
         self._wanted: OrderedDict[int, int] = OrderedDict()  # chart_id -> the least revision that will do, newest last
         self._reading: dict[int, int] = {}  # likewise: taken from the queue, by the read under way
@@ -82,7 +82,7 @@ class Details:
             refused = [i for i, revision in wanted.items() if i in self._refused and not self._has(i, revision)]
             reason = self._reason if refused else f"no answer in {PATIENCE:g} s"
         if missing := {*late, *refused}:
-            self._counters.count("details_missing", len(missing))
+            self._metrics.count("details_missing", len(missing))
             self._journal.warn_once("details_missing", f"the repository does not answer: {reason}")
         return found
 

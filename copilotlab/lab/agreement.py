@@ -24,7 +24,7 @@ _DIFFERENCES = {"node": pl.String, "chart_id": pl.Int64, "difference": pl.String
 
 
 def held_by(charts: ChartRepository) -> Heads:
-    """What a repository holds, as nodes can: without the rows that cannot be read. Raises RepositoryError."""
+    """Read what a repository holds, without the rows that cannot be read, as nodes do. Raises RepositoryError."""
     return Heads.of(
         [
             (chart_id, revision, b"", True) if chart is None else (chart_id, revision, chart.content_hash, False)
@@ -34,14 +34,14 @@ def held_by(charts: ChartRepository) -> Heads:
 
 
 def alike(nodes: Iterable[Node]) -> bool:
-    """Whether all nodes hold the same vectors, bit for bit; not so where there is no node."""
+    """Tell whether all nodes hold the same vectors, bit for bit; False where there is no node."""
     return len({node.store.digest for node in nodes}) == 1
 
 
 def agree(nodes: Sequence[Node], charts: ChartRepository | Heads, *, or_newer: bool = False) -> bool:
-    """Whether all nodes are alike and hold what the repository holds; not so where there is no node.
+    """Tell whether all nodes are alike and hold what the repository holds; False where there is no node.
 
-    charts: the repository, which is read only where the nodes are alike, or what `held_by` read. or_newer: see
+    charts: the repository, which is read only if the nodes are alike; or what `held_by` read of it. or_newer: see
     `differences`. Raises RepositoryError.
     """
     if not alike(nodes):
@@ -51,13 +51,13 @@ def agree(nodes: Sequence[Node], charts: ChartRepository | Heads, *, or_newer: b
 
 
 def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = False) -> pl.DataFrame:
-    """What keeps the nodes from agreement: a row for each node and chart that is held otherwise, in this order.
+    """List what the nodes hold otherwise than expected: a row for each node and chart, in this order.
 
     Parameters:
-        nodes: what they hold is read one after the other.
+        nodes: one is looked at after the other.
         expected: what they should hold; `held_by` reads it from a repository.
-        or_newer: whether a later revision than the expected one is right too, and so is a chart that is not expected:
-            for what was read before the nodes went on (False).
+        or_newer: count a later revision as right, and a chart that was not known or not there yet (False). For nodes
+            that may have gone on since ``expected`` was read.
 
     Returns:
         node; chart_id; difference: "missing", "surplus", "revision", "content", or "vector": bits that differ from
@@ -93,7 +93,7 @@ def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = Fals
 
 
 def _rows_of_both(these: Ints, those: Ints) -> tuple[Ints, Ints]:
-    """The rows of the ids that are in both, in these and in those: ids of one length, each once."""
+    """Find the ids that are in both, and return their rows in these and their rows in those. Each id occurs once."""
     _, here, there = np.intersect1d(these, those, assume_unique=True, return_indices=True)
     return here, there
 
@@ -102,7 +102,7 @@ class Agreement(NamedTuple):
     """Which of the living nodes are alike, as their `Node.status` tells.
 
     groups: digest to the ids of the nodes that hold it, the largest group first.
-    lag: how many charts the one that is furthest behind the repository has yet to take in; 0 where nobody is.
+    lag: how many charts the node that is furthest behind the repository has yet to take in; 0 if none is behind.
     """
 
     groups: dict[str, list[str]]
@@ -110,7 +110,7 @@ class Agreement(NamedTuple):
 
     @classmethod
     def of(cls, statuses: Iterable[Mapping[str, object]]) -> Agreement:
-        """From each node's `Node.status`; nodes that were stopped have no say."""
+        """Make it from each node's `Node.status`; nodes that were stopped do not count."""
         groups: defaultdict[str, list[str]] = defaultdict(list)
         living = [status for status in statuses if status["state"] != "stopped"]
         for status in living:
@@ -122,16 +122,16 @@ class Agreement(NamedTuple):
 
     @property
     def alike(self) -> bool:
-        """Whether somebody is alive and nobody differs."""
+        """Whether a node is alive and all that are hold the same."""
         return len(self.groups) == 1
 
     @property
     def complete(self) -> bool:
-        """Whether all are alike and have taken in whatever they know the repository to hold."""
+        """Whether all are alike and none is behind the repository, as far as it knows."""
         return self.alike and not self.lag
 
     def letter(self, digest: object) -> str:
-        """A name for the group with that digest: A for the largest; "" if nobody alive holds it."""
+        """Name the group with that digest: A for the largest; "" if no living node holds it."""
         if digest not in self.groups:
             return ""
         position = list(self.groups).index(str(digest))
@@ -147,5 +147,5 @@ class Agreement(NamedTuple):
 
 
 def short(digest: object) -> str:
-    """As much of a digest as people compare."""
+    """Cut a digest to what people compare."""
     return str(digest)[:SHOWN_DIGEST]

@@ -15,13 +15,13 @@ from copilotlab.lab.gate import Gate
 
 
 class FragileModel(Embedder):
-    """Another model's vectors, at a pace of one's choice, with failures on request.
+    """Gives another model's vectors, as slowly as is wished, and fails or hangs on request.
 
-    inner: the model. pace: seconds that a text takes (0.0). seed: of the bits in which vectors differ; None draws one.
+    inner: the other model. pace: seconds that each text takes (0.0). seed: of the random last bits; None draws one.
+    gate: makes calls fail or hang. made: how often each text was embedded.
 
-    As with a real model in other batches, no two vectors of one text have the same bits. Only calls with several texts
-    fail, hang or are paced: those of batches. A query, or one edit, comes alone and is answered all along.
-    gate: what fails and hangs. made: how often each text was embedded.
+    Each vector gets other last bits, as a real model gives a text other bits in another batch. Only calls with several
+    texts fail, hang or are slowed down, as batches make them. A query or an edit comes alone, and is always answered.
     """
 
     def __init__(self, inner: Embedder, *, pace: float = 0.0, seed: int | None = None) -> None:
@@ -34,7 +34,7 @@ class FragileModel(Embedder):
         self._lock = threading.Lock()
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """As the model's own."""
+        """Cut texts as the other model does."""
         return self._inner.cut(texts)
 
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:

@@ -19,15 +19,15 @@ from copilotlab.lab.gate import Gate
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-RESTORE_LIMIT = 30.0  # seconds that a backup or its restoration may take
+RESTORE_LIMIT = 30.0  # seconds that making or restoring a backup may take
 
 
 class FragileRepository(ChartRepository):
-    """A repository that can be made unreachable, or so slow that nobody knows whether it will answer; and whose
-    database can be treated as databases are: put back to a backup, edited by hand.
+    """A repository that can be made unreachable or made to hang, and whose database can be restored from a backup,
+    imported anew, or edited by hand.
 
-    gate: what fails and hangs. A transaction that has begun goes on.
-    What is done to the database is done behind the repository's back: no revision tells of it.
+    gate: makes transactions fail or hang; one that has begun goes on.
+    The database is changed behind the repository's back: no revision tells of it.
     """
 
     def __init__(self, url: str = "sqlite://") -> None:
@@ -37,12 +37,12 @@ class FragileRepository(ChartRepository):
         super().__init__(url)
 
     def check_restorable(self) -> None:
-        """TypeError where the database is not SQLite: of another one no backup can be made here."""
+        """Raise TypeError where the database is not SQLite: of another one no backup can be made here."""
         if self._engine.dialect.name != "sqlite":
             raise TypeError(f"{self._shown_url} cannot be backed up here: give the lab a FragileRepository on SQLite")
 
     def back_up(self) -> None:
-        """Keep a copy of the whole database, in a file, in the place of an earlier one. TypeError if not SQLite."""
+        """Copy the whole database into a file, in place of an earlier copy. Raises TypeError if it is not SQLite."""
         self.check_restorable()
         folder = tempfile.TemporaryDirectory(prefix="copilotlab-")
         with self._driver() as database, contextlib.closing(sqlite3.connect(_copy_in(folder))) as copy:
@@ -51,10 +51,10 @@ class FragileRepository(ChartRepository):
         self._backup = folder
 
     def restore(self, *, overtaking: bool = False) -> None:
-        """Put the database back to what it was at the last `back_up`; nothing where there is none any more.
+        """Put the database back to what it was at the last `back_up`; do nothing where there is no backup.
 
-        overtaking: between two looks of anybody it is also written on, one chart after the other, beyond the revision
-        that it had until now.
+        overtaking: save charts at once, one after the other, until the revision is beyond the one it had before the
+        restoration; nobody sees the database in between.
 
         Raises RepositoryError where another connection holds the database for too long.
         """
@@ -71,7 +71,7 @@ class FragileRepository(ChartRepository):
     def import_anew(self) -> None:
         """Empty the database by hand, and import its charts again to the same revision, each under the next one's id.
 
-        All in one transaction, so between two looks of anybody. Nothing where there is no chart.
+        It is one transaction, so nobody sees the database in between. Do nothing where there is no chart.
         """
         charts = list(self)
         if not charts:
@@ -98,7 +98,7 @@ class FragileRepository(ChartRepository):
         super().close()
 
     def spoil(self) -> int:
-        """Blank the title of the oldest chart, as an editor of rows might; its id, -1 without any chart."""
+        """Blank the title of the chart with the lowest id, by hand, and return that id; -1 where there is no chart."""
         live = self._charts.c.deleted.is_(False)
         with self._transaction(writes=True) as connection:
             columns = (self._charts.c.chart_id, self._charts.c.title)
@@ -111,7 +111,7 @@ class FragileRepository(ChartRepository):
             return int(row.chart_id)
 
     def mend_rows(self) -> None:
-        """Give every chart that was spoiled its title back, unless it was saved anew or deleted meanwhile."""
+        """Give every spoiled chart its title back, unless it was saved or deleted meanwhile."""
         with self._transaction(writes=True) as connection:
             for chart_id, title in self._spoiled.items():
                 self._write_title(connection, chart_id, title, only_if="")
@@ -125,9 +125,9 @@ class FragileRepository(ChartRepository):
 
     @contextmanager
     def _driver(self) -> Iterator[sqlite3.Connection]:
-        """The driver's own connection, with nobody in a transaction on it."""
+        """Give the database driver's own connection; no transaction is under way on it."""
         with self._lock, contextlib.closing(self._engine.raw_connection()) as connection:
-            yield connection.driver_connection  # type: ignore[misc]  # of the driver that check_restorable saw
+            yield connection.driver_connection  # type: ignore[misc]  # SQLite's, as check_restorable saw
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
@@ -142,14 +142,14 @@ def _copy_in(folder: tempfile.TemporaryDirectory[str]) -> str:
 
 
 def _write_on(charts: ChartRepository, revision: int) -> None:
-    """Save its charts with other words, in turn, until it is at this revision; one of its own if it has none."""
+    """Save the charts with other words, in turn, up to this revision; an invented one where there is none."""
     turn = itertools.cycle(list(charts) or [Chart(chart_id=0, title="Written afterwards")])
     for written in range(charts.revision + 1, revision + 1):
         charts.save(replace(next(turn), description=f"Written afterwards, as revision {written}"))
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Make one database another, by SQLite's own online backup, which waits while somebody else holds either."""
+    """Copy one database over another by SQLite's online backup, which waits while another connection holds either."""
     give_up = time.monotonic() + RESTORE_LIMIT
 
     def still(_status: int, _remaining: int, _total: int) -> None:

@@ -1,4 +1,4 @@
-"""What a call passes that is to fail, or to hang, on request."""
+"""A gate in front of calls that can be made to fail or to hang."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import threading
 
 
 class Gate:
-    """What every call passes: open, or failing, or holding back whoever comes until it is mended."""
+    """Every call asks it first: it lets calls pass, makes them fail, or makes them wait until it is mended."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
         self._mended = threading.Event()
-        self._held_back = threading.Semaphore(0)  # so many of the next calls
+        self._held_back = threading.Semaphore(0)  # one permit for each of the next calls to hold back
         self._failing = False
 
     def fail(self) -> None:
-        """From now on calls raise."""
+        """Make every call fail from now on."""
         self._failing = True
 
     def hang(self) -> None:
-        """From now on calls wait for `mend`."""
+        """Make every call wait for `mend` from now on."""
         self._open.clear()
 
     def hang_once(self) -> None:
-        """The next call alone waits for `mend`; those after it pass."""
+        """Make the next call alone wait for `mend`; those after it pass."""
         self._mended.clear()
         self._held_back.release()
 
     def mend(self) -> None:
-        """Calls pass again; those that wait go on."""
+        """Let calls pass again; those that wait go on."""
         self._failing = False
         while self._held_back.acquire(blocking=False):
-            pass  # nobody came
+            pass  # a call that never came
         self._mended.set()
         self._open.set()
 
     def passes(self) -> bool:
-        """Wait while the gate hangs; False if the call is to fail."""
+        """Wait while calls are held back; return False if the call is to fail."""
         if self._held_back.acquire(blocking=False):
             self._mended.wait()
         self._open.wait()

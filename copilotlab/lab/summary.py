@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def summary_html(lab: Lab) -> str:
-    """The lab as static HTML: verdict, server, catalogue, policy, and a table of the nodes; it runs no script."""
+    """Draw the lab as static HTML, without scripts: verdict, server, catalogue, policy, and a table of the nodes."""
     statuses = [node.status() for node in lab.nodes]
     agreement = Agreement.of(statuses)
     facts = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
-from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart, simulated_charts
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.protocol.coordinator import BATCH_IN_PROGRESS
 from copilotlab.protocol.policy import Policy
@@ -157,7 +157,7 @@ class _Tally:
     def __init__(self, lab: SimulatedLab, *, filled: bool = True) -> None:
         self._lab = lab
         self._verdicts: list[tuple[float, str, str, str]] = []
-        lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, CHARTS + 1)])
+        lab.charts.save_many(simulated_charts(CHARTS))
         if filled:
             lab.nodes[0].rebuild()
             lab.run(10)

@@ -10,9 +10,9 @@ from typing import Self
 import polars as pl
 
 from copilotlab.charts import ChartRepository
+from copilotlab.charts.readers import read_file
 from copilotlab.lab import catalogue
 from copilotlab.markup import GOOD, card
-from copilotlab.reasons import reason
 
 FrameOrPath = pl.DataFrame | str | Path
 
@@ -116,22 +116,11 @@ def _frame(frame_or_path: FrameOrPath, name: str, columns: tuple[str, ...]) -> p
         origin, frame = name, frame_or_path
     else:
         origin = f"{name} ({frame_or_path})"
-        frame = _read(Path(frame_or_path), origin)
+        frame = read_file(Path(frame_or_path), _READERS, origin)
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise ValueError(f"{origin} lacks {', '.join(missing)}: expected the columns {', '.join(columns)}")
     return frame.with_columns(_checked(frame[column], origin) for column in columns)
-
-
-def _read(path: Path, origin: str) -> pl.DataFrame:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{origin}: expected a name that ends in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise ValueError(f"{origin}: there is no such file")
-    try:
-        return _READERS[path.suffix](path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
 
 
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {

@@ -20,7 +20,7 @@ from copilotlab.lab.agreement import agree
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.gate import Gate
 from copilotlab.lab.lab import Lab
-from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart, simulated_charts
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
 from copilotlab.studies.result_cache import cached
@@ -216,7 +216,7 @@ class _Trial:
         cluster.run(noticed)
         before = self._batches()
         cluster.stop_redis()
-        cluster.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, case.pieces + 1)])
+        cluster.charts.save_many(simulated_charts(case.pieces))
         cluster.run(noticed)
         cluster.start_redis()
         while not all(node.coordinator.connected for node in cluster.nodes):
