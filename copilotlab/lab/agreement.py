@@ -12,6 +12,7 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from copilotlab.charts import ChartRepository, Heads
@@ -63,7 +64,7 @@ def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = Fals
         node; chart_id; difference: "missing", "surplus", "revision", "content", or "vector": bits that differ from
         those of the first node that holds the chart right.
     """
-    live, dead = (Heads(*(part[rows] for part in expected)) for rows in (~expected.deleted, expected.deleted))
+    live, dead = _rows(expected, ~expected.deleted), _rows(expected, expected.deleted)
     first = np.zeros_like(live.content_hashes)  # hashes of the vectors to compare with
     known = np.zeros(len(live.chart_ids), bool)
     rows: list[tuple[str, int, str]] = []
@@ -90,6 +91,10 @@ def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = Fals
         ):
             rows += [(node.node_id, chart_id, difference) for chart_id in found.tolist()]
     return pl.DataFrame(rows, schema=_DIFFERENCES, orient="row").sort("node", "chart_id")
+
+
+def _rows(heads: Heads, rows: npt.NDArray[np.bool_]) -> Heads:
+    return Heads(heads.chart_ids[rows], heads.revisions[rows], heads.content_hashes[rows], heads.deleted[rows])
 
 
 def _rows_of_both(these: Ints, those: Ints) -> tuple[Ints, Ints]:

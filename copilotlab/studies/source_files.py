@@ -1,7 +1,7 @@
-"""Which files of copilotlab a module imports, found by reading them: whoever changes one of them changes its results.
+"""Which files of copilotlab a module imports: a change of one of them may change the module's results.
 
-Nothing is imported to find out. An import counts wherever it stands, within a function too, but for those that only a
-type checker sees (``if TYPE_CHECKING:``); importing a module of a package imports the package.
+The files are read, not imported. An import statement counts wherever it stands, within a function too, unless only a
+type checker sees it (``if TYPE_CHECKING:``). To import a module is to import the packages that it is in.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _RESOURCES = re.compile(rb"""\bfiles\(\s*["']([\w.]+)["']""")
 
 
 def source_digest(start: Path, package: Path = PACKAGE) -> str:
-    """A digest, 32 hex digits, of the files of `source_files`, their places and what is in them.
+    """Return a digest, 32 hex digits, of the paths and contents of the files of `source_files`.
 
-    Raises what `source_files` raises. The first takes some 0.1 s.
+    Raises what `source_files` raises. The first call takes some 0.1 s.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in source_files(start, package):
@@ -38,7 +38,7 @@ def source_digest(start: Path, package: Path = PACKAGE) -> str:
 
 
 def source_files(start: Path, package: Path = PACKAGE) -> list[Path]:
-    """``start``, and every file of the package that it imports, directly or through others; sorted.
+    """List ``start`` and every file of the package that it imports, directly or through others; sorted.
 
     start: a Python file, of the package or not. package: the folder of the package copilotlab.
     The other files beside the ``__init__.py`` of an imported package, such as scripts in Lua, count too. So does a
@@ -60,7 +60,7 @@ def source_files(start: Path, package: Path = PACKAGE) -> list[Path]:
 
 
 def _files(name: str, package: Path) -> Iterator[Path]:
-    """The files of a dotted name: of its packages, and of itself where it is a module."""
+    """Find the files of a dotted name: those of its packages, and its own where it is a module."""
     place = package.parent
     for part in name.split("."):
         place /= part
@@ -73,7 +73,7 @@ def _files(name: str, package: Path) -> Iterator[Path]:
 
 @functools.cache
 def _imports(content: bytes, folder: tuple[str, ...], package: str) -> frozenset[str]:
-    """The dotted names within the package that a file imports: modules, and names in modules (``module.name``)."""
+    """Find the dotted names of the package that a file imports: modules, and names in modules (``module.name``)."""
     imported = {name for statement in _statements(ast.parse(content)) for name in _names(statement, folder)}
     imported |= {name.decode() for name in _RESOURCES.findall(content)}
     return frozenset(name for name in imported if _within(name, package) and not _within(name, ONLY_SHOWS))
@@ -84,7 +84,7 @@ def _within(name: str, package: str) -> bool:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements in a piece of code. Expressions hold none, and are most of it: they are passed over."""
+    """Find the import statements in a piece of code. Expressions hold none, and are passed over to save time."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node
     for block in _BLOCKS:
@@ -95,7 +95,7 @@ def _statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def _names(statement: ast.Import | ast.ImportFrom, folder: tuple[str, ...]) -> Iterator[str]:
-    """What a statement imports, in full. folder: the parts of the package that its file is in, for relative imports."""
+    """Return the full names that a statement imports. folder: the package that its file is in, for relative imports."""
     if isinstance(statement, ast.Import):
         yield from (alias.name for alias in statement.names)
         return
