@@ -37,7 +37,7 @@ class Details:
         self._reading: dict[int, int] = {}  # likewise, by the read under way
         self._refused: set[int] = set()  # what the last read was to bring, if it failed
         self._reason = ""  # why it did
-        self._restored = 0  # how often the repository was restored: what a read began to bring before is void
+        self._restored = 0  # how often the repository was: a read begun before that brings what is not so
         self._lock = threading.Lock()
         self._reads = PatientCall(self._read, "copilotlab-details")
 

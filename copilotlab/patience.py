@@ -14,8 +14,8 @@ MOST_HANGING = 3  # threads of one `PatientCall`, with those of lost calls
 class PatientCall:
     """A call that is made on a thread of its own, since a call that hangs cannot be ended.
 
-    One call is under way at a time. A call that hangs for 30 s (`HANGS`) counts as lost, and the next is made beside it.
-    With 3 threads in all (`MOST_HANGING`) nothing is called until one of them ends.
+    One call is under way at a time. A call that hangs for 30 s (`HANGS`) counts as lost, and the next is made beside
+    it. With 3 threads in all (`MOST_HANGING`) nothing is called until one of them ends.
 
     call: what to do. What it raises ends its thread, and nothing else. name: of the threads.
     """
