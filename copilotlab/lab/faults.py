@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -34,6 +35,8 @@ Scope = Literal["server", "line", "model", "repository", "data", "peers"]
 ROTATED = "rotated-"  # before the password, while it is rotated and the nodes have the old one
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
+JUNK_AT_ONCE = 64  # messages, a quarter of what a subscriber may leave unread
+TIME_TO_READ = 0.25  # seconds that subscribers have for so many: on a busy machine those that do read are not cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
 STRIKE = 1.0  # seconds that a storm waits for one answer of the server
 STRANGE_CHARTS = 50  # of the other catalogue, at most
@@ -237,16 +240,21 @@ def _overflow(lab: Breakable, index: int) -> None:
 def _is_cut_off(client: redis.Redis) -> bool:
     """Send junk, and tell whether a subscriber was cut off because of it."""
     client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
-    before = _subscriptions(client)
+    before = _unread(client).keys()
     for number in range(MOST_JUNK):
         client.publish(UPDATES, bytes(JUNK_BYTES))
-        if number % 64 == 0 and not before <= _subscriptions(client):
-            return True
+        if number % JUNK_AT_ONCE == 0:
+            give_up = time.monotonic() + TIME_TO_READ
+            while any((unread := _unread(client)).values()) and time.monotonic() < give_up:
+                time.sleep(TIME_TO_READ / 50)
+            if not before <= unread.keys():
+                return True
     return False
 
 
-def _subscriptions(client: redis.Redis) -> set[str]:
-    return {listed["id"] for listed in client.client_list(_type="pubsub")}
+def _unread(client: redis.Redis) -> dict[str, int]:
+    """Return how many bytes the server keeps for each subscriber that has not read them, by the connection's id."""
+    return {listed["id"]: int(listed["omem"]) for listed in client.client_list(_type="pubsub")}
 
 
 def _drain(lab: Breakable, index: int) -> None:
