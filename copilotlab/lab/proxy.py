@@ -128,7 +128,7 @@ class FaultProxy:
         self._run(self._switch(delay=float(seconds), jitter=float(jitter)))
 
     def throttle(self, bytes_per_second: float | None) -> None:
-        """Let at most so many bytes a second through, each way, all connections together. None ends it."""
+        """Let at most this many bytes a second through, each way, all connections together. None ends it."""
         rate = math.inf if bytes_per_second is None else float(bytes_per_second)
         if not rate > 0:
             raise ValueError(f"throttle({bytes_per_second!r}); expected bytes per second > 0, or None")

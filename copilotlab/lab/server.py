@@ -430,7 +430,7 @@ class LocalRedis:
             raise ServerError(f"cannot start {self.binary}: {error}") from error
 
     def _config(self) -> str:
-        """Write server.conf. A password cannot be on the command line, which anybody may read."""
+        """Return the text of server.conf. A password cannot be on the command line, which anybody may read."""
         lines = [f"bind {HOST}", "protected-mode yes", 'save ""']
         lines += [f"appendonly {'yes' if self._save else 'no'}"]
         # With fsync, a server whose disk is busy holds back what it has confirmed already, and loses it when it is

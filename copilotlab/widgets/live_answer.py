@@ -141,7 +141,7 @@ class LiveAnswer:
                     self._show(_outputs(answer))
                     if self._closed or self._wanted is not None:
                         break
-        except Exception as error:  # nobody else would: this is the end of a thread
+        except Exception as error:  # this is the end of a thread: the page shows it
             logger.debug("no answer to %s", values, exc_info=error)
             said = f"{type(error).__name__}: {error}"
             failed = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": [said]}

@@ -182,7 +182,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
         """Return what ``call`` returns; where it fails, tell it in a message and return None."""
         try:
             return call()
-        except Exception as error:  # noqa: BLE001 - the model, the node or the repository: whoever asked is told
+        except Exception as error:  # noqa: BLE001 - of the model, a node or the repository: a message tells it
             said = f"{type(error).__name__}: {error}"
             if (action, said) not in [(message.action, message.said) for message in self.messages]:
                 self._tell(action, said, failed=True)  # once, although nodes that change are asked again and again
