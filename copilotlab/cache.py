@@ -14,11 +14,11 @@ class CacheError(OSError):
 
 
 def cache_folder() -> Path:
-    """Where copilotlab keeps what it made; whatever is in it may be deleted at any time, and is made again.
+    """Return the folder in which copilotlab keeps what it made; all of it may be deleted, and is then made again.
 
-    COPILOTLAB_CACHE if it is set, else the platform's own place for caches (XDG_CACHE_HOME/copilotlab or
-    ~/.cache/copilotlab on Linux). The folder itself may not exist yet; in a system without a home it still begins with
-    "~", and cannot be made.
+    It is COPILOTLAB_CACHE if that is set, else the platform's own place for caches (XDG_CACHE_HOME/copilotlab or
+    ~/.cache/copilotlab on Linux). It may not exist yet. Where the user has no home, it begins with "~" and cannot be
+    made.
     """
     chosen = os.environ.get("COPILOTLAB_CACHE")
     if chosen:
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """For what writes to ``folder`` or makes it, in the cache: raises CacheError where that fails."""
+    """Turn an OSError of what makes ``folder``, or writes to it, into CacheError."""
     try:
         if not folder.is_absolute():
             raise OSError("this user has no home folder")
@@ -44,11 +44,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make` if it is not there yet; never half made, and by one process at a time.
+    """Return `folder`, made by `make` if it is not there yet; never half made, and by one process at a time.
 
     Parameters:
-        folder: its name should hold a digest of everything that decides what is in it.
-        make: called with an empty folder to fill. If it raises or the process dies, `folder` stays absent, and the
+        folder: its name should hold a digest of all that decides what is in it.
+        make: called with an empty folder, to fill it. If it raises or the process dies, `folder` stays absent, and the
             next call tries again.
 
     Raises CacheError where the cache cannot be written, and what `make` raises.
@@ -60,7 +60,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     with ExitStack() as held:
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))  # freed when its holder dies
+            held.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))  # it is freed when its holder dies
         if folder.is_dir():  # another process made it while this one waited
             return folder
         unfinished = folder.with_name(f"{folder.name}.unfinished")

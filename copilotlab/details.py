@@ -1,7 +1,8 @@
-"""What people read of the charts that a search finds: titles and the like, kept at hand.
+"""The charts that searches find, kept at hand with their titles and all else that people read.
 
-They are in the repository, which may be slow or away. A search that needs some of them waits for it, shortly; while a
-read that took too long is under way, no other search waits. What comes too late for one search serves the next.
+They are in the repository, which may be slow or away. A search that lacks some of them waits for a short while; while a
+read that has taken too long is still under way, no other search waits. What comes too late for one search serves the
+next.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from copilotlab.monitoring import Listeners
 from copilotlab.monitoring.happenings import DetailsMissing
 from copilotlab.patience import PATIENCE, PatientCall
 
-MOST_DETAILS = 20_000  # charts that are kept at hand; and as many may wait to be read
+MOST_DETAILS = 20_000  # charts kept at hand; as many may wait to be read
 READ_AT_ONCE = 1_000
 
 
 class Details:
-    """The charts that were saved or found of late.
+    """The charts that were saved or found lately.
 
     listeners: told of charts that were found and could not be described in time.
     """
@@ -31,34 +32,34 @@ class Details:
         self._listeners = listeners
         self._known: OrderedDict[int, tuple[int, Chart]] = OrderedDict()
         self._wanted: OrderedDict[int, int] = OrderedDict()  # chart_id -> the least revision that will do, newest last
-        self._reading: dict[int, int] = {}  # likewise: taken from the queue, by the read under way
-        self._refused: set[int] = set()  # of the last read, if it failed
+        self._reading: dict[int, int] = {}  # likewise, by the read under way
+        self._refused: set[int] = set()  # what the last read was to bring, if it failed
         self._reason = ""  # why it did
-        self._restored = 0  # how often the repository was: what a read brings from before that is not so
+        self._restored = 0  # how often the repository was: a read begun before that brings what is not so
         self._lock = threading.Lock()
         self._reads = PatientCall(self._read, "copilotlab-details")
 
     def note(self, chart: Chart, revision: int) -> None:
-        """This is the chart at that revision."""
+        """Keep the chart, as it is at that revision."""
         with self._lock:
             self._note(chart, revision)
 
     def forget(self, chart_id: int) -> None:
-        """The chart was deleted."""
+        """Drop a chart that was deleted."""
         with self._lock:
             self._known.pop(chart_id, None)
 
     def clear(self) -> None:
-        """Forget all: the repository is another than it was, and its revisions with it."""
+        """Drop all: the repository was restored, and its revisions mean something else."""
         with self._lock:
             self._restored += 1
             self._known.clear()
 
     def of(self, wanted: Mapping[int, int]) -> dict[int, Chart]:
-        """The charts ``wanted``, each chart_id -> the least revision that will do.
+        """Return the charts ``wanted``: chart_id -> the least revision that will do.
 
-        Of what the repository does not tell in time (`PATIENCE` for all), an older revision, or nothing: it is read all
-        the same, for whoever asks next.
+        Waits for the repository, `PATIENCE` seconds in all. A chart that it does not tell in time is given at an older
+        revision, or left out; it is read all the same, for whoever asks next.
         """
         deadline = time.monotonic() + PATIENCE
         with self._lock:
@@ -86,7 +87,7 @@ class Details:
         return found
 
     def _awaited(self, wanted: Mapping[int, int]) -> list[int]:
-        """Those of ``wanted`` that a read has yet to bring."""
+        """List those of ``wanted`` that a read has yet to bring."""
         with self._lock:
             return [
                 i
@@ -95,18 +96,18 @@ class Details:
             ]
 
     def _read(self) -> None:
-        """Read what is wanted, the newest first, a piece a call; also for searches that have not waited for it."""
+        """Read what is wanted, what was asked last first, a piece at a call; also for searches that no longer wait."""
         with self._lock:
             reading: dict[int, int] = {}
             while self._wanted and len(reading) < READ_AT_ONCE:
                 chart_id, revision = self._wanted.popitem()
-                if not self._has(chart_id, revision):  # what the read before this one brought
+                if not self._has(chart_id, revision):  # else the read before this one brought it
                     reading[chart_id] = revision
             self._reading = reading
             restored = self._restored
             more = bool(self._wanted)
         if more:
-            self._reads.begin()  # without the lock: who waits for reads takes it under theirs
+            self._reads.begin()  # not under our lock: who waits for a read holds its lock, and takes ours
         if not reading:
             return
         changes, reason = {}, ""
@@ -120,19 +121,19 @@ class Details:
                 for change in changes.values() if restored == self._restored else ():
                     if change.chart is not None:
                         self._note(change.chart, change.revision)
-                if self._reading is reading:  # else it hung, and another has taken its place
+                if self._reading is reading:  # else this read hung, and another has taken its place
                     self._reading = {}
 
     def _note(self, chart: Chart, revision: int) -> None:
         if self._has(chart.chart_id, revision + 1):
-            return  # saved anew while this was read
+            return  # it was saved again while this was read
         self._known[chart.chart_id] = (revision, chart)
         self._known.move_to_end(chart.chart_id)
         if len(self._known) > MOST_DETAILS:
             self._known.popitem(last=False)
 
     def _has(self, chart_id: int, revision: int) -> bool:
-        """Whether the chart is at hand, at that revision or a later one."""
+        """Tell whether the chart is at hand, at that revision or a later one."""
         return chart_id in self._known and self._known[chart_id][0] >= revision
 
     def __repr__(self) -> str:

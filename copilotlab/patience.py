@@ -1,4 +1,4 @@
-"""Asking what may hang, such as a database, without waiting for it any longer than one likes."""
+"""Call what may hang, such as a database, and wait for it no longer than you like."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE = 0.25  # seconds that somebody waits for an answer
-HANGS = 30.0  # seconds after which a call counts as lost, and another is tried beside it
-MOST_HANGING = 3  # threads of one `PatientCall`, those of lost calls among them
+PATIENCE = 0.25  # seconds to wait for an answer
+HANGS = 30.0  # seconds after which a call counts as lost, and another is made beside it
+MOST_HANGING = 3  # threads of one `PatientCall`, with those of lost calls
 
 
 class PatientCall:
-    """A call that is made on a thread of its own, since nobody can end one that hangs.
+    """A call that is made on a thread of its own, since a call that hangs cannot be ended.
 
-    One is under way at a time. One that hangs for 30 s (`HANGS`) counts as lost, and the next is made beside it, up to
-    3 in all (`MOST_HANGING`): then nothing is called until one of them ends.
+    One call is under way at a time. A call that hangs for 30 s (`HANGS`) counts as lost, and the next is made beside
+    it. With 3 threads in all (`MOST_HANGING`) nothing is called until one of them ends.
 
-    call: what to do whenever it is due. What it raises ends its thread, and nothing else. name: of the threads.
+    call: what to do. What it raises ends its thread, and nothing else. name: of the threads.
     """
 
     def __init__(self, call: Callable[[], object], name: str) -> None:
@@ -25,11 +25,11 @@ class PatientCall:
         self._name = name
         self._ended = threading.Condition()
         self._due = False
-        self._began: float | None = None  # None: nothing is under way
-        self._threads: list[threading.Thread] = []  # the last is the one that counts; those before it hang
+        self._began: float | None = None  # when the call under way began; None: there is none
+        self._threads: list[threading.Thread] = []  # the last one counts; those before it hang
 
     def begin(self) -> None:
-        """Make the call; if it is under way, once more after that."""
+        """Make the call; if it is under way, make it once more after that."""
         with self._ended:
             self._due = True
             self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -43,9 +43,9 @@ class PatientCall:
             thread.start()
 
     def wait(self, until: Callable[[], bool] | None = None, seconds: float = PATIENCE) -> bool:
-        """Wait until it is so, by default until nothing is under way or due; says whether it is.
+        """Wait until a condition holds, by default that nothing is under way or due, and return whether it does.
 
-        Nobody waits for longer than ``seconds``, nor for a call that has taken as long as `PATIENCE` already.
+        Waits no longer than ``seconds``, and not at all for a call that has taken `PATIENCE` seconds already.
         """
         until = until or self._is_idle
         deadline = time.monotonic() + seconds
@@ -74,7 +74,7 @@ class PatientCall:
         me = threading.current_thread()
         with self._ended:
             if me is not self._threads[-1]:
-                return False  # it counted as lost, and another has taken its place
+                return False  # this thread counted as lost, and another has taken its place
             if self._due:
                 self._due = False
                 self._began = time.monotonic()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from copilotlab.charts.chart import LISTS, Chart, ChartError, short
 from copilotlab.reasons import reason
 
 if TYPE_CHECKING:
     import polars as pl
+
+_T = TypeVar("_T")
 
 
 def charts_of(frame_or_path: pl.DataFrame | str | Path) -> list[Chart]:
@@ -24,15 +26,32 @@ def charts_of(frame_or_path: pl.DataFrame | str | Path) -> list[Chart]:
     if not isinstance(frame_or_path, str | Path):
         raise ChartError(f"{short(frame_or_path)}: expected a polars frame, or the path of a file")
     path = Path(frame_or_path)
-    if path.suffix.lower() not in _READERS:
-        raise ChartError(f"{path}: expected a file that ends in .parquet, .csv or .ndjson")
-    if not path.is_file():
-        raise ChartError(f"{path}: there is no such file")
     try:
-        columns, rows = _READERS[path.suffix.lower()](path)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ChartError(f"{path} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
+        columns, rows = read_file(path, _READERS, str(path))
+    except ValueError as error:
+        raise ChartError(str(error)) from error
     return list(_checked(columns, rows, str(path)))
+
+
+def read_file(path: Path, readers: Mapping[str, Callable[[Path], _T]], origin: str) -> _T:
+    """Read a file by what its name ends in, in capitals or not.
+
+    readers: an ending, such as ".csv", and what reads such a file. origin: what messages call the file.
+
+    Raises ValueError for another ending, a file that is not there, and one that its reader cannot read.
+    """
+    import polars as pl
+
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        *others, last = readers
+        raise ValueError(f"{origin}: expected a name that ends in {', '.join(others)} or {last}")
+    if not path.is_file():
+        raise ValueError(f"{origin}: there is no such file")
+    try:
+        return reader(path)
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
 
 
 # A reader gives the columns that there are, and the rows. Those of text are read here, since polars gives a column of

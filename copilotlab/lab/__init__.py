@@ -1,11 +1,12 @@
 """The lab: several nodes in one process, a real server, and ways to break them."""
 
 from copilotlab.lab.faults import FAULTS, Fault
-from copilotlab.lab.fragile import FragileModel, FragileRepository
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.fragile_repository import FragileRepository
 from copilotlab.lab.lab import Lab, NotConverged
 from copilotlab.lab.proxy import FaultProxy
+from copilotlab.lab.search_watch import Watch
 from copilotlab.lab.server import LocalRedis, ServerNotFound
-from copilotlab.lab.watch import Watch
 
 __all__ = [
     "FAULTS",

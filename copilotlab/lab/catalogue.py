@@ -13,7 +13,9 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def catalogue_path(name: str) -> Path:
-    """The file of ``name``: "charts", "questions" or "judgements"; in a checkout from data/, else from the wheel.
+    """Return the path of a shipped file: in a checkout from data/, else from the wheel.
+
+    name: "charts", "questions" or "judgements".
 
     Raises ValueError for another name, FileNotFoundError if the file is missing.
     """
@@ -27,12 +29,12 @@ def catalogue_path(name: str) -> Path:
 
 
 def charts() -> pl.DataFrame:
-    """The charts: chart_id, title, description, chart_type, dimensions, measures, source, tags."""
+    """Read the charts: chart_id, title, description, chart_type, dimensions, measures, source, tags."""
     return pl.read_parquet(catalogue_path("charts"))
 
 
 def questions(split: str | None = None) -> pl.DataFrame:
-    """The questions: query_id, text, subject, kind, split; only those of ``split`` ("dev" or "test") if given.
+    """Read the questions: query_id, text, subject, kind, split; only those of ``split`` ("dev" or "test") if given.
 
     Raises ValueError for another split.
     """
@@ -43,5 +45,5 @@ def questions(split: str | None = None) -> pl.DataFrame:
 
 
 def judgements() -> pl.DataFrame:
-    """What answers what: query_id, chart_id, relevance (2: fully, 1: in part); all else is 0."""
+    """Read which chart answers which question: query_id, chart_id, relevance (2: fully, 1: in part); all else is 0."""
     return pl.read_parquet(catalogue_path("judgements"))

@@ -1,6 +1,6 @@
 """The main job in one minute: four nodes, a real server, the shipped catalogue; the server dies and comes back empty.
 
-Every claim that is printed was checked; the exit code is 1 if one did not hold.
+Every printed claim was checked; the exit code is 1 if one did not hold.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from copilotlab.charts import Chart
 from copilotlab.lab import catalogue
+from copilotlab.lab.agreement import alike, short
 from copilotlab.lab.lab import Lab, NotConverged
 from copilotlab.protocol.policy import Policy
 
-# Five of the questions that ship, as people ask them: hardly a word of theirs stands in the chart that answers.
+# Five of the questions that ship, as people ask them: the chart that answers has hardly any of their words.
 QUESTIONS = (
     "wage difference between men and women at senior level",
     "stolen by phishing and scams each month, net of what we clawed back",
@@ -29,7 +30,7 @@ POLICY = Policy(redis_timeout=2.0)
 
 
 def run_demo(*, nodes: int = 4, model: str = "minilm") -> int:
-    """Show it; 0 if every claim held, else 1. Raises what `load_embedder` and `LocalRedis` raise."""
+    """Run the demo and return 0 if every claim held, else 1. Raises what `load_embedder` and `LocalRedis` raise."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)  # plain text, in a log or a file
@@ -56,7 +57,7 @@ def run_demo(*, nodes: int = 4, model: str = "minilm") -> int:
 
 
 class _Demo:
-    """The acts of the demo, and the claims that they made."""
+    """The acts of the demo, and whether each of their claims held."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -72,7 +73,7 @@ class _Demo:
         except NotConverged as error:
             self.claim(f"{text}: {error}", False)
         else:
-            digest = lab.nodes[0].store.digest[:8]
+            digest = short(lab.nodes[0].store.digest)
             self.claim(f"{text}, alike to the last bit (digest {digest}, after {seconds * 1000:,.0f} ms)", True)
 
     def ask(self, lab: Lab) -> None:
@@ -137,8 +138,7 @@ class _Demo:
         self._wait(lambda: not any(node.coordinator.connected for node in lab.nodes))
         self.claim(
             "the nodes know that they differ, and say that Redis is away",
-            len({node.store.digest for node in lab.nodes}) > 1
-            and all(node.status()["redis"] == "away" for node in lab.nodes),
+            not alike(lab.nodes) and all(node.status()["redis"] == "away" for node in lab.nodes),
         )
         embedded = self._embeddings(lab)
         self.console.print("  the server comes back, [bold]empty[/]")
@@ -168,7 +168,7 @@ class _Demo:
             table.add_row(
                 node.node_id,
                 f"{status['charts']:,}",
-                str(status["digest"])[:8],
+                short(status["digest"]),
                 str(status["redis"]),
                 *(f"{counters.get(name, 0):,}" for name in ("embeddings", "searches", "received")),
                 str(dropped),

@@ -1,17 +1,18 @@
-"""Faults by name, each with its end: what a study, a soak or a button in a notebook can do to a cluster.
+"""Faults by name, each with a way to end it: what a study, a soak or a button in a notebook can do to a cluster.
 
     lab = Lab(4, FragileModel(load_embedder("minilm")), FragileRepository.from_frame(...))
     fault = FAULTS["cut off"]
     fault.start(lab, 1); ...; fault.end(lab, 1)
 
 A fault of the server, the model, the repository or its data concerns all nodes, whatever the index. Faults of different
-lines, and one of a line beside one of the server, can be in force together.
+lines can be in force together, and so can one of a line and one of the server.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,7 +23,8 @@ import redis
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import HalfPrecision
-from copilotlab.lab.fragile import FragileRepository, Gate
+from copilotlab.lab.fragile_repository import FragileRepository
+from copilotlab.lab.gate import Gate
 from copilotlab.lab.proxy import FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.node import Node
@@ -30,19 +32,21 @@ from copilotlab.protocol.events import UPDATES
 
 Scope = Literal["server", "line", "model", "repository", "data", "peers"]
 
-ROTATED = "rotated-"  # what a password is preceded by, while the nodes do not know it yet
+ROTATED = "rotated-"  # before the password, while it is rotated and the nodes have the old one
 JUNK_BYTES = 4_096  # Valkey 9 shares larger payloads between its subscribers, and does not count them against the limit
 MOST_JUNK = 8_000  # messages after which a subscriber that does not read must have been cut off
+JUNK_AT_ONCE = 64  # messages, a quarter of what a subscriber may leave unread
+TIME_TO_READ = 0.25  # seconds to read them in: on a busy machine a subscriber that reads is not cut off
 STORM_PAUSE = 0.02  # seconds between two rounds of killing
 STRIKE = 1.0  # seconds that a storm waits for one answer of the server
-STRANGE_CHARTS = 50  # of another catalogue, at most
-STRANGE_DATABASE = 3  # where that has its keys
+STRANGE_CHARTS = 50  # of the other catalogue, at most
+STRANGE_DATABASE = 3  # the number of the database in which it has its keys
 STRANGE_PAUSE = 0.02  # seconds between two of its edits
 
 
 class Breakable(Protocol):
-    """What faults need of a cluster. A `Lab` has it; its model is a `FragileModel`, its charts a `FragileRepository`,
-    where those are to fail."""
+    """What faults need of a cluster. A `Lab` has it; where its model or its repository is to fail, give it a
+    `FragileModel` or a `FragileRepository`."""
 
     @property
     def redis(self) -> LocalRedis: ...
@@ -60,9 +64,10 @@ class Breakable(Protocol):
 class Fault:
     """One way in which things go wrong.
 
-    name: how it is asked for; what: a sentence that says what happens; scope: what is broken; start, end: called with
-    a cluster and the index of the node whose line is meant. `end` may be called when nothing is wrong any more. One
-    of "data" changes what the repository says, and the nodes have to follow; after all others what was saved stands.
+    name: of the fault. what: a sentence that says what happens. scope: what is broken. start, end: called with a
+    cluster and the index of the node whose line is meant; `end` may be called when nothing is wrong any more.
+    A fault of the scope "data" changes what the repository holds, and the nodes have to follow; after any other, all
+    that was saved is still there.
     """
 
     name: str
@@ -73,11 +78,11 @@ class Fault:
 
     @property
     def passes(self) -> bool:
-        """Whether it is over as soon as it has happened, so that nothing is to be ended."""
+        """Whether it is over as soon as it has happened, so that there is nothing to end."""
         return self.end is _nothing
 
     def hindrance(self, lab: Breakable) -> str:
-        """Why it cannot be begun in ``lab``, whose model or repository cannot fail, and how to mend that; else ""."""
+        """Say why it cannot be begun in ``lab``, and how to mend that; "" if it can be."""
         try:
             if self.scope == "model":
                 _model(lab)
@@ -93,17 +98,17 @@ class Fault:
 
 
 class _Beside:
-    """What goes on in a thread of its own, of one server at most once, until its end or that of the lab."""
+    """A fault that goes on in a thread of its own, at most once for each server, until it or the lab is ended."""
 
     name = ""
-    begins_within = ends_within = 20.0  # seconds, whatever the server does: a few answers
+    begins_within = ends_within = 20.0  # seconds: long enough for a few answers of any server
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: WeakKeyDictionary[LocalRedis, tuple[threading.Event, threading.Thread]] = WeakKeyDictionary()
 
     def start(self, lab: Breakable, _index: int) -> None:
-        """Return when it is under way. Raises RuntimeError if that is not so within its bound."""
+        """Begin, and return when it is under way. Raises RuntimeError if that takes too long (`begins_within`)."""
         with self._lock:
             if lab.redis in self._under_way and self._under_way[lab.redis][1].is_alive():
                 return
@@ -116,7 +121,7 @@ class _Beside:
             raise RuntimeError(f"{self.name} has not begun within {self.begins_within:g} s")
 
     def end(self, lab: Breakable, _index: int) -> None:
-        """Return when it is over. Raises RuntimeError if that is not so within its bound."""
+        """End, and return when it is over. Raises RuntimeError if that takes too long (`ends_within`)."""
         with self._lock:
             end, thread = self._under_way.get(lab.redis, (None, None))
             if end is None or thread is None:
@@ -128,7 +133,7 @@ class _Beside:
             del self._under_way[lab.redis]
 
     def _go_on(self, known: ReferenceType[Breakable], begun: threading.Event, end: threading.Event) -> None:
-        """Say when it has begun, and hold no reference to the lab while it rests."""
+        """Set ``begun``, and go on until ``end`` is set; hold no reference to the lab while waiting."""
         raise NotImplementedError
 
 
@@ -143,21 +148,21 @@ class _Storm(_Beside):
             pass
 
     def _strike(self, lab: Breakable | None) -> bool:
-        """Kill all that is connected now; False when there will never be anything again."""
+        """Kill all connections there are now; return False when there will be none any more."""
         if lab is None or lab.closed:
             return False
         try:
             with lab.redis.client(socket_timeout=STRIKE, socket_connect_timeout=STRIKE) as client:
                 _kill_clients(client)
         except redis.RedisError:
-            pass  # the server is away for the moment, and with it every connection; or it takes no orders just now
+            pass  # the server is away, and with it every connection; or it takes no commands just now
         return True
 
 
 class _Stranger(_Beside):
-    """A node of another catalogue, with other words under the same ids, that saves and deletes all along.
+    """A node of another catalogue, with other words under the same ids, that keeps saving and deleting charts.
 
-    Its keys are in another database of the server; channels are of all databases.
+    Its keys are in another database of the server; its messages are heard in all databases.
     """
 
     name = "copilotlab-stranger"
@@ -172,7 +177,7 @@ class _Stranger(_Beside):
         del lab
         words = itertools.count()
         with ChartRepository() as charts, Node(charts, embedder, url, node_id="stranger") as node:
-            while charts.revision <= revision:  # as one that has been there for longer
+            while charts.revision <= revision:  # as a catalogue that has been in use for longer
                 charts.save_many(_strange(chart_id, next(words)) for chart_id in ids)
             for chart_id in itertools.cycle(ids):
                 node.update_chart(_strange(chart_id, next(words)))
@@ -220,7 +225,7 @@ def _rotate_back(lab: Breakable, _index: int) -> None:
 
 
 def _overflow(lab: Breakable, index: int) -> None:
-    """Send, while one node does not read, until the server cuts it off."""
+    """Keep one node from reading, and send until the server cuts it off."""
     try:
         lab.proxies[index].one_way("to_client")
         if lab.redis.command(_is_cut_off):
@@ -233,18 +238,23 @@ def _overflow(lab: Breakable, index: int) -> None:
 
 
 def _is_cut_off(client: redis.Redis) -> bool:
-    """Send junk; whether a subscriber was cut off over it."""
+    """Send junk, and tell whether a subscriber was cut off because of it."""
     client.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
-    before = _subscriptions(client)
+    before = _unread(client).keys()
     for number in range(MOST_JUNK):
         client.publish(UPDATES, bytes(JUNK_BYTES))
-        if number % 64 == 0 and not before <= _subscriptions(client):
-            return True
+        if number % JUNK_AT_ONCE == 0:
+            give_up = time.monotonic() + TIME_TO_READ
+            while any((unread := _unread(client)).values()) and time.monotonic() < give_up:
+                time.sleep(TIME_TO_READ / 50)
+            if not before <= unread.keys():
+                return True
     return False
 
 
-def _subscriptions(client: redis.Redis) -> set[str]:
-    return {listed["id"] for listed in client.client_list(_type="pubsub")}
+def _unread(client: redis.Redis) -> dict[str, int]:
+    """Return how many bytes the server keeps for each subscriber that has not read them, by the connection's id."""
+    return {listed["id"]: int(listed["omem"]) for listed in client.client_list(_type="pubsub")}
 
 
 def _drain(lab: Breakable, index: int) -> None:
@@ -256,12 +266,12 @@ def _gate(part: Any, example: str) -> Gate:
     gate = getattr(part, "gate", None)
     if gate is None:
         raise TypeError(f"{part!r} cannot be made to fail: give the lab one that can, as in {example}")
-    return gate  # type: ignore[no-any-return]  # a Gate, or what passes its words on to other processes
+    return gate  # type: ignore[no-any-return]  # a Gate, or what passes calls on to gates in other processes
 
 
 def _model(lab: Breakable) -> Gate:
     model = lab.embedder
-    if isinstance(model, HalfPrecision):  # what a node makes of the model that it was given
+    if isinstance(model, HalfPrecision):  # in which a node wraps the model that it was given
         model = model.inner
     return _gate(model, "Lab(model=FragileModel(load_embedder('minilm')))")
 

@@ -1,4 +1,4 @@
-"""Several nodes in one process, each behind its own proxy, on one real server: to watch, and to break."""
+"""Several nodes in one process, each behind its own proxy, on one real server: to watch and to break."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import polars as pl
 from copilotlab.charts import ChartRepository
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.frozen import FreezableClock
+from copilotlab.lab.agreement import agree, alike, differences, held_by
+from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.summary import summary_html
@@ -32,7 +33,7 @@ POLL_SECONDS = 0.005
 
 
 class NotConverged(TimeoutError):
-    """The nodes did not agree in time; ``differences`` is a frame of what differs, per node and chart."""
+    """The nodes did not agree in time. ``differences``: a frame of what differs, see `Lab.differences`."""
 
     def __init__(self, message: str, differences: pl.DataFrame) -> None:
         super().__init__(message)
@@ -44,11 +45,11 @@ class Lab:
 
     nodes: how many to start, 4 by default. model: a name for `load_embedder`, or an Embedder; "minilm" by default.
     charts: a ChartRepository, or a frame or file to make one in memory; an empty one by default.
-    policy: for all nodes; `Policy()` by default. redis: a LocalRedis to use (it is then yours to stop); by default
-    the lab starts one for itself. exact_limit: of every node, see `Node`.
+    policy: of all nodes; `Policy()` by default. redis: a LocalRedis to use, which is then yours to stop; by default
+    the lab starts its own. exact_limit: of every node, see `Node`.
 
-    Use it as a context manager, or call `start` and `close`. One that nobody holds any more closes itself; a forked
-    child's copy is closed: nodes and server are the parent's. `nodes` are ordinary `Node` objects.
+    Use it as a context manager, or call `start` and `close`. It closes itself when nobody holds it any more. After a
+    fork, the child's copy is closed: nodes and server belong to the parent. `nodes` are ordinary `Node` objects.
     Raises ValueError for less than one node, or a wrong exact_limit; TypeError for what is no model, policy or server.
     """
 
@@ -93,7 +94,7 @@ class Lab:
         renewed_by_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child it is closed: nodes, lines and server are the parent's."""
+        """Close the copy of a forked child: nodes, proxies and server belong to the parent."""
         self._closed = True
 
     def start(self, *, progress: bool = False) -> Self:
@@ -105,10 +106,10 @@ class Lab:
         if self._started is not None:
             return self
         self._started = self._clock.now()
-        # The collector of garbage, which comes in the middle of anything, must not close what it finds: this does.
+        # Garbage is collected in the middle of anything, where nothing may be closed: this thread does it.
         parts = (self._over, self.nodes, self._clocks, self.proxies, self.redis if self._owns_redis else None)
         threading.Thread(target=_close_when_over, args=parts, name="copilotlab-lab-end", daemon=True).start()
-        noted = weakref.WeakMethod(self.note)  # a server of somebody else's does not keep the lab
+        noted = weakref.WeakMethod(self.note)  # a server that is not the lab's own must not keep it alive
         self.redis.watcher = lambda event: (note := noted()) and note(event, "server")
         if not self.redis.running:
             self.redis.start()
@@ -147,9 +148,9 @@ class Lab:
     # --- members and faults -----------------------------------------------------------------------------------
 
     def add_node(self) -> Node:
-        """Start one more node, empty, of the model that the others have now.
+        """Start one more node, empty, with the model that the others have now, and return it.
 
-        What it lacks it fetches from them (with `reconcile`).
+        With `reconcile` it fetches the vectors from them.
         """
         self._must_be_open()
         index = len(self.nodes)
@@ -173,53 +174,46 @@ class Lab:
 
     def partition(self, index: int) -> None:
         """Cut node ``index`` off from the server."""
-        proxy = self._proxy(index)
-        self._faults.note("partition", self.nodes[index].node_id)
-        proxy.cut()
+        self._befall(index, "partition").cut()
 
     def heal(self, index: int) -> None:
         """End the partition and the delay of node ``index``."""
-        proxy = self._proxy(index)
-        self._faults.note("heal", self.nodes[index].node_id)
-        proxy.heal()
+        self._befall(index, "heal").heal()
 
     def delay(self, index: int, seconds: float) -> None:
         """Let everything between node ``index`` and the server take ``seconds`` longer, each way."""
-        proxy = self._proxy(index)
-        proxy.delay(seconds)
-        self._faults.note("delay", f"{self.nodes[index].node_id} by {seconds:g} s")
+        self._proxy(index).delay(seconds)
+        self._befall(index, "delay", f" by {seconds:g} s")
 
     def one_way(self, index: int, direction: Direction) -> None:
         """Hold what node ``index`` sends ("to_server") or gets ("to_client"), until it is healed."""
-        proxy = self._proxy(index)
-        self._faults.note("one_way", f"{self.nodes[index].node_id}, {direction}")
-        proxy.one_way(direction)
+        self._befall(index, "one_way", f", {direction}").one_way(direction)
 
     def reset(self, index: int) -> None:
         """Reset the connections of node ``index``, once; it may connect again at once."""
-        proxy = self._proxy(index)
-        self._faults.note("reset", self.nodes[index].node_id)
-        proxy.reset()
+        self._befall(index, "reset").reset()
 
     def kill(self, index: int) -> None:
         """End node ``index`` as a crash does: the others hear nothing, and a lease that it held stays in Redis."""
-        proxy = self._proxy(index)
-        self._faults.note("kill", self.nodes[index].node_id)
-        proxy.cut()
+        self._befall(index, "kill").cut()
         self._clocks[index].resume()
         self.nodes[index].stop()
 
     def freeze(self, index: int) -> None:
         """Let node ``index`` stand still, as a process that the system has stopped; its connection stays."""
-        self._proxy(index)
-        self._faults.note("freeze", self.nodes[index].node_id)
+        self._befall(index, "freeze")
         self._clocks[index].freeze()
 
     def resume(self, index: int) -> None:
-        """Let it go on where it stood."""
-        self._proxy(index)
-        self._faults.note("resume", self.nodes[index].node_id)
+        """Let node ``index`` go on where it stood."""
+        self._befall(index, "resume")
         self._clocks[index].resume()
+
+    def _befall(self, index: int, event: str, more: str = "") -> FaultProxy:
+        """Write into the timeline what is done to node ``index``, and return its proxy."""
+        proxy = self._proxy(index)
+        self._faults.note(event, f"{self.nodes[index].node_id}{more}")
+        return proxy
 
     def _proxy(self, index: int) -> FaultProxy:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.nodes):
@@ -241,14 +235,14 @@ class Lab:
         return next((node.embedder for node in self.living), self._model)
 
     def wait_converged(self, timeout: float = 10.0) -> float:
-        """Wait until every living node holds exactly what the repository holds; the seconds that it took.
+        """Wait until every living node holds exactly what the repository holds, and return how many seconds that took.
 
         Ids, revisions, content hashes and the vectors' bytes are compared. Raises NotConverged after ``timeout``
         seconds (10), with what differs.
         """
         began = time.monotonic()
         while True:
-            if self._agree() and self.differences().is_empty():
+            if agree(self.living, self.charts):
                 return time.monotonic() - began
             if time.monotonic() - began >= timeout:
                 break
@@ -262,46 +256,19 @@ class Lab:
             differences,
         )
 
-    def _agree(self) -> bool:
-        return len({node.store.digest for node in self.living}) == 1
-
     def differences(self) -> pl.DataFrame:
-        """What keeps the living nodes from agreement: node, chart_id, difference ("missing", "surplus", "revision",
-        "content", or "vector": bits that differ from those of the first living node)."""
-        expected = {
-            change.chart_id: (change.revision, change.chart.content_hash)
-            for change in self.charts.changes_since(0)
-            if change.chart is not None
-        }
-        rows: list[tuple[str, int, str]] = []
-        reference: dict[int, bytes] = {}
-        for node in self.living:
-            manifest = node.store.manifest()
-            chart_ids = manifest.chart_ids.tolist()
-            held = dict(zip(chart_ids, range(len(chart_ids)), strict=True))
-            rows += [(node.node_id, chart_id, "missing") for chart_id in expected.keys() - held.keys()]
-            rows += [(node.node_id, chart_id, "surplus") for chart_id in held.keys() - expected.keys()]
-            for chart_id in held.keys() & expected.keys():
-                revision, content_hash = expected[chart_id]
-                row = held[chart_id]
-                vector_hash = manifest.vector_hashes[row].tobytes()
-                if int(manifest.revisions[row]) != revision:
-                    rows.append((node.node_id, chart_id, "revision"))
-                elif manifest.content_hashes[row].tobytes() != content_hash:
-                    rows.append((node.node_id, chart_id, "content"))
-                elif reference.setdefault(chart_id, vector_hash) != vector_hash:
-                    rows.append((node.node_id, chart_id, "vector"))
-        schema = {"node": pl.String, "chart_id": pl.Int64, "difference": pl.String}
-        return pl.DataFrame(rows, schema=schema, orient="row").sort("node", "chart_id")
+        """List what the living nodes hold otherwise than the repository: node, chart_id, difference ("missing",
+        "surplus", "revision", "content", or "vector": bits that differ from those of the first living node)."""
+        return differences(self.living, held_by(self.charts))
 
     # --- to look at -------------------------------------------------------------------------------------------
 
     def status(self) -> pl.DataFrame:
-        """One row a node: its `Node.status`."""
+        """Return one row for each node: its `Node.status`."""
         return pl.DataFrame([node.status() for node in self.nodes], infer_schema_length=None)
 
     def timeline(self) -> pl.DataFrame:
-        """What happened, in order: seconds since the lab's start, node ("lab" for the faults), event, detail."""
+        """List what happened, in order: seconds since the lab's start, node ("lab" for the faults), event, detail."""
         return timeline([self._faults, *(node.journal for node in self.nodes)], start=self._started or 0.0)
 
     def note(self, event: str, detail: str = "") -> None:
@@ -309,7 +276,7 @@ class Lab:
         self._faults.note(event, detail)
 
     def panel(self) -> LabPanel:
-        """The live panel of this lab, to show in a notebook; the same one until it is closed.
+        """Return the live panel of this lab, to show in a notebook; the same one until it is closed.
 
         Raises ImportError, with the command that mends it, where ipywidgets is not installed.
         """
@@ -320,8 +287,9 @@ class Lab:
         return self._panel
 
     def __repr__(self) -> str:
-        agree = "agree" if self.living and self._agree() else "differ"
-        return f"Lab({len(self.living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, they {agree})"
+        living = self.living
+        said = "they agree" if alike(living) else "they differ"
+        return f"Lab({len(living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, {said})"
 
     def _repr_html_(self) -> str:
         return summary_html(self)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a node and its Redis server, that fails on request in the ways that networks fail."""
+"""A TCP proxy between a node and its Redis server that fails on request, in the ways in which networks fail."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from copilotlab.lifetime import renewed_by_fork
 Direction = Literal["to_server", "to_client"]
 CutMode = Literal["refuse", "blackhole"]
 
-WINDOW = 1 << 20  # bytes under way, for each connection and direction, at which the proxy stops reading
-TICK = 0.02  # seconds that one piece of data takes on a throttled line
+WINDOW = 1 << 20  # bytes under way, in each direction of a connection, at which the proxy stops reading
+TICK = 0.02  # seconds that each piece of data takes on a throttled line
 
 _T = TypeVar("_T")
 
 
 class FaultProxy:
-    """A line to a server, on a loopback port, whose faults can be switched at any time from any thread.
+    """A line to a server, on a loopback port; its faults can be switched on and off at any time, from any thread.
 
         with LocalRedis() as server, FaultProxy(server.endpoint) as line:
             client = redis.Redis.from_url(line.url())
             line.cut(); ...; line.heal()
 
-    target: (host, port), or the path of a socket file. It need not be there: while it is away, new connections
-    are closed at once.
-    listen: "host:port" of the loopback interface; port 0 (the default) is one that the system picks. It stays
-    the same, and reserved, until `close`.
+    target: (host, port), or the path of a socket file. It need not exist: while it is away, new connections are closed
+    at once.
+    listen: "host:port" of the loopback interface; with port 0 (the default) the system picks one. The port stays the
+    same, and reserved, until `close`.
 
-    A fault is in force when the method that asks for it returns. Delay, throttle and one of the partitions (`cut`,
-    `one_way`) can be combined. No data is ever lost from the middle of a connection, since TCP loses none: it
-    arrives late, or the connection ends. Data under way is bounded (`WINDOW`): then the proxy stops reading, so
-    that a slow reader is noticed by the server as it would be without a proxy.
+    A fault is in force when its method returns. Delay, throttle and one of the partitions (`cut`, `one_way`) can be
+    combined. No data is lost from the middle of a connection, since TCP loses none: it arrives late, or the connection
+    ends. The proxy holds a bounded amount of data (`WINDOW`), and then stops reading, so that the server notices a slow
+    reader as it would without a proxy.
 
     One daemon thread serves the line. Raises ValueError for a wrong target, address or fault, OSError when the
     port is taken, RuntimeError for a fault after `close`.
@@ -76,7 +76,7 @@ class FaultProxy:
             raise
 
     def url(self, password: str | None = None, db: int = 0) -> str:
-        """The ``redis://`` URL of the server as seen through this line."""
+        """Return the ``redis://`` URL that leads to the server through this line."""
         credentials = f":{quote(password, safe='')}@" if password else ""
         return f"redis://{credentials}{self.address[0]}:{self.address[1]}/{db}"
 
@@ -87,12 +87,12 @@ class FaultProxy:
 
     @property
     def bytes_up(self) -> int:
-        """Bytes that were passed on to the server."""
+        """How many bytes were passed on to the server."""
         return self._moved["to_server"]
 
     @property
     def bytes_down(self) -> int:
-        """Bytes that were passed on to clients."""
+        """How many bytes were passed on to clients."""
         return self._moved["to_client"]
 
     @property
@@ -103,16 +103,16 @@ class FaultProxy:
     def cut(self, mode: CutMode = "refuse") -> None:
         """Partition the node from the server, both ways.
 
-        "refuse": connections are reset, new ones are refused: both sides know at once.
-        "blackhole": nothing moves and nobody is told. Connections stay open although the other side may be gone
-        (half-open); new ones are accepted and hang. After `heal` what was held arrives, as TCP sends again.
+        "refuse": connections are reset and new ones refused; both sides know at once.
+        "blackhole": nothing moves, and neither side is told. Connections stay open although the other side may be gone
+        (half-open); new ones are accepted and hang. After `heal` what was held arrives, as TCP would send it again.
         """
         if mode not in get_args(CutMode):
             raise ValueError(f"cut(mode={mode!r}); expected one of {', '.join(get_args(CutMode))}")
         self._run(self._switch(partition=mode))
 
     def one_way(self, direction: Direction) -> None:
-        """Hold what goes in `direction`, "to_server" or "to_client", until `heal`; the other way is open."""
+        """Hold all data in one direction, "to_server" or "to_client", until `heal`; the other way stays open."""
         if direction not in get_args(Direction):
             raise ValueError(f"one_way({direction!r}); expected one of {', '.join(get_args(Direction))}")
         self._run(self._switch(partition=direction))
@@ -120,7 +120,7 @@ class FaultProxy:
     def delay(self, seconds: float, jitter: float = 0.0) -> None:
         """Make everything take `seconds` longer, each way, and up to `jitter` more by chance. 0 ends it.
 
-        Order is kept. What is under way already is delayed, or hurried, too.
+        Order is kept. It holds for data that is under way already, too.
         """
         for name, value in (("seconds", seconds), ("jitter", jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -128,23 +128,23 @@ class FaultProxy:
         self._run(self._switch(delay=float(seconds), jitter=float(jitter)))
 
     def throttle(self, bytes_per_second: float | None) -> None:
-        """Let no more than this through, each way, all connections together. None ends it."""
+        """Let at most this many bytes a second through, each way, all connections together. None ends it."""
         rate = math.inf if bytes_per_second is None else float(bytes_per_second)
         if not rate > 0:
             raise ValueError(f"throttle({bytes_per_second!r}); expected bytes per second > 0, or None")
         self._run(self._switch(rate=rate))
 
     def reset(self, after_bytes: int | None = None) -> int:
-        """Reset (RST) the connections that are open now, and say how many those are. New ones are not touched.
+        """Reset (RST) the connections that are open now, and return how many those are. New ones are not touched.
 
-        after_bytes: how many more bytes each client still gets, so that it can end in the middle of a reply.
+        after_bytes: how many more bytes each client gets first, so that its connection ends in the middle of a reply.
         """
         if after_bytes is not None and (not isinstance(after_bytes, int) or after_bytes < 0):
             raise ValueError(f"reset(after_bytes={after_bytes!r}); expected a whole number >= 0, or None")
         return self._run(self._reset(after_bytes or 0))
 
     def heal(self) -> None:
-        """End every fault; a reset that waits for its bytes, too."""
+        """End every fault, and call off a reset that waits for its bytes."""
         self._run(self._heal())
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class FaultProxy:
             self._port.close()
 
     def after_fork(self) -> None:
-        """In a forked child it is closed: the line is the parent's, and so is what the loop waits with."""
+        """Close the copy of a forked child: the line and the event loop belong to the parent."""
         self._closed = True
         self._lock = threading.Lock()
         if self._listener is not None:
@@ -179,7 +179,7 @@ class FaultProxy:
         return f"<FaultProxy {host}:{port} to {target}, {self.state}, {self.connections} connections>"
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Have the thread of the line do this; one thing at a time."""
+        """Do this in the thread of the line, one thing at a time."""
         with self._lock:
             if self._closed:
                 work.close()
@@ -216,7 +216,7 @@ class FaultProxy:
         return len(clients)
 
     async def _drop_all(self) -> None:
-        """Reset what is connected now; return when its sockets are closed."""
+        """Reset all connections, and return when their sockets are closed."""
         dropped = set(self._ends)
         for end in dropped:
             end.reset()
@@ -230,7 +230,7 @@ class FaultProxy:
             dial.cancel()
         await asyncio.gather(*self._greetings, *self._dials, return_exceptions=True)
         await self._drop_all()
-        await self._loop.shutdown_default_executor()  # which looked the target's name up
+        await self._loop.shutdown_default_executor()  # it looked up the name of the target
 
     def _hang_up(self) -> None:
         """Refuse new clients."""
@@ -249,7 +249,7 @@ class FaultProxy:
         self._start(self._loop.connect_accepted_socket(lambda: client, connection), self._greetings)
 
     def _opened(self, end: _End) -> None:
-        """An end is connected."""
+        """Note that an end is connected."""
         self._ends.add(end)
         if end.toward == "to_server":
             self._clients.add(end)
@@ -262,18 +262,18 @@ class FaultProxy:
         end.peer.flow()
 
     def _lost(self, end: _End) -> None:
-        """An end is closed."""
+        """Note that an end is closed."""
         self._ends.discard(end)
         self._clients.discard(end)
 
     def _dial(self, client: _End) -> None:
-        """Connect this client's other end to the server, once, unless nothing may reach the server."""
+        """Connect a client's other end to the server, once, unless nothing may reach the server."""
         if client.toward == "to_server" and not client.dialled and self._faults.partition != "blackhole":
             client.dialled = True
             self._start(self._connect(client), self._dials)
 
     def _start(self, work: Coroutine[Any, Any, Any], tasks: set[asyncio.Task[Any]]) -> None:
-        """Do this soon, and have it among `tasks` until it is done."""
+        """Do this soon, and keep it among `tasks` until it is done."""
         task = self._loop.create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -285,14 +285,14 @@ class FaultProxy:
             else:
                 await self._loop.create_connection(lambda: client.peer, *self.target)
         except OSError:
-            client.reset()  # the server is away, and the client shall see that
+            client.reset()  # the server is away, and the client has to see that
 
 
 @dataclass(frozen=True, slots=True)
 class _Faults:
     """What is wrong with a line."""
 
-    partition: CutMode | Direction | None = None  # a direction: that one is held
+    partition: CutMode | Direction | None = None  # a direction: data that goes there is held
     delay: float = 0.0
     jitter: float = 0.0
     rate: float = math.inf  # bytes per second
@@ -318,10 +318,10 @@ class _Faults:
 
 
 class _End(asyncio.Protocol):
-    """One of the two sockets of a connection, with what was read from it and is under way to the other."""
+    """One of the two sockets of a connection, and the data read from it that is under way to the other."""
 
     def __init__(self, proxy: FaultProxy, toward: Direction) -> None:
-        self.toward: Direction = toward  # where that data goes
+        self.toward: Direction = toward  # where the data read from it goes
         self.peer = self  # the other socket's; set when both are made
         self.dialled = False
         self.reset_after: int | None = None
@@ -350,10 +350,10 @@ class _End(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._ended = True
         self.data_received(b"")
-        return True  # keep the socket: what is under way to it shall arrive
+        return True  # keep the socket: what is under way to it has to arrive
 
     def pause_writing(self) -> None:
-        self._congested = True  # found in flow(), which called write()
+        self._congested = True  # flow() called write(), and looks at this next
 
     def resume_writing(self) -> None:
         self._congested = False
@@ -368,7 +368,7 @@ class _End(asyncio.Protocol):
     def flow(self) -> None:
         """Pass on what is due, as far as faults and the other socket allow; then read on, or stop reading.
 
-        Not to read is what bounds memory: the sender's own buffers fill, as they would without a proxy.
+        To stop reading bounds the memory: the sender's own buffers fill, as they would without a proxy.
         """
         if self._transport is None or not self.open:
             return
@@ -416,15 +416,15 @@ class _End(asyncio.Protocol):
             self.reset()
 
     def finish(self) -> None:
-        """The other end will send no more, and all that it sent was passed on."""
+        """End the stream: the other end sends no more, and all that it sent was passed on."""
         assert self._transport is not None
         if self.toward == "to_client":
-            self._transport.write_eof()  # the server may have answers yet
+            self._transport.write_eof()  # the server may still have answers to send
         else:
-            self._transport.close()  # a Redis server never closes one direction only: it is gone
+            self._transport.close()  # a Redis server never closes one direction alone: it is gone
 
     def reset(self) -> None:
-        """Close at once with an RST (a socket file has none: it just closes); what is under way is lost."""
+        """Close at once with an RST (a socket file knows none, and just closes); data under way is lost."""
         if self._transport is None:
             return
         own = self._transport.get_extra_info("socket")

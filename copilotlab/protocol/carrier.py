@@ -1,7 +1,7 @@
 """The few Redis commands that the protocol stands on, each bounded in time.
 
 `Carrier` is what the coordinator needs; `RedisCarrier` gives it over redis-py. Studies and protocol tests give it over
-a server that exists in memory only, with time in their hands (`copilotlab.lab.simulation`).
+a server that exists in memory only, with time in their hands (`copilotlab.lab.simulated_redis`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Studies: parameters in, a tidy polars frame out; also ``copilotlab study NAME --out FILE``.
 
-A study is a plain function with a `progress` parameter, a `seed` where it draws lots, and defaults for all. What it
-measures piece by piece is kept on disk by :func:`copilotlab.studies.cache.cached`, so an interrupted study goes on
-where it was. One line here makes it a command.
+A study is a plain function with a `progress` parameter, a `seed` where anything is random, and a default for every
+parameter. It measures piece by piece, and :func:`copilotlab.studies.result_cache.cached` keeps each piece on disk, so
+an interrupted study goes on where it was. One line here makes a study a command.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class StudyNotInstalled(ImportError):
 
 
 def load_study(name: str) -> Callable[..., pl.DataFrame]:
-    """The study of that name: the function of the same name in its module.
+    """Return the study of that name: the function of the same name in its module.
 
-    Raises ValueError for another name, StudyNotInstalled.
+    Raises ValueError for an unknown name, StudyNotInstalled where a package is absent.
     """
     if name not in STUDIES:
         raise ValueError(f"no study is called {name!r}; there are: {', '.join(STUDIES)}")

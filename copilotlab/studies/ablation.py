@@ -1,7 +1,8 @@
 """What each choice of the policy is good for: a scenario in which a promise breaks without it, and holds with it.
 
-Every scenario runs on a simulated server with a controlled clock (`SimulatedLab`), and draws no lots: it says the same
-each time, so there is no seed. A remedy that others would cover for is shown with those off: column ``base``.
+Every scenario runs on a simulated server with a controlled clock (`SimulatedLab`). Nothing in it is random: it gives
+the same result each time, and needs no seed. Where other remedies would hide what one does, they are off: column
+``base``.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart, simulated_charts
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 CHARTS = 40
-LIMIT = 900.0  # seconds after the fault: what has not come right by then counts as lost (a sync would come hourly)
+LIMIT = 900.0  # seconds after the fault: what is not right by then counts as lost (a sync would come hourly)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a scenario.
 
-    holds: whether the promise did. lost: charts that nodes hold otherwise than the repository at the end, all nodes
-    together. seconds: from the end of the fault until all agreed; None if that never came. embeddings, wasted: made
-    after the fault, and those of them that were not needed. batches: rebuilds that were begun. side_by_side: the most
-    nodes that were in a batch at one moment. story: what happened, as `SimulatedLab.timeline` has it, from the end of
-    the first fill; "lab" is who breaks things, and says in the end what came of it.
+    holds: whether the promise held. lost: charts that nodes hold otherwise than the repository at the end, all nodes
+    together. seconds: from the end of the fault until all agreed; None if they never did. embeddings: made after the
+    fault; wasted: those of them that were not needed. batches: rebuilds that were begun. side_by_side: the largest
+    number of nodes that were in a batch at the same moment. story: what happened after the first fill, with the columns
+    of `SimulatedLab.timeline`; the node "lab" breaks things, and in the end says what came of it.
     """
 
     holds: bool
@@ -56,7 +57,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One hole. promise: of section 5 of the design, that it breaks; base: the policy that the field is switched in."""
+    """What shows one field of the policy. promise: of section 5 of the design, broken without the field; what: what
+    happens; base: the policy in which the field is switched; play: plays it in a lab; seconds_per_text: of that lab.
+    """
 
     field: str
     promise: str
@@ -67,18 +70,18 @@ class Scenario:
 
 
 def ablation(fields: Sequence[str] = (), *, progress: bool = True) -> pl.DataFrame:
-    """Each field of `Policy`, off and on: two rows a field, off first.
+    """Play the scenario of each field of `Policy` with the field off and on: two rows a field, off first.
 
-    fields: names of `Policy.remedies`; all, if none is named. ValueError for another name. progress: a bar. What was
-    played is kept on disk, until the code that decides it changes.
-    Columns: field, promise, scenario, base (the policy it is switched in), on, holds, lost (charts), seconds (null:
-    never within a quarter of an hour), embeddings, wasted, batches, side_by_side.
+    fields: names of `Policy.remedies`; all by default. progress: show a bar. Results are kept on disk until the code
+    that decides them changes. Raises ValueError for an unknown name.
+    Columns: field, promise, scenario, base (the policy in which it is switched), on, holds, lost (charts), seconds
+    (null: not within a quarter of an hour), embeddings, wasted, batches, side_by_side.
     """
     return summary(outcomes(fields, progress=progress))
 
 
 def outcomes(fields: Sequence[str] = (), *, progress: bool = True) -> dict[tuple[str, bool], Outcome]:
-    """What came of each field's scenario, by (field, on); `summary` makes a frame of it. As for `ablation`."""
+    """Play as `ablation` does, and return each outcome by (field, on); `summary` makes a frame of them."""
     from tqdm.auto import tqdm
 
     plays = [(scenario.field, on) for scenario in _chosen(fields) for on in (False, True)]
@@ -87,7 +90,7 @@ def outcomes(fields: Sequence[str] = (), *, progress: bool = True) -> dict[tuple
 
 
 def summary(outcomes: Mapping[tuple[str, bool], Outcome]) -> pl.DataFrame:
-    """The frame of `ablation`, of what `outcomes` returned."""
+    """Make the frame of `ablation` from what `outcomes` returned."""
     rows = []
     for (field, on), outcome in outcomes.items():
         (scenario,) = _chosen([field])
@@ -111,15 +114,15 @@ def summary(outcomes: Mapping[tuple[str, bool], Outcome]) -> pl.DataFrame:
 
 
 def play(field: str, *, on: bool) -> Outcome:
-    """The scenario of one field, with it ``on`` or off; its ``story`` is the timeline."""
+    """Play the scenario of one field, with the field ``on`` or off. Raises ValueError for an unknown name."""
     (scenario,) = _chosen([field])
     policy = replace(scenario.base, **{field: on})  # type: ignore[arg-type]
     return scenario.play(SimulatedLab(3, policy, seconds_per_text=scenario.seconds_per_text, tick=0.5))
 
 
-@cached(version=1, code=(*PROTOCOL, "studies/ablation.py"))
+@cached(version=1)
 def _played(field: str, *, on: bool) -> pl.DataFrame:
-    """`play`, as a frame of one row, its story a list in a cell."""
+    """`play`, as a frame of one row, with the story as a list in a cell."""
     outcome = play(field, on=on)
     figures = {part.name: [getattr(outcome, part.name)] for part in fields(Outcome) if part.name != "story"}
     frame = pl.DataFrame(figures, schema_overrides={"seconds": pl.Float64})
@@ -152,12 +155,12 @@ def _chosen(fields: Sequence[str]) -> list[Scenario]:
 
 
 class _Tally:
-    """What was made and begun before the fault does not count."""
+    """Counts what is made and begun from now on, in a lab that holds `CHARTS` charts, and tells the outcome."""
 
     def __init__(self, lab: SimulatedLab, *, filled: bool = True) -> None:
         self._lab = lab
         self._verdicts: list[tuple[float, str, str, str]] = []
-        lab.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, CHARTS + 1)])
+        lab.charts.save_many(simulated_charts(CHARTS))
         if filled:
             lab.nodes[0].rebuild()
             lab.run(10)
@@ -173,7 +176,11 @@ class _Tally:
         self._verdicts.append((self._lab.seconds, "lab", verdict, detail))
 
     def outcome(self, *, needed: int, holds: Callable[[Outcome], bool] | None = None) -> Outcome:
-        """Let the nodes live until they agree, or for `LIMIT`; by default, the promise holds if they do in the end."""
+        """Let the nodes live until they agree, for `LIMIT` at most, and tell what came of it.
+
+        needed: embeddings that were not wasted. holds: whether the promise held, judged by the outcome; by default it
+        did if the nodes agreed.
+        """
         lab = self._lab
         seconds = lab.run_until_agreed(LIMIT)
         if seconds is not None:
@@ -306,7 +313,7 @@ SCENARIOS = (
         "the holder is frozen for longer than its lease lasts, and wakes up beside the next one",
         _SHORT,
         _a_holder_wakes_up,
-        seconds_per_text=3.0,  # the next one, which has begun after three heartbeats, is still at it
+        seconds_per_text=3.0,  # the next holder, which began after three heartbeats, is still at work
     ),
     Scenario(
         "ordered",

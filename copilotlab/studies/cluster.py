@@ -1,4 +1,4 @@
-"""What a cluster does under a model: real nodes on a real server."""
+"""What a model costs a cluster: real nodes on a real server."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import polars as pl
 from copilotlab.embedding import Embedder
 from copilotlab.lab import Lab
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 CONVERGED_WITHIN = 600.0  # seconds
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def cluster(embedder: Embedder, charts: pl.DataFrame, questions: Sequence[str], *, nodes: int = 3) -> pl.DataFrame:
-    """What `nodes` nodes do with `charts`, from empty: measure, unit, value, low, high.
+    """Fill empty nodes with charts, ask them questions, and measure: measure, unit, value, low, high.
 
-    rebuild time (s): until every node holds every chart. bytes moved (MB): through Redis meanwhile, in and out. query
-    latency (ms): the median of `Node.search` over all nodes and questions, each question new to the node that is asked;
-    low and high are its quartiles.
+    nodes: how many (3). The measures are: rebuild time (s), until every node holds every chart; bytes moved (MB)
+    through Redis meanwhile, in and out; query latency (ms), the median of `Node.search` over all nodes and questions,
+    each question new to the node that is asked, with the quartiles as low and high.
     """
     # A machine that is busy embedding is not an outage.
     with Lab(nodes=nodes, model=embedder, policy=Policy(redis_timeout=10.0)) as lab:

@@ -10,9 +10,9 @@ from typing import Self
 import polars as pl
 
 from copilotlab.charts import ChartRepository
+from copilotlab.charts.readers import read_file
 from copilotlab.lab import catalogue
 from copilotlab.markup import GOOD, card
-from copilotlab.reasons import reason
 
 FrameOrPath = pl.DataFrame | str | Path
 
@@ -23,8 +23,8 @@ _TEXT = (pl.String, pl.Categorical, pl.Enum)
 class Collection:
     """What models are compared on.
 
-    charts: as `ChartRepository.frame`. questions: query_id (int), text, and whatever else describes them; only those
-    with a judgement. judgements: query_id, chart_id, relevance (1 or more), only of charts that there are.
+    charts: as `ChartRepository.frame`. questions: query_id (int), text, and whatever else describes them; only
+    questions with a judgement. judgements: query_id, chart_id, relevance (1 or more); only of charts in ``charts``.
     """
 
     charts: pl.DataFrame
@@ -40,12 +40,12 @@ class Collection:
         *,
         split: str | None = None,
     ) -> Self:
-        """A collection of three frames or files (.parquet, .csv, .ndjson), or, without any, the one that ships.
+        """Read a collection from three frames or files (.parquet, .csv, .ndjson); without any, the one that ships.
 
-        split: only the questions that have it in their column ``split``.
+        split: keep only the questions that have it in their column ``split`` (None: all).
 
-        Raises ValueError for one or two of the three, a file that cannot be read, a column that is missing or of
-        another type, a row without a value in it, a split that no question has, or if no question has a judgement;
+        Raises ValueError where one or two of the three are given, a file cannot be read, a column is missing, of
+        another type or without a value in some row, no question has the split, or no question has a judgement;
         ChartError for a wrong chart.
         """
         given = (charts, questions, judgements)
@@ -72,9 +72,10 @@ class Collection:
         return cls(described, asked, judged)
 
     def sample(self, *, charts: int | None = None, questions: int | None = None, seed: int = 0) -> Self:
-        """A smaller collection: at most so many questions, the charts that answer them, and others up to `charts`.
+        """Draw a smaller collection: at most so many questions, the charts that answer them, and others up to `charts`.
 
-        So no answer is lost, but fewer charts stand beside it: questions are easier than in the whole collection.
+        charts, questions: None for all. seed: of what is drawn. No answer is lost, but there are fewer charts to
+        confuse it with: questions are easier than in the whole collection. Raises ValueError for numbers below 1.
         """
         for name, size in (("charts", charts), ("questions", questions)):
             if size is not None and size < 1:
@@ -91,7 +92,7 @@ class Collection:
         return replace(self, charts=described, questions=asked, judgements=judged)
 
     def documents(self) -> pl.DataFrame:
-        """What is searched: chart_id, and text, as nodes embed it."""
+        """Return what is searched: chart_id, and text as nodes embed it."""
         listed = list(ChartRepository.from_frame(self.charts))
         return pl.DataFrame({"chart_id": [chart.chart_id for chart in listed], "text": [c.text for c in listed]})
 
@@ -116,22 +117,11 @@ def _frame(frame_or_path: FrameOrPath, name: str, columns: tuple[str, ...]) -> p
         origin, frame = name, frame_or_path
     else:
         origin = f"{name} ({frame_or_path})"
-        frame = _read(Path(frame_or_path), origin)
+        frame = read_file(Path(frame_or_path), _READERS, origin)
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise ValueError(f"{origin} lacks {', '.join(missing)}: expected the columns {', '.join(columns)}")
     return frame.with_columns(_checked(frame[column], origin) for column in columns)
-
-
-def _read(path: Path, origin: str) -> pl.DataFrame:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{origin}: expected a name that ends in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise ValueError(f"{origin}: there is no such file")
-    try:
-        return _READERS[path.suffix](path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
 
 
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
@@ -142,7 +132,7 @@ _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
 
 
 def _checked(values: pl.Series, origin: str) -> pl.Series:
-    """A column with a value in each row, as text or as int64: those of two frames are compared with each other."""
+    """Return a column as text or int64, so that frames can be joined. Raises ValueError for a row without a value."""
     dtype: type[pl.DataType]
     if values.name == "text":
         alike, dtype, many, one = values.dtype in _TEXT, pl.String, "text", "text"

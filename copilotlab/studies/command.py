@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from copilotlab.studies import load_study
-from copilotlab.studies.cache import measured_anew
+from copilotlab.studies.result_cache import measured_anew
 
 WRITERS: dict[str, Callable[[pl.DataFrame, Path], object]] = {
     ".parquet": pl.DataFrame.write_parquet,
@@ -23,9 +23,10 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], object]] = {
 
 
 def run_study(name: str, arguments: Sequence[str]) -> int:
-    """Run the study `name` with its options in words, and write or print its frame; the exit code.
+    """Run the study `name` with its options from the command line, write or print its frame, and return the exit code.
 
-    Wrong words end the program with code 2 before anything is measured, as argparse does. Raises what the study raises.
+    Wrong options end the program with code 2, as argparse does, before anything is measured. Raises what the study
+    raises.
     """
     study = load_study(name)
     parser = _parser(name, study)
@@ -65,7 +66,7 @@ def _parser(name: str, study: Callable[..., pl.DataFrame]) -> argparse.ArgumentP
 
 
 def _settings(hint: object) -> Mapping[str, typing.Any] | None:
-    """How argparse reads a parameter of that type; None for a type that cannot be written in a word."""
+    """Tell argparse how to read a parameter of that type; None for a type that cannot be given on a command line."""
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": choices}

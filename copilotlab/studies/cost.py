@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from copilotlab.embedding import load_embedder, size_on_disk
-from copilotlab.studies.cache import cached
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.cost_process import Job, Measured
 from copilotlab.studies.lexical import BM25
+from copilotlab.studies.result_cache import cached
 
 Row = tuple[str, str, float, float | None, float | None]  # measure, unit, value, low, high
 
@@ -25,15 +25,15 @@ K = 10  # charts that a question finds
 
 
 def cost(model: str, collection: Collection, *, seed: int = 0) -> pl.DataFrame:
-    """What `model` costs on charts like these: measure, unit, value, low, high.
+    """Measure what a model costs on charts like these: measure, unit, value, low, high.
 
-    embeddings/s at batch 1 and at batch 64 (/s): the best of five rounds, because whatever else runs can only slow a
-    round down; low and high are the slowest and the best. query p50 (ms): embed a question and search all charts for
-    ten; the median, and the quartiles. load time (s): from a fresh process's first import to its first answer. memory
-    (MB): resident at the end. size on disk (MB): the weights, without libraries. For bm25 only what it has. Speed and
-    memory are of this machine and of this moment: measure on what you will run on.
+    embeddings/s at batch 1 and at batch 64 (/s): the best of five rounds, because other load can only slow a round
+    down; low and high are the slowest and the best. query p50 (ms): to embed a question and search all charts for ten;
+    the median, and the quartiles. load time (s): from the first import of a fresh process to its first answer. memory
+    (MB): resident at the end. size on disk (MB): the weights, without libraries. bm25 has no embeddings and no size.
+    Speed and memory hold for this machine at this moment: measure where you will run it.
 
-    Raises RuntimeError if the process fails, with what it said.
+    Raises RuntimeError, with the last lines of its output, if the process fails.
     """
     documents = collection.documents()["text"]
     questions = collection.questions["text"]
@@ -41,12 +41,12 @@ def cost(model: str, collection: Collection, *, seed: int = 0) -> pl.DataFrame:
     if model == BM25:
         return _cost_of_words(documents.to_list(), asked)
     texts = documents.sample(min(DOCUMENTS, len(documents)), seed=seed).to_list()
-    fingerprint = load_embedder(model).fingerprint  # and, if it has to be made or downloaded, that is not measured
+    fingerprint = load_embedder(model).fingerprint  # if it has to be made or downloaded, that is not measured
     size = size_on_disk(model)
     return _cost_of_model(model, fingerprint, texts, asked, rows=len(documents), size=size)
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _cost_of_model(
     model: str, fingerprint: str, documents: Sequence[str], questions: Sequence[str], *, rows: int, size: float
 ) -> pl.DataFrame:
@@ -61,7 +61,7 @@ def _cost_of_model(
     )
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _cost_of_words(documents: Sequence[str], questions: Sequence[str]) -> pl.DataFrame:
     return _frame(_common(_measure(Job(BM25, list(documents), list(questions), len(documents), K, ROUNDS))))
 

@@ -16,8 +16,9 @@ import numpy as np
 class Job(msgspec.Struct):
     """What to measure.
 
-    model: a name for `load_embedder`, or "bm25". documents: texts to embed, or to index. questions: texts. rows: how
-    many vectors a question is compared with. k: how many are found. rounds: how often the documents are embedded.
+    model: a name for `load_embedder`, or "bm25". documents: texts to embed or to index. questions: texts. rows: how
+    many vectors each question is compared with. k: how many of them are found. rounds: how often the documents are
+    embedded.
     """
 
     model: str
@@ -31,9 +32,8 @@ class Job(msgspec.Struct):
 class Measured(msgspec.Struct):
     """What was measured.
 
-    ready: seconds from the start of Python's own work to the first answer. memory: bytes resident at the end.
-    query: seconds of each question. one, batch: embeddings a second of each round, one by one and 64 at a time; empty
-    for bm25, which embeds nothing.
+    ready: seconds from the first import to the first answer. memory: bytes resident at the end. query: seconds of each
+    question. one, batch: embeddings a second of each round, one by one and 64 at a time; empty for bm25.
     """
 
     ready: float
@@ -44,7 +44,7 @@ class Measured(msgspec.Struct):
 
 
 def main() -> None:
-    """Read the job from standard input, measure, and print what was measured."""
+    """Read the job from standard input, measure, and write the result to standard output."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     measured = (_lexical if job.model == "bm25" else _dense)(job, time.perf_counter())
     sys.stdout.buffer.write(msgspec.json.encode(measured))
@@ -56,14 +56,14 @@ def _dense(job: Job, began: float) -> Measured:
     embedder = load_embedder(job.model)
     embedder.embed(job.documents[:1])
     ready = time.perf_counter() - began
-    embedder.embed(job.documents)  # the first batch allocates what the others use again
+    embedder.embed(job.documents)  # the first batch allocates what later ones reuse
     few = job.documents[: max(1, len(job.documents) // 4)]
     one = [_rate(lambda: [embedder.embed([text]) for text in few], len(few)) for _ in range(job.rounds)]
     batch = [_rate(lambda: embedder.embed(job.documents), len(job.documents)) for _ in range(job.rounds)]
 
     from copilotlab.store import Record, VectorStore
 
-    # What the vectors say does not matter to the time of an exact search.
+    # An exact search takes the same time whatever the vectors are.
     vectors = np.random.default_rng(0).standard_normal((job.rows, embedder.dim), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     store = VectorStore(embedder.dim)

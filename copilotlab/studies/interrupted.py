@@ -1,7 +1,7 @@
-"""One rebuild that is interrupted, on simulated nodes or on real ones, and what a reader notices of it.
+"""One rebuild that is interrupted, on simulated nodes or on real ones, and what readers notice of it.
 
 A catalogue is imported while Redis is away. Redis comes back empty, an edit begins the rebuild, edits go on, and at
-some moment the node that holds the lease dies, or stands still for a while, or its model hangs for a while.
+some moment the node that holds the lease dies, freezes for a while, or its model hangs for a while.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository
 from copilotlab.embedding import load_embedder
-from copilotlab.lab.fragile import FragileModel, Gate
+from copilotlab.lab.agreement import agree
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.gate import Gate
 from copilotlab.lab.lab import Lab
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart, simulated_charts
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 Fate = Literal["none", "dies", "freezes", "hangs"]
 
@@ -32,12 +34,12 @@ EDITS = 10  # in the time that the rebuild or the lease takes, whichever is long
 class Case:
     """What happens.
 
-    policy: of all nodes. rebuild: seconds of embedding that the whole catalogue takes. pieces: charts that stand for
-    the catalogue; each takes its share of the rebuild. fate: what becomes of the holder, at `moment` (a fraction of the
-    rebuild; who has ended by then is spared); one that freezes, or whose model hangs while it still beats, does so for
-    `frozen_for` seconds. tick: seconds between two looks. patience: seconds that the nodes have to agree once each has
-    every chart; what differs then counts as lost. limit: seconds for all. nodes: how many. seed: of when who edits
-    what.
+    policy: of all nodes. rebuild: seconds that it takes to embed the whole catalogue. pieces: charts that stand for the
+    catalogue; each takes its share of the rebuild. fate: what happens to the holder of the lease: nothing, or it dies,
+    freezes, or its model hangs while it still beats. moment: when, as a fraction of the rebuild; a rebuild that has
+    ended by then is spared. frozen_for: seconds for which it freezes or its model hangs. tick: seconds between two
+    looks. patience: seconds within which the nodes must agree once each has every chart; what differs then counts as
+    lost. limit: seconds until each has every chart. nodes: how many. seed: of when who edits what.
     """
 
     policy: Policy
@@ -76,7 +78,7 @@ class Cluster(Protocol):
 
 
 class Simulated(SimulatedLab):
-    """Nodes whose time is in our hands."""
+    """Nodes on a simulated server, with time under control."""
 
     def now(self) -> float:
         return self.clock.now()
@@ -89,7 +91,7 @@ class Simulated(SimulatedLab):
 
 
 class Real(Lab):
-    """Nodes with threads, on a server."""
+    """Nodes with threads, on a real server."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -104,7 +106,7 @@ class Real(Lab):
         self.redis.start(keep_data=False)
 
     def hang(self, index: int) -> None:
-        self._gate.hang_once()  # only the holder embeds for a batch
+        self._gate.hang_once()  # only the holder embeds a batch
 
     def mend(self, index: int) -> None:
         self._gate.mend()
@@ -116,12 +118,12 @@ class Real(Lab):
         return model.gate
 
     def agree(self) -> bool:
-        return self.differences().is_empty()
+        return agree(self.living, self.charts)
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def simulated(case: Case) -> pl.DataFrame:
-    """The case on a simulated server, with time under control: a row with the columns of `Seen`."""
+    """Play a case on a simulated server, with time under control: one row with the columns of `Seen`."""
     model = FragileModel(load_embedder("hash"), seed=case.seed)
     cluster = Simulated(
         case.nodes, case.policy, embedder=model, seconds_per_text=case.rebuild / case.pieces, tick=case.tick
@@ -129,9 +131,9 @@ def simulated(case: Case) -> pl.DataFrame:
     return pl.DataFrame([asdict(_Trial(case, cluster, model).play())], schema_overrides=_NULLABLE)
 
 
-@cached(version=1, code=PROTOCOL)
+@cached(version=1)
 def real(case: Case) -> pl.DataFrame:
-    """The case with threads, on a real server, in real time: a row with the columns of `Seen`."""
+    """Play a case with threads, on a real server, in real time: one row with the columns of `Seen`."""
     model = FragileModel(load_embedder("hash"), pace=case.rebuild / case.pieces)
     with Real(case.nodes, model, policy=case.policy) as cluster:
         return pl.DataFrame([asdict(_Trial(case, cluster, model).play())], schema_overrides=_NULLABLE)
@@ -141,13 +143,13 @@ def real(case: Case) -> pl.DataFrame:
 class Seen:
     """What came of a case. Seconds are counted from the beginning of the rebuild.
 
-    complete: until every living node has every chart, in whatever words; None if that never came.
-    recovery: until all living nodes hold what the repository holds; None if they did not.
+    complete: until every living node has every chart, at whatever revision; None if that never came.
+    recovery: until all living nodes hold what the repository holds; None if they never did.
     staleness: the longest time from the saving of a chart until every living node had it; None if one never did.
     lost: edits that some living node did not have in the end. edits: how many there were.
-    wasted: texts embedded beyond the first time, in rebuilds' worth. second_holders: batches that began after the first
-    one, before every living node had every chart. beside: seconds in which two worked at the same time.
-    lasted: seconds that were lived through, the time before the rebuild included.
+    wasted: embeddings beyond the first of each text, as a multiple of a whole rebuild. second_holders: batches that
+    began after the first one, before every living node had every chart. beside: seconds in which two nodes worked on
+    batches at the same time. lasted: how long the whole case took, with the time before the rebuild.
     """
 
     complete: float | None
@@ -181,7 +183,7 @@ class _Trial:
         self._chosen = self._charts_to_edit()
         self._edits: list[_Edit] = []
         self._beside = 0.0
-        self._stuck: int | None = None  # the node that stands still, or whose model hangs
+        self._stuck: int | None = None  # the node that is frozen, or whose model hangs
 
     def play(self) -> Seen:
         case, cluster = self._case, self._cluster
@@ -208,13 +210,13 @@ class _Trial:
         )
 
     def _begin_rebuild(self) -> int:
-        """An outage in which a catalogue is imported, and the edit that begins the rebuild; the batches before it."""
+        """Import a catalogue in an outage, and begin the rebuild by an edit; return how many batches came before."""
         case, cluster = self._case, self._cluster
         noticed = 4 * max(case.policy.heartbeat_interval, case.policy.probe_interval)
         cluster.run(noticed)
         before = self._batches()
         cluster.stop_redis()
-        cluster.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, case.pieces + 1)])
+        cluster.charts.save_many(simulated_charts(case.pieces))
         cluster.run(noticed)
         cluster.start_redis()
         while not all(node.coordinator.connected for node in cluster.nodes):
@@ -225,7 +227,7 @@ class _Trial:
         return before
 
     def _until_whole(self, began: float) -> bool:
-        """Edit, and let the holder meet its fate, until every living node has every chart; False if that never came."""
+        """Edit, and let the holder meet its fate, until every living node has every chart; False at the limit."""
         case, cluster = self._case, self._cluster
         fate_at = began + case.moment * case.rebuild
         fate = case.fate
@@ -267,7 +269,7 @@ class _Trial:
 
     def _edit(self, node: Node) -> None:
         chart_id = next(self._chosen)
-        words = f"Edit {len(self._edits) + 1} of {chart_id}"  # short: a batch takes the short ones of a window first
+        words = f"Edit {len(self._edits) + 1} of {chart_id}"  # short: a batch takes the shortest first
         saved = self._cluster.now()
         result = node.update_chart(simulated_chart(chart_id, words))
         self._edits.append(_Edit(chart_id, result.revision, saved))
@@ -286,7 +288,7 @@ class _Trial:
             self._beside += self._case.tick
 
     def _at_work(self) -> list[int]:
-        """The living nodes that have a batch and can do something for it."""
+        """Return the indexes of the living nodes that have a batch and are able to work on it."""
         able = [(i, n) for i, n in enumerate(self._cluster.nodes) if n in self._cluster.living and i != self._stuck]
         return [index for index, node in able if node.status()["batch"]]
 

@@ -1,4 +1,4 @@
-"""BM25, the lexical baseline: it knows words, not what they mean, and needs no model."""
+"""BM25, the lexical baseline: it compares words, not their meaning, and needs no model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import bm25s
 import numpy as np
 
 BM25 = "bm25"  # its name among the models
-DECIMALS = 4  # of a score: the rest of a float32 depends on how a processor takes logarithms
+DECIMALS = 4  # of a score: further ones depend on how a processor computes logarithms
 
 
 class LexicalIndex:
     """BM25 over texts, by bm25s, English stop words left out.
 
     Parameters:
-        texts: the documents; a row is a position in it.
+        texts: the documents; the row of a document is its position here.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -24,9 +24,9 @@ class LexicalIndex:
         self._index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
 
     def search(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows of each question, int (questions, k), and their scores, float32 (questions, k).
+        """Find the k best rows of each question, int (questions, k), and their scores, float32 (questions, k).
 
-        Of rows with one score the first comes first: bm25s itself leaves that to the processor.
+        Rows of equal score come in their order, which bm25s itself leaves to the processor.
         """
         words = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
         scores = [self._scores(said) for said in words]

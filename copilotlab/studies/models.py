@@ -1,4 +1,4 @@
-"""Which embedding model? How well each finds the charts that answer, what it costs, and what a cluster does under it.
+"""Which embedding model? How well each finds the charts that answer, what it costs, and what it costs a cluster.
 
 from copilotlab.studies.models import models, recommend
 
@@ -26,7 +26,7 @@ from copilotlab.studies.lexical import BM25
 from copilotlab.studies.retrieval import DEPTH, per_question, rankings
 
 MODELS = ("minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "hash", BM25)
-MORE_IS_BETTER = ("nDCG", "recall", "MRR", "shared", "embeddings/s")  # how such measures begin
+MORE_IS_BETTER = ("nDCG", "recall", "MRR", "shared", "embeddings/s")  # measures that begin so are better when higher
 
 _SCHEMA = {
     "model": pl.String,
@@ -75,30 +75,30 @@ def models(
     """Compare embedding models; one row a model and measure.
 
     Parameters:
-        embedders: names for `load_embedder` (also any sentence-transformers name or folder), and "bm25" (all that
-            ship).
+        embedders: names for `load_embedder` (also any sentence-transformers name or folder), and "bm25" (`MODELS`).
         charts, questions, judgements: frames or files, see `Collection.read` (the catalogue that ships).
         split: only the questions of that split (all).
-        sample_charts, sample_questions: fewer, see `Collection.sample` (all).
-        reference: the model that the others are compared with; it is measured, too ("minilm").
-        k: how far down a user looks (10); it changes quality only.
+        sample_charts, sample_questions: measure on fewer, see `Collection.sample` (all).
+        reference: the model that the others are compared with; it is measured too ("minilm").
+        k: how many charts of an answer count (10); it changes quality only.
         with_cost: measure the costs, see `copilotlab.studies.cost` (on).
-        nodes: of the cluster, see `copilotlab.studies.cluster`; 0 leaves it out (3).
+        nodes: of the cluster, see `copilotlab.studies.cluster`; with 0 there is none (3).
         cluster_charts: how many charts the cluster holds (300).
         resamples: of the bootstrap and of the permutation test (2,000).
-        seed: of everything random.
-        progress: a bar.
+        seed: of everything random (0).
+        progress: show a bar.
 
     Returns:
         model; kind ("quality", "cost", "cluster"); measure; unit; value; low, high: for quality the 95 % confidence
         interval of the mean over questions (percentile bootstrap), else how far repetitions lay apart. For quality
-        also the paired difference from the reference, with its interval difference_low to difference_high; p, of a
-        two-sided paired permutation test of no difference; and p_adjusted, for having compared several models
-        (Benjamini and Hochberg). Null where it does not apply: bm25 embeds nothing, and is in no cluster.
+        also difference: the paired difference from the reference, with its interval difference_low to difference_high;
+        p: of a two-sided paired permutation test of no difference; p_adjusted: the same, corrected for the comparison
+        of several models (Benjamini and Hochberg). Null where it does not apply: bm25 embeds nothing, and is in no
+        cluster.
 
     Raises:
-        ValueError: see `Collection`; a number out of range, as k beyond 50; fewer than one embedder. What
-            `load_embedder` raises for a name. All this before anything is measured.
+        ValueError: see `Collection`; also for a number out of range, such as k beyond 50, and for no embedder at all.
+            What `load_embedder` raises for a name. All this before anything is measured.
     """
     if isinstance(embedders, str):
         raise ValueError(f"embedders={embedders!r}: expected a list of names, such as ['minilm', 'bm25']")
@@ -121,7 +121,7 @@ def models(
         for model in listed:
             bar.set_postfix_str(f"{model}: loading")
             if model != BM25:
-                load_embedder(model)  # each is kept: one that cannot be had is said before the rest is measured
+                load_embedder(model)  # it stays loaded; a model that cannot be had is told before anything is measured
         for model in listed:
             bar.set_postfix_str(f"{model}: quality")
             found.append(rankings([model], collection, progress=False))
@@ -148,9 +148,10 @@ def _check_whole(name: str, value: object, least: int, most: float = inf) -> Non
 
 
 def compared(values: pl.DataFrame, *, reference: str, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:
-    """Means over questions, with intervals, and each model against the reference, question by question.
+    """Average over questions, with intervals, and compare each model with the reference, question by question.
 
-    values: as `per_question` gives them, the same questions for each model. The columns of `models`, of kind "quality".
+    values: as `per_question` gives them, with the same questions for each model. Returns the columns of `models`, of
+    kind "quality".
     """
     rows = []
     for (measure,), part in values.group_by("measure", maintain_order=True):
@@ -203,9 +204,9 @@ def _labelled(frame: pl.DataFrame, model: str, kind: str) -> pl.DataFrame:
 
 
 def table(measured: pl.DataFrame, kind: str) -> pl.DataFrame:
-    """`measured`, as `models` returns it, for people: one row a model, one column a measure of that kind, in words.
+    """Lay out what `models` returned for people: one row a model, one column a measure of that kind, in words.
 
-    Quality as "0.59 [0.53, 0.66]", all else with its unit as "1.36 ms". Raises ValueError for a kind that it lacks.
+    Quality reads "0.59 [0.53, 0.66]", all else has its unit: "1.36 ms". Raises ValueError for a kind that is not there.
     """
     part = measured.filter(pl.col("kind") == kind)
     if part.is_empty():
@@ -220,10 +221,11 @@ def table(measured: pl.DataFrame, kind: str) -> pl.DataFrame:
 
 
 def frontier(measured: pl.DataFrame, *, quality: str = "nDCG@10", cost: str = "query p50") -> pl.DataFrame:
-    """Quality beside cost: model, quality, low, high, cost, frontier; the best quality first.
+    """Set quality beside cost: model, quality, low, high, cost, frontier; the best quality first.
 
-    frontier: no other model is at least as good and costs less, or is better and costs no more. `measured` as `models`
-    returns it; models that lack one of the two measures are left out. Raises ValueError for a measure that none has.
+    measured: as `models` returns it; models that lack one of the two measures are left out. frontier: true where no
+    other model is at least as good and costs less, or is better and costs no more. Raises ValueError for a measure that
+    no model has.
     """
     for measure in (quality, cost):
         if measured.filter(pl.col("measure") == measure).is_empty():
@@ -246,12 +248,11 @@ def recommend(
     reference: str = "minilm",
     margin: float = 0.02,
 ) -> Recommendation:
-    """The model that costs least among those that are as good as the reference, and why.
+    """Recommend the model that costs least among those that are as good as the reference, and say why.
 
-    As good: the whole 95 % interval of the paired difference lies above -`margin`. So a model of which the questions
-    say too little is not recommended. Only embedders count; bm25 has no vectors for a node to hold.
-
-    Raises ValueError for a measure or a reference that `measured` lacks.
+    A model is as good if the whole 95 % interval of its paired difference lies at or above -`margin` (0.02); where the
+    questions say too little about a model, it is not recommended. bm25 does not count: it has no vectors for a node to
+    hold. Raises ValueError for a measure or a reference that `measured` lacks.
     """
     points = frontier(measured, quality=quality, cost=cost).filter(pl.col("model") != BM25)
     if reference not in points["model"]:

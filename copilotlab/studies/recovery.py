@@ -1,13 +1,13 @@
-"""What a fault does to a cluster, and how long until it is right again: `Policy()` beside the written design.
+"""What a fault does to a cluster, and how long until all is right again: `Policy()` beside the written design.
 
     from copilotlab.studies.recovery import recovery, summary
 
     seen = recovery(["server killed", "deaf"])  # what every node held, moment by moment
     summary(seen)                               # a row for each fault and policy
 
-Each experiment is a real server, a few nodes in this process behind one proxy each, a small catalogue, searches on
-every node all along, and edits on every node while the fault lasts. Timers are shorter than by default (`TIMERS`), for
-both policies alike, so that an experiment takes seconds.
+Each experiment has a real server, a few nodes in this process, each behind its own proxy, a small catalogue, searches
+on every node all along, and edits on every node while the fault lasts. So that it takes only seconds, its timers are
+shorter than by default (`TIMERS`), for both policies alike.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from tqdm.auto import tqdm
 
 from copilotlab.charts import Chart, Heads, RepositoryError
 from copilotlab.embedding import load_embedder
+from copilotlab.lab.agreement import agree, differences, held_by
 from copilotlab.lab.faults import FAULTS
-from copilotlab.lab.fragile import FragileModel, FragileRepository
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.fragile_repository import FragileRepository
 from copilotlab.lab.lab import Lab
+from copilotlab.lab.search_watch import Watch
 from copilotlab.lab.server import LocalRedis
-from copilotlab.lab.watch import Watch
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
-from copilotlab.studies.cache import PROTOCOL, cached
+from copilotlab.studies.result_cache import cached
 
 Phase = Literal["before", "fault", "after"]
 
@@ -56,13 +58,13 @@ VICTIM = 1  # the node whose line breaks, or that holds the batch
 ROUNDS = 4  # of edits during a fault
 STUDIED = tuple(
     name for name, fault in FAULTS.items() if fault.scope not in ("data", "peers")
-)  # after which all that was saved stands
+)  # those after which all that was saved is still there
 IN_A_BATCH = ("model", "repository")  # scopes of faults that show only while a batch runs
 BATCH = 60  # charts that are new in a batch
 SECONDS_PER_TEXT = 0.01  # in a batch
-SETTING_UP = 60.0  # seconds within which a cluster is ready, and a third of a batch done: a limit, not a measure
+SETTING_UP = 60.0  # seconds: a limit for a cluster to get ready, and for a third of a batch
 BEFORE, AFTERWARDS = 0.4, 0.4  # seconds that are watched before the fault, and once all agree
-CHECK = 0.01  # seconds between two looks whether what is waited for is so
+CHECK = 0.01  # seconds between two checks of what is waited for
 SEARCH_PAUSE = 0.03  # seconds between two searches of a node
 QUERIES = ("revenue of product 7", "espresso", "words that no chart has")
 
@@ -80,8 +82,11 @@ _SAMPLE = {
 
 
 class Held(NamedTuple):
-    """How a node compares with the repository: the share of its charts that the node holds alike, how many it holds
-    otherwise (missing, old, or deleted and still there), and for how many seconds the oldest of these has been so."""
+    """How a node compares with the repository.
+
+    coverage: the share of the repository's charts that the node holds as they are. wrong: how many charts it holds
+    otherwise (missing, old, or deleted and still there). staleness: seconds since the oldest of these changed.
+    """
 
     coverage: float
     wrong: int
@@ -94,15 +99,15 @@ class Experiment:
     Parameters:
         fault: a name of `copilotlab.lab.faults.FAULTS`.
         policy: of all nodes; see `POLICIES` for the timers that suit it.
-        nodes: how many (3); charts: that all hold at first (60).
-        lasts: seconds that the fault does, with edits on every node that can (1.2).
-        limit: seconds after which agreement is not awaited any more (30).
+        nodes: how many (3). charts: how many all hold at first (60).
+        lasts: seconds that the fault lasts, with edits on every node (1.2).
+        limit: seconds to wait for agreement after the fault (30).
         pace: seconds between two looks at every node (0.05).
         seed: of which charts are edited.
 
-    `run` it; meanwhile `timeline` can be read, and `stop` called, from other threads. A fault of the model or of the
-    repository comes in the middle of a batch, without edits; any other comes at rest. Raises ValueError for an unknown
-    fault, fewer than two nodes, fewer charts than the edits delete, or seconds that are not above 0.
+    Call `run`; meanwhile other threads may read `timeline` and call `stop`. A fault of the model or of the repository
+    comes in the middle of a batch, without edits; any other comes while the cluster is at rest. Raises ValueError for
+    an unknown fault, fewer than two nodes, too few charts for the deletions, or seconds that are not above 0.
     """
 
     def __init__(
@@ -126,10 +131,10 @@ class Experiment:
         self.fault = FAULTS[fault]
         self.policy = policy
         self.agreed: float | None = None
-        """Seconds from the end of the fault until all nodes held the same, and what the repository holds."""
+        """Seconds from the end of the fault until all nodes agreed with the repository; None if they did not (yet)."""
         self.embeddings = self.edits = self.backwards = self.unanswered = 0
-        """Since before the fault: made by all nodes; charts with new words; charts that went backwards on a node, and
-        searches that raised."""
+        """Counted from before the fault: embeddings that all nodes made, charts with new words, charts that went
+        backwards on a node, searches that raised."""
         self._size, self._pace, self._lasts, self._limit = nodes, pace, lasts, limit
         self._random = random.Random(seed)
         self._charts = {chart_id: _chart(chart_id, "Revenue") for chart_id in range(1, charts + 1)}
@@ -137,8 +142,8 @@ class Experiment:
         self._model = FragileModel(load_embedder("hash"), pace=SECONDS_PER_TEXT)
         self._repository = FragileRepository()
         self._phase: Phase = "before"
-        self._looking = threading.Lock()  # a look is of one phase: none begins during it
-        self._counted: dict[str, int] = {}  # how many searches of a node were told in a look
+        self._looking = threading.Lock()  # no phase begins during a look
+        self._counted: dict[str, int] = {}  # how many searches of each node earlier looks have told
         self._stopping, self._seen_enough = threading.Event(), threading.Event()
         self._sampled: list[tuple[object, ...]] = []
         self._book = _Book()
@@ -147,7 +152,7 @@ class Experiment:
     # --- what is done -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The whole experiment, in this thread. Raises what the lab raises; all that was started is ended first."""
+        """Run the whole experiment in this thread. Raises what the lab raises, once all that was started is ended."""
         with ExitStack() as stack:  # what is entered last ends first
             server = stack.enter_context(LocalRedis(password="known"))
             beside = stack.enter_context(ThreadPoolExecutor(2, "copilotlab-experiment"))
@@ -170,7 +175,7 @@ class Experiment:
                 self._wait_until(lambda: _embeddings(lab) - made >= BATCH / 3, SETTING_UP)
             self._look(watches)
             self._break(lab, watches)
-            if self._wait_until(lambda: self._agree(lab.nodes), self._limit):
+            if self._wait_until(lambda: agree(lab.nodes, self._book.heads, or_newer=True), self._limit):
                 self.agreed = time.monotonic() - self._ended
             self._stopping.wait(AFTERWARDS)
             self._look(watches)
@@ -198,13 +203,13 @@ class Experiment:
             self._ended = self._enter("after")
 
     def _enter(self, phase: Phase) -> float:
-        """When the phase began."""
+        """Begin a phase, and return when it began."""
         with self._looking:
             self._phase = phase
             return time.monotonic()
 
     def _edit(self, nodes: list[Node]) -> None:
-        """On each node a chart gets new words, and on one of them another chart is deleted."""
+        """Give a chart new words on each node, and delete another chart on one of them."""
         for node in nodes:
             chart_id = self._random.choice(list(self._charts))
             self.edits += 1
@@ -223,14 +228,10 @@ class Experiment:
         self._read_book()
 
     def _read_book(self) -> None:
-        self._book = self._book.next(self._repository.heads_since(0))
-
-    def _agree(self, nodes: list[Node]) -> bool:
-        alike = len({node.store.digest for node in nodes}) == 1
-        return alike and not any(self._book.compare(node).wrong for node in nodes)
+        self._book = self._book.next(held_by(self._repository))
 
     def _wait_until(self, condition: Callable[[], bool], limit: float) -> bool:
-        """Whether it is so within ``limit`` seconds, and before the experiment is stopped."""
+        """Wait for a condition; return False after ``limit`` seconds, or when the experiment is stopped."""
         began = time.monotonic()
         while not self._stopping.is_set() and time.monotonic() - began < limit:
             if condition():
@@ -241,7 +242,7 @@ class Experiment:
     # --- what is seen -----------------------------------------------------------------------------------------
 
     def timeline(self) -> pl.DataFrame:
-        """What was seen so far, a row for each look at each node: the columns of `recovery`, without ``policy``."""
+        """Return what was seen so far, a row for each look at each node: as `recovery` does, without ``policy``."""
         frame = pl.DataFrame(list(self._sampled), schema=_SAMPLE, orient="row")
         start = min(self._began, time.monotonic())
         return frame.with_columns(
@@ -262,7 +263,7 @@ class Experiment:
             due += self._pace
 
     def _look(self, watches: Sequence[Watch]) -> None:
-        """Each phase ends with one, whatever else there was time for."""
+        """Note what every node holds now. Each phase ends with a look, however short it was."""
         with self._looking:
             now = time.monotonic()
             seen = []
@@ -272,7 +273,7 @@ class Experiment:
                 slowest = 1000 * max(search.seconds for search in ended) if ended else None
                 status, held = node.status(), self._book.compare(node)
                 seen.append((now, node.node_id, self._phase, *held, slowest, status["redis"], status["batch"]))
-            self._sampled += seen  # whole: who reads the timeline meanwhile sees all nodes or none
+            self._sampled += seen  # at once, so that a reader of the timeline sees all nodes or none
 
     def __repr__(self) -> str:
         return f"Experiment({self.fault.name!r}, {self._phase}, {len(self._sampled)} samples)"
@@ -292,7 +293,7 @@ class Experiment:
 
 
 class _Book(NamedTuple):
-    """What the repository holds, read when it was last written, so that it can be known while it is unreachable.
+    """What the repository holds. It is read after each edit, so that it is known while the repository is unreachable.
 
     since: when each chart got its present revision.
     """
@@ -308,15 +309,11 @@ class _Book(NamedTuple):
         return _Book(heads, since)
 
     def compare(self, node: Node) -> Held:
-        heads = self.heads
-        revisions, hashes = node.store.heads(heads.chart_ids)
-        newer = revisions > heads.revisions  # it was written since
-        alike = newer | (revisions == heads.revisions) & (hashes == heads.content_hashes).all(axis=1)
-        wrong = np.where(heads.deleted, (revisions >= 0) & ~newer, ~alike)
-        oldest = min((self.since[chart_id][1] for chart_id in heads.chart_ids[wrong].tolist()), default=None)
+        wrong = differences([node], self.heads, or_newer=True)["chart_id"].to_numpy()
+        oldest = min((self.since[chart_id][1] for chart_id in wrong.tolist()), default=None)
         staleness = 0.0 if oldest is None else time.monotonic() - oldest
-        live = ~heads.deleted
-        return Held(float(alike[live].mean()), int(wrong.sum()), staleness)
+        live = self.heads.chart_ids[~self.heads.deleted]
+        return Held(1 - float(np.isin(live, wrong).mean()), len(wrong), staleness)
 
 
 def _chart(chart_id: int, words: str) -> Chart:
@@ -354,26 +351,26 @@ def recovery(
     seed: int = 0,
     progress: bool = True,
 ) -> pl.DataFrame:
-    """Every fault under every policy, moment by moment; `summary` makes one row of each.
+    """Try every fault under every policy, and note what happens moment by moment; `summary` makes one row of each.
 
     Parameters:
         faults: names of `copilotlab.lab.faults.FAULTS` (all but those of data and peers).
         policies: names of `POLICIES` (both).
         nodes, charts, lasts, limit, seed: see `Experiment` (3, 60, 1.2 s, 30 s, 0).
-        written_limit: the limit for the written design, which does nothing by itself that would come later (4 s).
-        jobs: experiments at the same time (1). They mostly wait; but with more, searches of one delay those of another.
-        progress: a bar.
+        written_limit: the limit for the written design, which does nothing by itself after that time (4 s).
+        jobs: experiments at the same time (1). With more, searches in one delay those in another.
+        progress: show a bar.
 
     Returns:
         A row for each experiment, look and node. fault; policy; scope, see `copilotlab.lab.faults`; seconds since the
         fault began, below 0 before it; node; phase: "before", "fault", "after"; coverage, wrong, staleness: see `Held`;
         search_ms: the slowest search that ended since the last look, null if none did; redis: "connected" or "away";
-        batch: what the node has done of one. Of the whole experiment: agreed_after: seconds from the end of the fault
-        until all nodes held the same, and what the repository holds, null if not within the limit; edits: charts with
-        new words; embeddings: made for them; backwards: charts that a node held at an older revision than before, or
-        again after their deletion; unanswered: searches that raised.
+        batch: how far the node is with one. Of the whole experiment: agreed_after: seconds from the end of the fault
+        until all nodes agreed with the repository, null if not within the limit; edits: charts with new words;
+        embeddings: made for them; backwards: charts that a node held at an older revision than before, or again after
+        their deletion; unanswered: searches that raised.
 
-    Raises ValueError for an unknown fault or policy, or jobs below 1; see also `Experiment`.
+    Raises ValueError for an unknown fault or policy, for jobs below 1, and as `Experiment` does.
     """
     for given, known, what in ((faults, FAULTS, "faults"), (policies, POLICIES, "policies")):
         if not given or any(name not in known for name in given):
@@ -399,11 +396,11 @@ def recovery(
 
 
 def summary(seen: pl.DataFrame) -> pl.DataFrame:
-    """One row for each fault and policy of what `recovery` returned, in its order.
+    """Sum up what `recovery` returned: one row for each fault and policy, in its order.
 
-    fault; policy; scope; agreed_after, edits, embeddings, backwards, unanswered as there; wrong: charts held otherwise
-    than the repository at the end, all nodes together; lowest_coverage; longest_staleness, in seconds; search_p50_ms,
-    search_max_ms: of the slowest searches of each look, since the fault began.
+    fault; policy; scope; agreed_after, edits, embeddings, backwards, unanswered: as there; wrong: charts held otherwise
+    than the repository at the end, all nodes together; lowest_coverage; longest_staleness (s); search_p50_ms,
+    search_max_ms: median and maximum of the slowest searches of each look, since the fault began.
     """
     at_the_end = pl.col("seconds") == pl.col("seconds").max()
     searched = pl.col("search_ms").filter(pl.col("phase") != "before")
@@ -418,7 +415,7 @@ def summary(seen: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@cached(version=2, code=PROTOCOL)
+@cached(version=2)
 def _experiment(
     fault: str, policy: Policy, *, nodes: int, charts: int, lasts: float, limit: float, seed: int
 ) -> pl.DataFrame:

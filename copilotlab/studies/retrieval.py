@@ -1,4 +1,4 @@
-"""What a model finds, and how good that is."""
+"""Which charts a model finds, and how good that answer is."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ir_measures import RR, R, nDCG
 
 from copilotlab.embedding import Embedder, load_embedder
 from copilotlab.store import Record, VectorStore
-from copilotlab.studies.cache import cached
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.lexical import BM25, LexicalIndex
+from copilotlab.studies.result_cache import cached
 
-DEPTH = 50  # how many charts are kept per question: measures may be cut off anywhere up to here
+DEPTH = 50  # how many charts are kept per question: the largest k of any measure
 
 _NO_HASH = b"\0" * 16
 
@@ -23,12 +23,12 @@ _NO_HASH = b"\0" * 16
 def rankings(
     models: Sequence[str], collection: Collection, *, depth: int = DEPTH, progress: bool = True
 ) -> pl.DataFrame:
-    """What each model finds: model, query_id, rank (from 1), chart_id, score; best first.
+    """Rank the charts by each model: model, query_id, rank (from 1), chart_id, score; best first.
 
     Parameters:
         models: names for `load_embedder`, or "bm25".
-        depth: how many charts per question, fewer if there are fewer.
-        progress: a bar while texts are embedded.
+        depth: how many charts per question (50), or all if there are fewer.
+        progress: show a bar while texts are embedded.
     """
     documents, questions = collection.documents(), collection.questions.select("query_id", "text")
     return pl.concat(
@@ -44,10 +44,10 @@ def rankings(
 def per_question(
     found: pl.DataFrame, judgements: pl.DataFrame, *, k: int = 10, reference: str | None = None
 ) -> pl.DataFrame:
-    """How good the first k of each ranking are: model, query_id, measure, value (0 to 1).
+    """Measure how good the first k charts of each ranking are: model, query_id, measure, value (0 to 1).
 
-    Measures: nDCG (both grades of relevance count), recall, MRR (the reciprocal rank of the first relevant chart), each
-    by ir-measures, and, with a `reference` among the models, shared: the part of its first k charts that are also
+    Measures: nDCG (both grades of relevance count), recall and MRR (the reciprocal rank of the first relevant chart),
+    by ir-measures; and, with a `reference` among the models, shared: the share of the first k charts that are also
     among the first k of the reference.
 
     Raises ValueError for k beyond the depth of `found`, or a reference that it does not hold.
@@ -60,7 +60,7 @@ def per_question(
     best = found.filter(pl.col("rank") <= k)
     rows = []
     for (model,), ranked in best.group_by("model", maintain_order=True):
-        # By rank, not score: equal scores keep the order in which a user would see them.
+        # By rank, not score: charts of equal score stay in the order in which a user sees them.
         ranks = ranked.select("query_id", "chart_id", "rank").iter_rows()
         run = [ir_measures.ScoredDoc(str(query), str(chart), -rank) for query, chart, rank in ranks]
         rows += [
@@ -87,11 +87,11 @@ def _shared(best: pl.DataFrame, k: int, reference: str) -> pl.DataFrame:
     )
 
 
-@cached(version=1)
+@cached(version=1, code=False)
 def _dense(
     embedder: Embedder, documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int, progress: bool
 ) -> pl.DataFrame:
-    """By a node's own store, searched exactly."""
+    """Rank by vectors, with a node's own store, searched exactly."""
     vectors = embedder.embed(documents["text"].to_list(), progress=progress)
     store = VectorStore(embedder.dim)
     store.put_many(
@@ -102,7 +102,7 @@ def _dense(
     return _ranked(questions, [match.chart_ids for match in found], [match.scores for match in found])
 
 
-@cached(version=2)
+@cached(version=2, code=False)
 def _lexical(documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int) -> pl.DataFrame:
     chart_ids = documents["chart_id"].to_numpy()
     index = LexicalIndex(documents["text"].to_list())

@@ -27,13 +27,13 @@ from copilotlab.studies.interrupted import Case, Fate, real, simulated
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}
 FATES: tuple[Fate, ...] = ("none", "dies", "freezes", "hangs")
 WRITTEN = 300.0  # seconds: the five minutes of the written design
-HEARTBEAT = 5.0  # seconds: five times the default, since a simulated hour takes as long as its heartbeats
-SAFETY = 3.0  # a lease lasts for so many of the longest pauses that a holder makes while it beats
+HEARTBEAT = 5.0  # seconds, five times the default: heartbeats are what a simulated hour costs
+SAFETY = 3.0  # how many of the holder's longest pauses a lease outlasts
 
-# A catalogue in small: so many charts stand for it, and a chunk is no larger than this.
+# A catalogue in small: how many charts stand for it, the least number of chunks, and chunks to a lease.
 PIECES, LEAST_CHUNKS, CHUNKS_TO_A_LEASE = 144, 48, 4
 
-# Real time is dear: the same protocol, all its times about a hundred times shorter.
+# Real time is dear: the same protocol, with all times about a hundred times shorter.
 QUICK = {
     "batch_timeout": 2.0,
     "heartbeat_interval": 0.2,
@@ -65,19 +65,19 @@ def timeouts(
     seed: int = 0,
     progress: bool = True,
 ) -> pl.DataFrame:
-    """Rebuilds of whole catalogues under leases of many lengths; one row a case.
+    """Simulate rebuilds of whole catalogues under leases of many lengths; one row a case.
 
     Parameters:
         batch_timeouts: seconds that a lease lasts (six, from 30 to 1,200).
         charts: sizes of the catalogue (10,000, 50,000, 100,000).
         rate: embeddings a second (140: MiniLM through torch on two cores).
         fates: of the node that holds the lease: "none", "dies", "freezes" (all of it stands still), "hangs" (its model
-            does, while it beats); all four.
+            hangs while it still beats); all four.
         moments: when it meets its fate, as fractions of the rebuild (0.5).
-        frozen_for: seconds that one that freezes stands still, or a model hangs (400).
+        frozen_for: seconds for which a node freezes or its model hangs (400).
         policies: "as written", "renewal off" (all other remedies on), "renewal on" (all).
-        seed: of when, where and what is edited meanwhile.
-        progress: a bar.
+        seed: of when, where and what is edited meanwhile (0).
+        progress: show a bar.
 
     Returns:
         policy, timeout (s), charts, rate, rebuild (s: what an undisturbed one takes), fate, moment (null for "none");
@@ -88,13 +88,13 @@ def timeouts(
         of each text), second_holders (batches begun after the first, until the nodes were complete), beside (s in which
         two were under way), hours (simulated).
 
-        A catalogue is simulated by 144 charts, in at least 48 chunks, and four to a lease; a chunk is said when it is
-        begun, so seconds are right to within a chunk for each time that the lease changes hands. A heartbeat comes
-        every 5 s, and so often is looked.
+        144 charts stand for a catalogue, in at least 48 chunks, and at least four chunks to a lease. A chunk is
+        announced when it is begun, so seconds are right to within one chunk for each time that the lease changes hands.
+        Heartbeats come every 5 s, and the nodes are looked at as often.
 
     Raises:
-        ValueError: for an unknown policy or fate; a number that is not above 0, or a moment that is not below 1; a
-            timeout that is too short to simulate beside so long a rebuild.
+        ValueError: for an unknown policy or fate, a number that is not above 0, a moment that is not below 1, or a
+            timeout that is too short to be simulated for so long a rebuild.
     """
     cases = []
     for name, timeout, size in product(policies, batch_timeouts, charts):
@@ -160,12 +160,13 @@ def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, 
 
 
 def beside_real(*, seed: int = 0, progress: bool = True) -> pl.DataFrame:
-    """The same cases simulated and in real time, on a real server: does the simulation tell the truth?
+    """Play the same cases simulated and in real time, on a real server: does the simulation tell the truth?
 
-    A rebuild of some five seconds under a lease of two, with seven pairs of a policy and a fate. seed: of the edits.
-    progress: a bar.
+    A rebuild of some five seconds runs under a lease of two, with seven pairs of a policy and a fate. seed: of the
+    edits. progress: show a bar.
     Columns: policy, fate, measure ("recovery", "staleness", "beside" in s, "wasted" in rebuilds, "second holders"),
-    simulated, real, ratio (real to simulated; null if one of them is null, or the simulated one 0). About a minute.
+    simulated, real, ratio (real to simulated; null if one of them is null, or the simulated one 0). It takes about a
+    minute.
     """
     frames = []
     for name, fate in tqdm(QUICK_CASES, desc="in real time", unit="case", disable=None if progress else True):
@@ -180,7 +181,7 @@ def beside_real(*, seed: int = 0, progress: bool = True) -> pl.DataFrame:
 
 
 def quick_case(name: str, fate: Fate, *, seed: int = 0) -> Case:
-    """A case that takes seconds: a rebuild of 4.8 s under a lease of 2 s; who freezes or hangs does so for 3 s.
+    """Make a case that takes seconds: a rebuild of 4.8 s under a lease of 2 s; a freeze or a hang lasts for 3 s.
 
     name: one of `POLICIES`. seed: of the edits.
     """
@@ -197,13 +198,13 @@ def _measures(seen: pl.DataFrame, where: str) -> pl.DataFrame:
 
 
 class Advice(NamedTuple):
-    """What `advise` says. Seconds, at the worst moment for something to happen to the holder.
+    """What `advise` says. All times are in seconds, for the worst moment at which something can happen to the holder.
 
-    timeout: to set. rebuild: an undisturbed one. silence: seconds without a sign of life after which the holder's lease
-    is nobody's. staleness: of a chart saved when the holder dies or freezes; hung: of one saved when its model hangs
-    while it beats. recovery: from the beginning of the rebuild until all nodes have everything, whichever of these
-    happens. handovers: how often the lease runs out while its holder is at work. wasted: embeddings made again, at
-    most. tolerated: whether staleness and hung are within what was asked for. sentence: all this in words.
+    timeout: to set. rebuild: an undisturbed one. silence: without a sign of life, after which the holder loses its
+    lease. staleness: of a chart saved when the holder dies or freezes. hung: of one saved when the holder's model hangs
+    while it still beats. recovery: from the beginning of the rebuild until all nodes have everything, whichever of
+    these happens. handovers: how often the lease runs out while its holder is at work. wasted: embeddings made twice,
+    at most. tolerated: whether staleness and hung are within what was asked for. sentence: all this in words.
     """
 
     timeout: float
@@ -239,24 +240,25 @@ def advise(
     policy: Policy | None = None,
     timeout: float | None = None,
 ) -> Advice:
-    """A batch timeout, reckoned from the protocol's rules, and what follows from it.
+    """Reckon a batch timeout from the protocol's rules, and what follows from it.
 
     Parameters:
         catalogue_size: charts that a rebuild embeds, at most.
         embedding_rate: embeddings a second.
-        tolerated_staleness: seconds that a chart may take, from being saved, until every node finds it, even if the
-            node that holds the lease dies, freezes or hangs.
+        tolerated_staleness: seconds from the saving of a chart until every node finds it, even if the node that holds
+            the lease dies, freezes or hangs.
         longest_pause: seconds by which a chunk may take longer than usual while its node still beats (10): the model
             waits for the processor, or the repository for its disk.
         policy: all other choices (`Policy()`); `fenced` must be on.
-        timeout: seconds, to see what follows from one that was chosen already (None: it is advised).
+        timeout: seconds, to see what follows from a timeout of your own (None: advise one).
 
-    Who dies or freezes loses its lease after three heartbeats at the latest; the timeout is for a holder that beats
-    and gets nowhere. A lease that is renewed has to outlast a chunk and a pause, three times over; one that is not
-    renewed, a rebuild. It lasts less where that would be too stale, but never so short that one pause ends it.
+    A holder that dies or freezes loses its lease after three heartbeats at the latest; the timeout is for a holder that
+    beats and gets nowhere. A lease that is renewed has to outlast a chunk and a pause, three times over; a lease that
+    is not renewed has to outlast the rebuild too. It is shorter where charts would be stale for too long, but never so
+    short that one pause ends it.
 
-    Raises ValueError for what is no number, or not above 0, or infinite, and for a policy without `fenced`: then no
-    timeout is safe. TypeError for what is no policy.
+    Raises ValueError for what is no number, or not above 0, or infinite, and for a policy without `fenced`, under which
+    no timeout is safe; TypeError for what is no policy.
     """
     check_policy(policy)
     policy = policy or Policy()

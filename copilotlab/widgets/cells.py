@@ -1,7 +1,7 @@
-"""Which cell of a notebook shows what: a cell that is run again takes off the page what its last run has shown.
+"""Which cell of a notebook shows what: a cell that is run again takes off the page what its last run showed.
 
-A kernel keeps for ever what it has displayed (`Out`), and ipywidgets every widget that was made. So a panel that a page
-shows is held here, and told when no cell shows it any more.
+A kernel keeps for ever what it has displayed (`Out`), and ipywidgets keeps every widget that was made. So a panel that
+a cell shows is noted here, and told when no cell shows it any more.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Showable(Protocol):
     """What a cell can show."""
 
     def off_the_page(self) -> None:
-        """No cell shows it any more."""
+        """Take note that no cell shows it any more."""
         ...
 
 
 class _Cells:
-    """The cells of one shell, and what the last run of each has shown."""
+    """The cells of one shell, and what the last run of each showed."""
 
     def __init__(self, shell: Any) -> None:
         self._shown: dict[str, list[Showable]] = {}
@@ -52,7 +52,7 @@ _cells: weakref.WeakKeyDictionary[Any, _Cells] = weakref.WeakKeyDictionary()
 
 
 def show(thing: Showable) -> None:
-    """The cell that runs now shows ``thing``; nothing where no cell runs."""
+    """Note that the cell that is running shows ``thing``; do nothing outside of IPython."""
     shell = get_ipython()
     if shell is not None:
         if shell not in _cells:
@@ -61,7 +61,7 @@ def show(thing: Showable) -> None:
 
 
 def weakly(method: Callable[..., object]) -> Callable[..., None]:
-    """``method`` for a widget to call that does not keep the owner of the method, as long as there is one."""
+    """Wrap a method for a widget to call, without keeping its owner alive; call nothing once the owner is gone."""
     reference = weakref.WeakMethod(method)
 
     def call(*arguments: object) -> None:

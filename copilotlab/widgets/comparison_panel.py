@@ -17,11 +17,11 @@ from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.model_index import Found, shared
 from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, chart_cell, chip
 
-COLUMN_WIDTH = 14  # rem; where the page is narrower than all columns, it scrolls
+COLUMN_WIDTH = 14  # rem; the table scrolls where the page is narrower
 
 
 class ComparisonRequest(NamedTuple):
-    """A question to all nodes and these models, and how many charts from each."""
+    """A question to all nodes and these models, and how many charts each is to find."""
 
     question: str
     models: tuple[str, ...]
@@ -29,7 +29,7 @@ class ComparisonRequest(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One answer, and all who gave it."""
+    """One answer, and all nodes, or the model, that gave it."""
 
     nodes: tuple[str, ...]
     model: str
@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
 
 class ComparisonAnswer(NamedTuple):
-    """The answers side by side: what most nodes say first, then other nodes, then models."""
+    """The answers side by side: first the one that most nodes give, then those of other nodes, then those of models."""
 
     request: ComparisonRequest
     columns: list[Column]
@@ -49,8 +49,8 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
         ComparisonPanel(lab, models=["hash", "wordllama"])
 
     Nodes that answer alike share a column, so one column for all nodes means that they agree. Each chart shows its
-    rank in the first column. models: asked from the start; without it all that are installed are offered, and none is
-    asked until it is ticked, since a model's first question waits until it has embedded every chart.
+    rank in the first column. models: names or Embedders, all ticked from the start. Without it all that are installed
+    are offered, none ticked, since a model's first answer has to wait until the model has embedded every chart.
     """
 
     def __init__(self, source: Lab | Node | Sequence[Node], models: Sequence[str | Embedder] | None = None) -> None:
@@ -105,7 +105,7 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
 
 
 def comparison_html(answer: ComparisonAnswer) -> str:
-    """The answers as one table: a row a rank, a column an answer."""
+    """Draw the answers as one table: a row for each rank, a column for each answer."""
     if not answer.columns:
         return "<p class='cl-empty'>no node is alive, and no model is ticked</p>"
     first = answer.columns[0]
@@ -146,7 +146,7 @@ def _cell(column: Column, rank: int, ranks: dict[int, int], reference: bool) -> 
 
 
 def _place(rank: int, other: int | None) -> str:
-    """Where the first column has this chart."""
+    """Tell where the first column has this chart."""
     if other is None:
         return " · <span class='cl-warn'>only here</span>"
     if other == rank:

@@ -18,7 +18,7 @@ def _stroke(path: str, width: float = 1.8, opacity: float = 1) -> str:
 
 
 def _ring(radius: float, width: float, start: float, length: float, opacity: float = 1) -> str:
-    """An arc; start and length are shares of the circle, from the top, clockwise."""
+    """Draw an arc; start and length are shares of the circle, clockwise from the top."""
     return (
         f"<circle cx='16' cy='12' r='{radius}' fill='none' stroke='currentColor' stroke-opacity='{opacity}' "
         f"stroke-width='{width}' pathLength='100' stroke-dasharray='{100 * length} 100' "
@@ -70,9 +70,9 @@ _UNKNOWN = _stroke("M4 3h24v18h-24z", 1.3, 0.5) + _stroke("M9 16l4-5 4 3 6-7", 1
 
 
 def drawing(chart_type: str) -> str:
-    """An SVG of 32 by 24 for that type, in the text's colour; a plain frame for a type without a drawing.
+    """Return an SVG of 32 by 24 for that type, in the text's colour; a plain frame for a type without a drawing.
 
-    It is hidden from screen readers: the type's name stands beside it.
+    It is hidden from screen readers, since the type's name stands beside it.
     """
     body = _DRAWINGS.get(chart_type.strip().lower(), _UNKNOWN)
     return (

@@ -1,4 +1,4 @@
-"""A look at a repository that may not answer."""
+"""What a repository holds, in words, though it may not answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from copilotlab.patience import PatientCall
 
 
 class Glance:
-    """What a repository holds, in words; of one that is away or hangs, what it held when it last answered."""
+    """Tells what a repository holds; where it is away or hangs, what it held when it last answered."""
 
     def __init__(self, charts: ChartRepository) -> None:
         self._charts = charts
@@ -16,7 +16,7 @@ class Glance:
         self._look = PatientCall(self._ask, "copilotlab-glance")
 
     def words(self) -> str:
-        """ "39 charts, revision 41", in `PATIENCE` seconds at most; while it hangs, at once."""
+        """Say "39 charts, revision 41", in `PATIENCE` seconds at most; at once while the repository hangs."""
         self._look.begin()
         if self._look.wait() and self._answers:
             return self._told
@@ -27,7 +27,7 @@ class Glance:
             self._told = f"{len(self._charts):,} charts, revision {self._charts.revision:,}"
             self._answers = True
         except RepositoryError:
-            self._answers = False  # whoever works with the repository is told why
+            self._answers = False  # who works with the repository is told why
 
     def __repr__(self) -> str:
         return f"Glance({self._charts!r})"

@@ -10,8 +10,9 @@ import ipywidgets as widgets
 import polars as pl
 
 from copilotlab.charts import Chart
+from copilotlab.lab.agreement import Agreement, short
 from copilotlab.lab.faults import FAULTS, Fault
-from copilotlab.lab.summary import Agreement, short, summary_html
+from copilotlab.lab.summary import summary_html
 from copilotlab.markup import text
 from copilotlab.widgets.glance import Glance
 from copilotlab.widgets.node_card import card_html, progress_html
@@ -30,11 +31,11 @@ BEGIN = "fault: begin"
 class LabPanel(Panel):
     """The live panel of a lab; `Lab.panel` makes it.
 
-    A card for each node (charts, digest, Redis, lease, lag, batch), whether the nodes agree, buttons for the server and
-    for each node, every fault of `FAULTS` by its name, to begin and to end, a chart to save on any node, and the
-    timeline, newest first. A button that fails says why under "messages". The lab stays yours: closing the panel does
-    not close it, and what its buttons did to the server or to a node stays as it is; only a fault that was begun by its
-    name ends with the panel, or with the lab.
+    It has a card for each node (charts, digest, Redis, lease, lag, batch), tells whether the nodes agree, and has
+    buttons for the server and for each node, every fault of `FAULTS` to begin and to end, a chart to save on any node,
+    and the timeline, newest first. A button that fails says why under "messages". The lab stays yours: closing the
+    panel does not close it, and what its buttons did to the server or to a node stays as it is; only a fault that was
+    begun by its name ends with the panel or with the lab.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -42,10 +43,10 @@ class LabPanel(Panel):
         self.lab = lab
         self._cards: list[widgets.HTML] = []
         self._glance = Glance(lab.charts)
-        self._on: _Begun | None = None  # the fault that was begun by its name and not ended
+        self._on: _Begun | None = None  # the fault that was begun by its name and has not ended
 
     def close(self) -> None:
-        """As of every panel; and end the fault that is on."""
+        """Close the panel, as `Panel.close` does, and end the fault that is on."""
         super().close()
         self._end_what_is_on()
 
@@ -90,7 +91,7 @@ class LabPanel(Panel):
         return self._row(label("Server"), self._server, *buttons)
 
     def _noted(self, what: str, detail: str, call: Callable[[], object]) -> Callable[[], None]:
-        """Do ``call``, and have the timeline say so if it fails."""
+        """Wrap ``call`` so that the timeline says so if it fails."""
         event = what.replace(" ", "_")
 
         def noted() -> None:
@@ -204,11 +205,11 @@ class LabPanel(Panel):
         return f"{begun}: ended"
 
     def _end_what_is_on(self) -> None:
-        """Nobody else knows of it, once the panel or the lab is closed."""
+        """End the fault that is on: once the panel or the lab is closed, nobody else can."""
         begun, self._on = self._on, None
         if begun is None:
             return
-        gone = {"line": self.lab.closed, "server": self.lab.redis.state == "closed"}  # and the fault with it
+        gone = {"line": self.lab.closed, "server": self.lab.redis.state == "closed"}  # and the fault is gone too
         if not gone.get(begun.fault.scope, False):
             self._act("fault: end", lambda: self._undo(begun))
 
@@ -284,7 +285,7 @@ class LabPanel(Panel):
 
 
 class _Begun(NamedTuple):
-    """A fault, and the node whose line is meant, if it is one of a line."""
+    """A fault that was begun; for a fault of a line, also the index and the name of the node."""
 
     fault: Fault
     at: int
@@ -295,21 +296,21 @@ class _Begun(NamedTuple):
 
 
 def hint_html(fault: Fault, hindrance: str) -> str:
-    """What a fault does, and why it cannot be begun, where it cannot."""
+    """Say what a fault does, and, where it cannot be begun, why."""
     why = f"; <span class='cl-warn'>but {text(hindrance)}</span>" if hindrance else ""
     return f"<span role='status'>{text(fault.what)}{why}</span>"
 
 
 def on_html(fault: Fault, name: str) -> str:
-    """Which fault is on, and what it does."""
+    """Say which fault is on, and what it does."""
     sign = "<span aria-hidden='true'>▲</span>"
     return f"<span role='status'><b class='cl-warn'>{sign} {text(name)}</b> is on: {text(fault.what)}</span>"
 
 
 def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement, repository: str) -> str:
-    """Whether the nodes agree, in one line: who holds which version, how far behind, and the batch that runs.
+    """Say in one line whether the nodes agree: who holds which version, how far behind, and which batches run.
 
-    repository: what it holds, in words.
+    statuses: each node's `Node.status`. agreement: made of them. repository: what it holds, in words.
     """
     groups = "".join(
         f"<span class='cl-group' title='{escape(', '.join(nodes))}'>"
@@ -317,9 +318,8 @@ def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement,
         f"<code>{text(short(digest))}</code> {text(_names(nodes))}</span>"
         for digest, nodes in agreement.groups.items()
     )
-    behind = max((int(str(status["lag"])) for status in statuses if status["state"] != "stopped"), default=0)
-    tone, sign = ("warn", "≠") if not agreement.agree else ("warn", "…") if behind else ("good", "✓")
-    late = f"<span class='cl-warn'>up to {behind:,} charts behind</span>" if behind else ""
+    tone, sign = ("good", "✓") if agreement.complete else ("warn", "…" if agreement.alike else "≠")
+    late = f"<span class='cl-warn'>up to {agreement.lag:,} charts behind</span>" if agreement.lag else ""
     batches = "".join(
         f"<span class='cl-batch'><b>{text(status['node'])}</b> {progress_html(str(status['batch']))}</span>"
         for status in statuses
@@ -334,7 +334,7 @@ def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement,
 
 
 def events_html(timeline: pl.DataFrame, node: str = EVERYBODY, words: str = "") -> str:
-    """The newest events as a table, newest first: of one node, and with ``words`` in them, where given."""
+    """Draw the newest events as a table, newest first: those of ``node``, with ``words`` in them where given."""
     shown = timeline.with_columns(pl.col("event").str.replace_all("_", " "))
     if node != EVERYBODY:
         shown = shown.filter(pl.col("node") == node)

@@ -1,4 +1,4 @@
-"""An answer below its controls: change one of them, and another answer is shown."""
+"""An answer below its controls: change one of them, and a new answer is shown."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 class LiveAnswer:
-    """What a function says of the values of some controls, shown below them, and said anew when one is changed.
+    """What a function returns for the values of some controls, shown below them, and anew whenever one is changed.
 
         LiveAnswer(drawn, {"field": widgets.Dropdown(options=["fenced", "ordered"])})
 
-    function: called with the controls' values by name. It returns what to show, or a tuple of things, one below the
-    other; or yields such answers, each in place of the one before, so that something long is seen as it goes.
-    controls: widgets with a value. box: what shows them, in a layout of your own; by default one below the other.
-    start: a button; with it the function is called when it is pressed, not at each change.
+    function: called with the controls' values by name. It returns what to show, or a tuple of things to show one below
+    the other; or it yields such answers, each of which replaces the one before, so that long work is seen as it goes.
+    controls: widgets with a value, by the names of the function's parameters. box: a widget of your own that shows
+    them; by default one below the other. start: a button; with it the function is called when the button is pressed,
+    not at each change.
 
-    The first answer is made at once, and what goes wrong in it is raised. Later ones are made in a thread, so that the
-    kernel stays free; where changes come faster than answers, only the last of them is answered. What goes wrong then
-    is shown in place of the answer. Show it as the last line of a cell, in JupyterLab or under Voila; where there is no
-    widget manager, what was shown first stays, each thing as an output of its own (`ipywidgets.interactive_output`
-    would leave nothing there). Close it with `close` or as a context manager. It closes itself when nobody holds it any
-    more, and when the cell that shows it is run again; controls that another one has by then stay.
+    The first answer is made at once, and raises what goes wrong. Later ones are made in a thread, so that the kernel
+    stays free; where changes come faster than answers, only the last change is answered, and what goes wrong is shown
+    in place of the answer. Show it as the last line of a cell, in JupyterLab or under Voila. Where there is no widget
+    manager, the first answer stays, each thing as an output of its own (`ipywidgets.interactive_output` would leave
+    nothing there). Close it with `close` or as a context manager. It closes itself when nobody holds it any more, and
+    when the cell that shows it is run again; controls that another LiveAnswer uses by then stay open.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class LiveAnswer:
         self._function = function
         self._controls = dict(controls)
         self._start = start
-        self._lock = threading.RLock()  # of the next three, and of all that is shown
+        self._lock = threading.RLock()  # guards the next three, and all that is shown
         self._wanted: dict[str, Any] | None = None  # the last change that nobody has begun to answer
         self._working = False
         self._closed = False
         *_, first = self._answers(self._values())
         self._places = [widgets.Output(outputs=(output,)) for output in _outputs(first)]
-        self._notice = widgets.HTML(layout={"min_height": "1.8em"})  # what is below it stays where it is
+        self._notice = widgets.HTML(layout={"min_height": "1.8em"})  # so that what is below does not move
         self._top = widgets.VBox([widgets.VBox(list(self._controls.values())) if box is None else box, self._notice])
         if start is not None:
             start.on_click(weakly(self._ask))
@@ -79,9 +80,9 @@ class LiveAnswer:
         return self._closed
 
     def close(self) -> None:
-        """Take it off every page, and close all its widgets: the controls, the box and the button among them.
+        """Take it off every page, and close all its widgets, with the controls, the box and the button.
 
-        An answer that is under way is given up as soon as it yields or returns. Closing twice does nothing.
+        An answer that is under way is dropped as soon as it yields or returns. Closing twice does nothing.
         """
         if self._end():
             for widget in self._widgets:
@@ -89,12 +90,12 @@ class LiveAnswer:
                     part.close()
 
     def off_the_page(self) -> None:
-        """No cell shows it any more: it is closed, but for what another one has."""
+        """Close it, since no cell shows it any more, but for what another LiveAnswer uses."""
         if self._end():
             _close_what_nobody_has(self._widgets)
 
     def _end(self) -> bool:
-        """Answer no more; False if that was so already."""
+        """Answer no more; return False if it had ended already."""
         with self._lock:
             closed, self._closed = self._closed, True
             self._wanted = None
@@ -130,7 +131,7 @@ class LiveAnswer:
             values, self._wanted = self._wanted, None
             if values is None:
                 self._notice.value = ""
-                self._working = False  # last: whoever sees it finds all that is shown in its final state
+                self._working = False  # last: by then all that is shown is final
             return values
 
     def _answer(self, values: dict[str, Any]) -> None:
@@ -140,7 +141,7 @@ class LiveAnswer:
                     self._show(_outputs(answer))
                     if self._closed or self._wanted is not None:
                         break
-        except Exception as error:  # this is the end of a thread: whoever changed the control is told
+        except Exception as error:  # this is the end of a thread: the page shows it
             logger.debug("no answer to %s", values, exc_info=error)
             said = f"{type(error).__name__}: {error}"
             failed = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": [said]}
@@ -160,7 +161,7 @@ class LiveAnswer:
                     place.outputs = () if output is None else (output,)
 
     def _bundles(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """What a page gets: the controls, and each thing with its two faces, live and static."""
+        """Yield what a page gets: the controls, then each thing, both live and static."""
         live = (lambda _: {}) if self._closed else view
         yield {"text/plain": repr(self), **live(self._top)}, {}
         for place in self._places:
@@ -182,7 +183,7 @@ _open: weakref.WeakValueDictionary[int, LiveAnswer] = weakref.WeakValueDictionar
 
 
 def _close_what_nobody_has(closing: list[widgets.Widget]) -> None:
-    """Close these widgets, and what is in them, but for those of an answer that is open."""
+    """Close these widgets, and what is in them, except those that an open LiveAnswer uses."""
     kept = {id(part) for answer in list(_open.values()) for widget in answer._widgets for part in parts(widget)}
     for widget in closing:
         for part in list(parts(widget)):
@@ -195,7 +196,7 @@ def _outputs(answer: Any) -> list[dict[str, Any]]:
 
 
 def _output(thing: Any) -> dict[str, Any]:
-    """``thing`` as a notebook keeps it; unlike IPython, raise what fails in drawing it."""
+    """Turn ``thing`` into an output as notebooks keep it; unlike IPython, raise what fails in drawing it."""
     if hasattr(thing, "_repr_mimebundle_"):
         made = thing._repr_mimebundle_(include=None, exclude=None)
         data, metadata = made if isinstance(made, tuple) else (made, {})

@@ -1,4 +1,4 @@
-"""A catalogue under any model, in this process: what the nodes of a cluster, which share one model, cannot answer."""
+"""A catalogue under any model, searched in this process: the nodes of a cluster share one model, and have no other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 64
 
 
 class Found(NamedTuple):
-    """One chart that was found, as far as a person wants to see it; without a title where nobody could tell it yet."""
+    """One chart that was found, as people want to see it; title is "" while the repository has not told it."""
 
     chart_id: int
     score: float
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
     @classmethod
     def of_frame(cls, frame: pl.DataFrame) -> list[Found]:
-        """The rows of what `Node.search` gives."""
+        """Make them from the rows that `Node.search` returns."""
         return [
             cls(
                 row["chart_id"],
@@ -46,10 +46,10 @@ class Found(NamedTuple):
 class ModelIndex:
     """The charts of a repository under one model, brought up to date at each question.
 
-    charts: the repository. model: a name for `load_embedder`, or an Embedder; loaded at the first question.
-    progress: called with a few words while the first question waits for the model and its vectors.
+    charts: the repository. model: a name for `load_embedder`, or an Embedder; it is loaded at the first question.
+    progress: called with a few words while a question waits for the model and its vectors, and with "" at the end.
 
-    Safe for threads. `search` raises what `load_embedder`, the model and the repository raise.
+    Thread-safe. `search` raises what `load_embedder`, the model and the repository raise.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ModelIndex:
         self._lock = threading.Lock()
 
     def search(self, question: str, k: int) -> list[Found]:
-        """The ``k`` charts nearest in meaning to ``question``, best first."""
+        """Find the ``k`` charts nearest in meaning to ``question``, best first."""
         with self._lock:
             embedder, store = self._loaded()
             self._update(embedder, store)
@@ -86,7 +86,7 @@ class ModelIndex:
         return self._embedder, self._store
 
     def _update(self, embedder: Embedder, store: VectorStore) -> None:
-        """Take in what the repository holds; what is here already, by its words, is not embedded again."""
+        """Take in what the repository holds; charts whose words are known are not embedded again."""
         look = self._charts.look()
         if look[:3] == self._looked:
             return
@@ -113,5 +113,5 @@ class ModelIndex:
 
 
 def shared(one: Iterable[Found], other: Iterable[Found]) -> int:
-    """How many charts two answers have in common."""
+    """Count the charts that two answers have in common."""
     return len({found.chart_id for found in one} & {found.chart_id for found in other})

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
 
-from copilotlab.lab.summary import Agreement, short
+from copilotlab.lab.agreement import Agreement, short
 from copilotlab.markup import text
 
 _PROGRESS = re.compile(r"(\d+)/(\d+)")
 
 
 class Health(NamedTuple):
-    """How a node is, in one word, with the sign and the tone that go with it: colour alone says nothing."""
+    """How a node is, in one word, with a sign and a tone: colour alone would not tell everybody."""
 
     tone: str
     sign: str
@@ -22,7 +22,7 @@ class Health(NamedTuple):
 
 
 def health(status: Mapping[str, object], *, frozen: bool = False) -> Health:
-    """The one thing that matters most in a `Node.status`; whether the node is frozen, only its lab can tell."""
+    """Pick the one thing that matters most in a `Node.status`. frozen: whether it is; only its lab can tell (False)."""
     if status["state"] == "stopped":
         return Health("dead", "✕", "stopped")
     if frozen:
@@ -37,10 +37,10 @@ def health(status: Mapping[str, object], *, frozen: bool = False) -> Health:
 
 
 def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, frozen: bool = False) -> str:
-    """The card of one node.
+    """Draw the card of one node.
 
-    status: its `Node.status`; line: the faults of its line to the server; agreement: of all nodes; frozen: whether it
-    stands still.
+    status: its `Node.status`. line: the faults of its line to the server. agreement: of all nodes. frozen: whether it
+    stands still (False).
     """
     how = health(status, frozen=frozen)
     dead = how.tone == "dead"
@@ -67,13 +67,13 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
 
 
 def digest_chip(digest: object, letter: str) -> str:
-    """A digest, and the letter of the group of nodes that hold the same."""
+    """Draw a digest, and the letter of the group of nodes that hold the same."""
     badge = f"<span class='cl-letter cl-letter-{letter.lower()}'>{escape(letter)}</span> " if letter else ""
     return f"{badge}<code>{text(short(digest))}</code>"
 
 
 def progress_html(batch: str) -> str:
-    """A bar for "rebuild 64/200"; just the words where they hold no such numbers."""
+    """Draw a bar for "rebuild 64/200"; just the words where there are no such numbers in them."""
     found = _PROGRESS.search(batch)
     if found is None or int(found[2]) == 0:
         return text(batch)
@@ -87,7 +87,7 @@ def progress_html(batch: str) -> str:
 
 
 def seconds(value: object) -> str:
-    """Whole seconds: a card changes once a second, not at each look."""
+    """Write whole seconds, so that a card changes once a second and not at each refresh."""
     return f"{float(str(value)):.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""What every panel shares: its life, its refreshing, its buttons, and the messages that tell what came of them."""
+"""What all panels have in common: their life, their refreshing, their buttons, and messages about their outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
-    """What came of a button: when ("14:03:59"), which, whether it failed, and the outcome or the error in words."""
+    """What came of a button: when ("14:03:59"), which button, whether it failed, and the outcome or error in words."""
 
     time: str
     action: str
@@ -40,13 +40,12 @@ class Message(NamedTuple):
 class Panel(ABC):
     """A live view in a notebook, with controls that call public methods and nothing else.
 
-    Show it by leaving it as the last line of a cell, or with ``display``; put `widget` into a layout of your own. One
-    thread refreshes it while something shows it, and sends only what changed. Where there is no widget manager, a
-    static table is shown in its place. Close it with `close` or as a context manager. It closes itself, with all its
-    widgets, when nobody holds it any more and no page shows it; whoever puts its `widget` into a layout keeps the panel
-    too. When the cell that shows it is run again and does not show it again, its widgets go; shown once more, it makes
-    new ones. A browser that goes without taking the panel off its page (a closed tab) is not noticed: then the
-    refreshing goes on until `close` or the end of the kernel.
+    Leave it as the last line of a cell, show it with ``display``, or put its `widget` into a layout of your own. A
+    thread refreshes it while a page shows it, and sends only what has changed. Where there is no widget manager, a
+    static table is shown instead. Close it with `close` or as a context manager. It closes itself, with all its
+    widgets, when nobody holds it any more and no page shows it; if you put its `widget` into a layout, keep the panel
+    too. When its cell is run again and does not show it, its widgets are closed; it makes new ones when it is shown
+    again. A closed browser tab is not noticed: then the refreshing goes on until `close` or the end of the kernel.
 
     interval: seconds between two refreshes, 0.5 by default.
     """
@@ -54,12 +53,12 @@ class Panel(ABC):
     interval: float = 0.5
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # of the widget, its refreshing and its end
+        self._lock = threading.RLock()  # guards the widget, its refreshing and its end
         self._widget: widgets.VBox | None = None
         self._refresher: Refresher | None = None
         self._closed = False
-        self._finalizer: Callable[[], object] | None = None  # closes the widgets, with or after this
-        self._actions: dict[str, tuple[str, Callable[[], object]]] = {}  # of the buttons, by the widget's id
+        self._finalizer: Callable[[], object] | None = None  # closes the widgets, at the latest when the panel is gone
+        self._actions: dict[str, tuple[str, Callable[[], object]]] = {}  # what each button does, by the widget's id
         self._messages: deque[Message] = deque(maxlen=MESSAGES_KEPT)
         self._under_way: set[str] = set()
         self._broken = ""  # why the last refresh failed
@@ -72,15 +71,15 @@ class Panel(ABC):
 
     @abstractmethod
     def _show(self) -> None:
-        """Bring the widgets up to date; a trait that is set to what it holds is not sent."""
+        """Bring the widgets up to date; setting a trait to the value that it has sends nothing."""
 
     @abstractmethod
     def _over(self) -> str:
-        """Why there will never be anything new to show; "" while there may be."""
+        """Say why there will never be anything new to show; "" while there may be."""
 
     @abstractmethod
     def _repr_html_(self) -> str:
-        """A static page in place of the panel."""
+        """Draw a static page in place of the panel."""
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ class Panel(ABC):
             if self._closed:
                 raise RuntimeError(f"this {type(self).__name__} is closed; make another one")
             if self._widget is None:
-                self._button_layout = widgets.Layout(width="auto")  # one for all buttons: each would be a comm
+                self._button_layout = widgets.Layout(width="auto")  # shared by all buttons: each needs a comm
                 self._button_style = widgets.ButtonStyle()
                 self._notice = self._html()
                 self._message_list = self._html()
@@ -114,16 +113,16 @@ class Panel(ABC):
 
     @property
     def messages(self) -> list[Message]:
-        """What came of the last buttons pressed, oldest first; at most 50."""
+        """What came of the buttons pressed last, oldest first; at most 50."""
         return list(self._messages)
 
     def refresh(self) -> bool:
-        """Bring the panel up to date now; False when it will never change again.
+        """Bring the panel up to date now; return False when it will never change again.
 
-        What goes wrong is shown in the panel, and the next refresh tries again.
+        An error is shown in the panel, and the next refresh tries again.
         """
         widget = self._widget
-        if widget is not None and widget.comm is None:  # `Widget.close_all`, or the like
+        if widget is not None and widget.comm is None:  # closed from outside, as by `Widget.close_all`
             self._drop()
         with self._lock:
             if self._closed or self._widget is None:
@@ -147,7 +146,7 @@ class Panel(ABC):
         self._drop()
 
     def off_the_page(self) -> None:
-        """No cell shows it any more: its widgets go, until it is shown again."""
+        """Close the widgets, since no cell shows the panel any more; they are made anew when it is shown again."""
         self._drop()
 
     def _drop(self) -> None:
@@ -172,7 +171,7 @@ class Panel(ABC):
         self.close()
 
     def _watched(self, change: Mapping[str, Any]) -> None:
-        """A page shows the panel, or none does any more."""
+        """Begin to refresh when a page shows the panel; end when none does any more."""
         with self._lock:
             if self._widget is None:
                 return
@@ -185,7 +184,7 @@ class Panel(ABC):
                 self._refresher = None
 
     def _changed(self) -> None:
-        """Something is to be shown: at once, not at the next interval."""
+        """Refresh at once, not at the next interval: something has changed."""
         refresher = self._refresher
         if refresher is not None and refresher.is_alive():
             refresher.wake()
@@ -208,7 +207,7 @@ class Panel(ABC):
     def _run(self, action: str, call: Callable[[], object]) -> None:
         """Do ``call`` in a thread of its own, so that the kernel stays free for the next button, and tell its outcome.
 
-        The same action is not begun again while it is under way. What ``call`` returns, if it is a text, is told.
+        An action is not begun again while it is under way. If ``call`` returns a text, that is the outcome.
         """
         with self._lock:
             if action in self._under_way:
@@ -229,7 +228,7 @@ class Panel(ABC):
             logger.debug("%s failed", action, exc_info=error)
             said, failed = f"{type(error).__name__}: {error}", True
         finally:
-            with self._lock:  # at once: whoever reads the outcome may press the button again
+            with self._lock:  # both at once: who reads the outcome may press the button again
                 self._under_way.discard(action)
                 self._tell(action, said, failed=failed)
         self._changed()
@@ -242,7 +241,7 @@ class Panel(ABC):
     def _button(
         self, label: str, action: str, call: Callable[[], object], *, icon: str = "", tone: str = ""
     ) -> widgets.Button:
-        """A button that does ``call``; ``action`` names it in messages and, as a tooltip, to screen readers."""
+        """Make a button that does ``call``; ``action`` names it in messages and, as a tooltip, to screen readers."""
         button = widgets.Button(
             description=label, tooltip=action, icon=icon, layout=self._button_layout, style=self._button_style
         )
@@ -258,7 +257,7 @@ class Panel(ABC):
             self._run(*known)
 
     def _follow(self, *controls: widgets.Widget) -> None:
-        """Show what follows from a control when its value is changed."""
+        """Refresh when the value of one of these controls changes."""
         for control in controls:
             control.observe(weakly(self._value_changed), "value")
 
@@ -280,7 +279,7 @@ class Panel(ABC):
 
     @staticmethod
     def _scroller(part: widgets.Widget, height: str) -> widgets.VBox:
-        """A box that keeps its place when what is in it changes."""
+        """Make a box that stays scrolled to its place when its content changes."""
         box = widgets.VBox([part], layout=widgets.Layout(max_height=height, overflow="auto"))
         box.add_class("cl-scroller")
         return box
@@ -288,7 +287,7 @@ class Panel(ABC):
     # --- to look at ---------------------------------------------------------------------------------------------
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        """Three faces, and the page takes the best that it can show: the live widget, static HTML, plain text."""
+        """Offer the live widget, static HTML and plain text; the page takes the best that it can show."""
         bundle: dict[str, object] = {"text/plain": repr(self), "text/html": self._repr_html_()}
         if self._closed:
             return bundle
@@ -296,28 +295,28 @@ class Panel(ABC):
         return bundle | view(self.widget)
 
 
-_viewed: set[Panel] = set()  # that a page shows, and so holds
+_viewed: set[Panel] = set()  # panels that a page shows: they are kept alive
 
 
 def _close_all(widget: widgets.VBox) -> None:
-    widget._view_count = None  # a page need not count, and tell a closed comm, that the panel is gone
+    widget._view_count = None  # else the page would tell a closed comm that the panel is gone
     for part in list(parts(widget)):
         part.close()
 
 
 def view(widget: widgets.Widget) -> dict[str, object]:
-    """The live face of a widget, in a MIME bundle."""
+    """Return the MIME bundle of a live widget."""
     return {WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}
 
 
 def label(words: str) -> widgets.HTML:
-    """A short heading at the start of a row of controls."""
+    """Make a short heading for the start of a row of controls."""
     part = widgets.HTML(f"<span class='cl-label'>{escape(words)}</span>")
     return part
 
 
 def set_options(dropdown: widgets.Dropdown, options: Sequence[object]) -> None:
-    """Give it more options, and keep what was chosen."""
+    """Set the options of a dropdown, and keep what was chosen."""
     chosen = dropdown.index or 0
     with dropdown.hold_sync():
         dropdown.options = options
@@ -325,7 +324,7 @@ def set_options(dropdown: widgets.Dropdown, options: Sequence[object]) -> None:
 
 
 def messages_html(messages: Iterable[Message]) -> str:
-    """The messages as HTML, newest first; a failure is announced by screen readers."""
+    """Draw the messages as HTML, newest first; screen readers announce a failure."""
     items = "".join(map(_item, reversed(list(messages))))
     return f"<ul class='cl-messages' aria-label='Messages'>{items}</ul>" if items else ""
 
@@ -352,7 +351,7 @@ def _style_sheet() -> widgets.HTML:
 
 
 def parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """The widget, all that is in it, and their layouts and styles: each of them has a comm of its own."""
+    """Yield a widget, all that is in it, and their layouts and styles: each has a comm of its own."""
     yield widget
     for child in getattr(widget, "children", ()):
         yield from parts(child)

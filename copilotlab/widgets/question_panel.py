@@ -1,4 +1,4 @@
-"""What the two panels that ask questions share: the question, who is asked, and answers that stay true."""
+"""What the two panels that ask questions have in common: the question, who is asked, and answers kept up to date."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class NodeAnswer(NamedTuple):
 
     @classmethod
     def of(cls, node: Node, question: str, k: int) -> NodeAnswer:
-        """Ask ``node``."""
+        """Ask ``node`` for the best ``k`` charts."""
         began = time.perf_counter()
         frame = node.search(question, k)
         return cls(node.node_id, Found.of_frame(frame), 1000 * (time.perf_counter() - began))
 
     @property
     def chart_ids(self) -> tuple[int, ...]:
-        """What was found, in its order."""
+        """The ids of what was found, best first."""
         return tuple(found.chart_id for found in self.found)
 
 
@@ -52,8 +52,10 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
     """A panel with a question. It is asked in a thread of its own, again whenever a node's vectors have changed.
 
     source: a Lab, a Node, or several nodes that share one catalogue.
-    models: which other models may be asked, by name or as Embedders; by default all that are installed. The nodes' own
-    model is left out: it is asked through the nodes.
+    models: other models that may be asked, names or Embedders; by default all that are installed. The nodes' own model
+    is left out, since the nodes answer for it.
+
+    Raises ValueError where there is no node.
     """
 
     def __init__(self, source: Lab | Node | Sequence[Node], models: Sequence[str | Embedder] | None = None) -> None:
@@ -108,15 +110,15 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
 
     @abstractmethod
     def _request(self) -> Request:
-        """What is asked for, as the controls stand."""
+        """Return what is asked for, by the present values of the controls."""
 
     @abstractmethod
     def _find(self, request: Request) -> Answer:
-        """Ask, in a thread that may take its time."""
+        """Ask, in a thread in which it may take long."""
 
     @abstractmethod
     def _found_in(self, answer: Answer) -> list[Found]:
-        """All charts of an answer."""
+        """List all charts of an answer."""
 
     @abstractmethod
     def _show_answer(self, answer: Answer) -> None:
@@ -162,7 +164,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
             self._show_answer(self._answer)
 
     def _may_ask(self, request: Request) -> bool:
-        """At once for a new question; for new vectors, once an interval."""
+        """Tell whether to ask now: at once for a new question; for new vectors at most once an interval."""
         asked = self._asked
         return asked is None or asked[0] != request or time.monotonic() - self._asked_at >= self.interval
 
@@ -171,19 +173,19 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
         with self._lock:
             self._busy = ""
             self._answer = answer or self._answer
-            # Where the repository was too slow to tell a title, the question is asked again, an interval later.
+            # Where the repository was too slow to tell a title, the question is asked again after an interval.
             told = answer is None or all(found.title for found in self._found_in(answer))
             self._asked, self._asked_at, self._asking = (request, held if told else None), time.monotonic(), False
         self._changed()
 
     def _attempt(self, action: str, call: Callable[[], Result]) -> Result | None:
-        """What ``call`` gives; None, and a message, where it fails."""
+        """Return what ``call`` returns; where it fails, tell it in a message and return None."""
         try:
             return call()
-        except Exception as error:  # noqa: BLE001 - the model, the node or the repository: whoever asked is told
+        except Exception as error:  # noqa: BLE001 - of the model, a node or the repository: a message tells it
             said = f"{type(error).__name__}: {error}"
             if (action, said) not in [(message.action, message.said) for message in self.messages]:
-                self._tell(action, said, failed=True)  # once: nodes that change are asked again and again
+                self._tell(action, said, failed=True)  # once, although nodes that change are asked again and again
             return None
 
     def _progress(self, words: str) -> None:
@@ -192,20 +194,20 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
 
 
 def chart_cell(found: Found) -> str:
-    """A chart in words: title, or its id, and below it measures by dimensions."""
+    """Draw a chart in words: its title, or else its id, and below it the measures by dimensions."""
     said = " by ".join(filter(None, [", ".join(found.measures), ", ".join(found.dimensions)]))
     small = f"<div class='cl-small'>{text(said)}</div>" if said else ""
     return f"<div class='cl-chart-title'>{text(found.title or f'chart {found.chart_id}')}</div>{small}"
 
 
 def score_cell(score: float) -> str:
-    """A cosine, as a bar and a number."""
+    """Draw a cosine as a bar and a number."""
     share = round(100 * min(1.0, max(0.0, score)))
     return f"<span class='cl-bar' aria-hidden='true'><span style='width:{share}%'></span></span> {score:.3f}"
 
 
 def answers_table(answer: list[Found]) -> str:
-    """A ranked table of charts."""
+    """Draw charts as a ranked table."""
     head = "".join(
         f"<th scope='col'{style}>{name}</th>"
         for name, style in (
@@ -222,12 +224,12 @@ def answers_table(answer: list[Found]) -> str:
 
 
 def chip(words: str, *, tone: str, title: str = "") -> str:
-    """A few words in a rounded frame."""
+    """Draw a few words in a rounded frame."""
     return f"<span class='cl-chip cl-{tone}' title='{escape(title)}'>{text(words)}</span>"
 
 
 @cache
 def _installed() -> tuple[str, ...]:
-    # Asked once a process: to find out takes a second, since files of weights are hashed.
+    # Once a process: it takes a second, since files of weights are hashed.
     frame = available_embedders()
     return tuple(frame.filter(frame["installed"])["name"])

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from copilotlab.lifetime import Bell
 
-IDLE_FACTOR = 10  # a refresher rests at least so many times as long as its last refresh took
+IDLE_FACTOR = 10  # the pause after a refresh is at least so many times as long as the refresh took
 
 
 class Refreshable(Protocol):
@@ -23,8 +23,8 @@ class Refreshable(Protocol):
 class Refresher(threading.Thread):
     """Calls ``panel.refresh()`` every ``panel.interval`` seconds, sooner when woken, until that returns False.
 
-    It holds no reference to the panel between two refreshes, and ends as soon as nobody else does. It takes at most a
-    tenth of one core: where a refresh is slow, the next one waits longer.
+    Between two refreshes it holds no reference to the panel, and it ends as soon as nobody else holds one. It takes at
+    most a tenth of one core: the slower a refresh, the longer the pause after it.
     """
 
     def __init__(self, panel: Refreshable) -> None:
@@ -39,17 +39,17 @@ class Refresher(threading.Thread):
         self._wake.set()
 
     def stop(self) -> None:
-        """End, after a refresh that is under way."""
+        """End after the refresh that is under way."""
         self._stopped = True
         self._wake.set()
 
     def run(self) -> None:
-        """The thread's work."""
+        """Do the thread's work."""
         while (pause := self._refresh()) is not None:
             self._wake.wait(pause)
 
     def _refresh(self) -> float | None:
-        self._wake.clear()  # before the refresh: what is told during it is for the next one
+        self._wake.clear()  # before the refresh: a call of `wake` during it asks for another
         panel = self._panel()
         if panel is None or self._stopped:
             return None

@@ -1,4 +1,4 @@
-"""Ask one node; see what it finds, and whether the others find the same."""
+"""Ask one node, and see what it finds and whether the others find the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, answers
 
 
 class SearchRequest(NamedTuple):
-    """A question, to whom, under which model ("" for the node's own), and how many charts."""
+    """A question, the index of the node to ask, the model ("" for the node's own), and how many charts to find."""
 
     question: str
     node: int
@@ -36,8 +36,9 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
         SearchPanel(lab)                       # or SearchPanel(node), SearchPanel([node, other])
         SearchPanel(lab, models=["wordllama"])  # offer only these besides the cluster's own model
 
-    The node answers from its own memory. Another model than the cluster's is asked over the repository, in this
-    process; its first question waits until every chart is embedded. Raises ValueError where there is no node.
+    The node answers from its own memory. Other models than the cluster's search the repository's charts in this
+    process; the first answer of each has to wait until every chart is embedded. Raises ValueError where there is no
+    node.
     """
 
     def _build(self) -> list[widgets.Widget]:
@@ -89,7 +90,7 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
 
 
 def agreement_html(answer: SearchAnswer) -> str:
-    """Who was asked, and a chip for every node: whether it gives the same charts in the same order."""
+    """Say who was asked, and for every node in a chip whether it gives the same charts in the same order."""
     wanted = tuple(found.chart_id for found in answer.found)
     chips = []
     alike = 0

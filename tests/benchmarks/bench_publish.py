@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node
-from copilotlab.lab.instant import InstantModel
+from copilotlab.lab.instant_model import InstantModel
 
 DIM = 384
 

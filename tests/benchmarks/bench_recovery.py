@@ -14,7 +14,7 @@ import time
 import polars as pl
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy
-from copilotlab.lab.instant import InstantModel
+from copilotlab.lab.instant_model import InstantModel
 
 DIM = 384
 PIECE = 256 * 4 * DIM  # bytes of one page of a transfer

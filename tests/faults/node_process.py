@@ -19,8 +19,9 @@ import numpy as np
 
 from copilotlab import Chart, Node, Policy, load_embedder
 from copilotlab.charts import RepositoryError
-from copilotlab.lab.fragile import FragileModel, FragileRepository
-from copilotlab.lab.watch import Watch
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.fragile_repository import FragileRepository
+from copilotlab.lab.search_watch import Watch
 
 
 class LoggedModel(FragileModel):

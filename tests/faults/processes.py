@@ -21,7 +21,7 @@ from trial import at_rest
 
 from copilotlab import Chart, ChartRepository
 from copilotlab.lab import FaultProxy, LocalRedis
-from copilotlab.lab.watch import Search
+from copilotlab.lab.search_watch import Search
 
 SCRIPT = Path(__file__).with_name("node_process.py")
 PATIENCE = 60.0  # seconds for one answer of a process that runs

@@ -10,7 +10,7 @@ from rest import wait_for_rest
 from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy
-from copilotlab.lab.instant import InstantModel
+from copilotlab.lab.instant_model import InstantModel
 from copilotlab.protocol.keys import BULK
 from copilotlab.protocol.pages import LEAST_PAGE_BYTES
 

@@ -7,7 +7,7 @@ import threading
 from trial import wait_until
 
 from copilotlab import Chart, Lab, load_embedder
-from copilotlab.lab.fragile import FragileRepository
+from copilotlab.lab.fragile_repository import FragileRepository
 
 
 def lab_with_hanging_repository() -> Lab:

@@ -19,8 +19,9 @@ import polars as pl
 
 from copilotlab import Chart, Lab, LocalRedis, Policy, load_embedder
 from copilotlab.charts import RepositoryError
-from copilotlab.lab.fragile import FragileModel, FragileRepository
-from copilotlab.lab.watch import Search, Watch
+from copilotlab.lab.fragile_model import FragileModel
+from copilotlab.lab.fragile_repository import FragileRepository
+from copilotlab.lab.search_watch import Search, Watch
 
 CHARTS = 120  # that every node holds before anything happens
 DELETIONS = 24  # charts that are there to be deleted

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from copilotlab import Policy
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 
 
 class Cluster(SimulatedLab):

@@ -10,7 +10,7 @@ import pytest
 from copilotlab import Policy
 from copilotlab.studies import ablation as module
 from copilotlab.studies.ablation import SCENARIOS, ablation, outcomes, play
-from copilotlab.studies.cache import measured_anew
+from copilotlab.studies.result_cache import measured_anew
 
 
 @pytest.fixture(autouse=True)

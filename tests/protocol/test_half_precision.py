@@ -8,7 +8,7 @@ import numpy as np
 
 from copilotlab import Policy, load_embedder
 from copilotlab.embedding.half import HalfPrecision
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.protocol.events import pack
 
 HALF = Policy(vectors="float16")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from world import POLICY, World
 
 from copilotlab import Policy
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.protocol.keys import WAS_DOWN
 from copilotlab.protocol.link import SILENT_BEATS
 

@@ -11,7 +11,7 @@ from world import MemoryRepository, World
 from copilotlab import Chart, Node, Policy
 from copilotlab.clock import ManualClock
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.lab.simulation import SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedRedis
 from copilotlab.protocol.carrier import Message
 from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from test_liars import HUGE, Liar
 from world import MemoryRepository
 
 from copilotlab import Node, Policy
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.protocol import events
 from copilotlab.store import Record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from copilotlab import Policy
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 
 INTERVAL = 100.0
 

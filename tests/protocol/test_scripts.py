@@ -6,7 +6,7 @@ import pytest
 
 from copilotlab import LocalRedis
 from copilotlab.clock import ManualClock
-from copilotlab.lab.simulation import SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedRedis
 from copilotlab.protocol.carrier import RedisCarrier
 
 LEASE, OWED, EPOCH, GENERATION, CLAIM, CHUNK = "lease", "owed", "epoch", "generation", "claim", "chunk"

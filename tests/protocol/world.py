@@ -20,7 +20,7 @@ from copilotlab.charts import Change, ChartNotFound, Heads, Identity, Look, Read
 from copilotlab.clock import ManualClock
 from copilotlab.digest import digest_of
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedCarrier, SimulatedRedis
 from copilotlab.protocol.carrier import Message
 from copilotlab.protocol.events import (
     BATCHES,

@@ -9,7 +9,7 @@ import pytest
 
 from copilotlab import ChartRepository, Coordinator, Node, Policy, load_embedder
 from copilotlab.clock import ManualClock
-from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedCarrier, SimulatedRedis
 from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
 from copilotlab.protocol.events import ChartDeleted
 from copilotlab.protocol.link import REFUSED_PAUSE

@@ -7,7 +7,7 @@ import pytest
 
 from copilotlab import Coordinator
 from copilotlab.clock import ManualClock
-from copilotlab.lab.simulation import SimulatedRedis
+from copilotlab.lab.simulated_redis import SimulatedRedis
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
 from copilotlab.protocol.pages import LEAST_PAGE_BYTES, PAGE_BYTES, PageBound, PageRefused

@@ -13,7 +13,7 @@ import pytest
 
 from copilotlab import Chart, ChartRepository, Node
 from copilotlab.clock import ManualClock
-from copilotlab.lab.instant import InstantModel
+from copilotlab.lab.instant_model import InstantModel
 from copilotlab.store import Record, VectorStore, recall
 from copilotlab.store.graph import Graph
 from copilotlab.store.snapshot import Snapshot

@@ -16,7 +16,7 @@ import pytest
 from copilotlab import Policy, studies
 from copilotlab.cli import main
 from copilotlab.studies import StudyNotInstalled, load_study
-from copilotlab.studies.cache import _anew
+from copilotlab.studies.result_cache import _anew
 
 
 def example(

@@ -87,6 +87,13 @@ def test_what_is_wrong_with_a_collection_is_said(frames: dict[str, pl.DataFrame]
         Collection.read(**{**frames, "charts": frames["charts"].drop("title")})
 
 
+def test_a_name_may_end_in_capitals(frames: dict[str, pl.DataFrame], tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.PARQUET" for name in frames}
+    for name, frame in frames.items():
+        frame.write_parquet(paths[name])
+    assert Collection.read(**paths).questions.equals(Collection.read(**frames).questions)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "ndjson"])
 @pytest.mark.parametrize("name", ["questions", "judgements"])
 def test_a_file_that_cannot_be_read_is_named(

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from copilotlab.lab.simulated import SimulatedLab, simulated_chart
-from copilotlab.lab.watch import Watch
+from copilotlab.lab.search_watch import Watch
+from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.node import Node
 from copilotlab.studies.recovery import POLICIES, Experiment, _Book, recovery, summary
 

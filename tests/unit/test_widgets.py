@@ -25,7 +25,7 @@ from ipywidgets.widgets import widget as ipywidgets_widget
 
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
 from copilotlab.lab import FAULTS, FragileModel, FragileRepository, catalogue
-from copilotlab.lab.summary import Agreement
+from copilotlab.lab.agreement import Agreement
 from copilotlab.markup import card, text
 from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
 from copilotlab.widgets.drawings import drawing
@@ -737,7 +737,7 @@ def test_agreement_counts_the_living_and_names_the_largest_group_a():
     assert [agreement.letter(digest) for digest in "xyz"] == ["B", "A", ""]
     assert str(agreement) == "nodes differ: 2 versions, held by 2 + 1 nodes"
     assert str(Agreement.of([])) == "no node is alive"
-    assert Agreement.of(statuses[1:3]).agree
+    assert Agreement.of(statuses[1:3]).alike
 
 
 # --- asking -------------------------------------------------------------------------------------------------------

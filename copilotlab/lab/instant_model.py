@@ -1,4 +1,4 @@
-"""A model that costs nothing, so that what is measured or tested is the way of the vectors and not their making."""
+"""A model that takes no time, to measure or test how vectors travel without the cost of making them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ VECTORS = 1_000
 
 
 class InstantModel(Embedder):
-    """Gives each text one of a thousand unit vectors made beforehand, by its hash: no meaning, alike in one process.
+    """Gives each text one of a thousand ready unit vectors, chosen by the text's hash; they mean nothing.
 
-    dim: components of a vector, 384 by default, as MiniLM has.
+    The same text gets the same vector within one process only. dim: components of a vector; 384 by default, as MiniLM.
     """
 
     def __init__(self, dim: int = 384) -> None:

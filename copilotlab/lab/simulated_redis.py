@@ -1,9 +1,9 @@
-"""A Redis that exists in memory only, with time and every fault in the hands of a test or a study.
+"""A Redis that exists in memory only; a test or a study controls its time and all its faults.
 
-It has the commands of `Carrier` and nothing else, and takes its time from the clock that it is given: a lease of five
-minutes runs out when a `ManualClock` is moved by five minutes. It runs the very Lua scripts that a real server runs
-(lupa, Lua 5.1 as in Redis). Messages arrive when the receiver asks for them.
-Where a real server can be had, use it (`LocalRedis`): this one is for driving nodes step by step, in one thread.
+It has the commands of `Carrier` and no others, and takes its time from the clock that it is given: a lease of five
+minutes runs out when a `ManualClock` is moved on by five minutes. It runs the same Lua scripts as a real server (by
+lupa, Lua 5.1 as in Redis). Messages arrive when the receiver asks for them.
+It serves to drive nodes step by step in one thread; for all else use a real server (`LocalRedis`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from copilotlab.protocol.carrier import CarrierAway, Message, script_source
 
 
 class SimulatedRedis:
-    """The server.
-
-    clock: what its keys expire by.
-    """
+    """The server. clock: by which its keys expire."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -32,25 +29,25 @@ class SimulatedRedis:
         self.running = True
 
     def carrier(self) -> SimulatedCarrier:
-        """A new connection's `Carrier`."""
+        """Return the `Carrier` of a new connection."""
         carrier = SimulatedCarrier(self)
         self._carriers.append(carrier)
         return carrier
 
     def stop(self) -> None:
-        """Vanish: every connection breaks, and what was not received is lost."""
+        """Stop: every connection breaks, and messages that were not received are lost."""
         self.running = False
         for carrier in self._carriers:
             carrier.blink()
 
     def start(self, *, keep_data: bool = True) -> None:
-        """Be there again, with the keys that it had or with none."""
+        """Run again, with the keys that it had or with none."""
         if not keep_data:
             self._keys.clear()
         self.running = True
 
     def held(self) -> dict[str, bytes]:
-        """What it holds now."""
+        """Return the keys and values that it holds now."""
         return {key: value for key in list(self._keys) if (value := self._get(key)) is not None}
 
     def forget(self) -> None:
@@ -58,7 +55,7 @@ class SimulatedRedis:
         self._keys.clear()
 
     def expire(self, key: str) -> None:
-        """End one key's life now."""
+        """Expire one key now."""
         self._keys.pop(key, None)
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
@@ -68,7 +65,7 @@ class SimulatedRedis:
         return _reply(self._scripts[name](plain[: len(keys)], plain[len(keys) :]))
 
     def _call(self, command: bytes, *parts: bytes | float) -> object:
-        """A command of a script, with the replies that Lua sees: false for nil."""
+        """Run a command of a script, and return the reply that Lua sees: false for nil."""
         key, *values = [part if isinstance(part, bytes) else str(int(part)).encode() for part in parts]
         name = key.decode()
         match command, values:
@@ -122,7 +119,7 @@ class SimulatedRedis:
 class SimulatedCarrier:
     """One node's connection to a `SimulatedRedis`.
 
-    reachable: whether it leads to the server.
+    reachable: whether it reaches the server.
     arrived: messages on their way to the node, oldest first; a test may drop, double or reorder them.
     """
 
@@ -144,7 +141,7 @@ class SimulatedCarrier:
         self.reachable = True
 
     def blink(self) -> None:
-        """Break the connection once: the subscription is gone, and what was on its way with it."""
+        """Break the connection once: the subscription is gone, and so are the messages on their way."""
         self.channels = frozenset()
         self.arrived.clear()
 
@@ -198,7 +195,7 @@ class SimulatedCarrier:
 
 
 def _compiled(name: str, call: Callable[..., object]) -> Callable[..., Any]:
-    """A script as a function of its keys and arguments, in a Lua of its own."""
+    """Compile a script, in a Lua of its own, into a function of its keys and arguments."""
     lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
     script = lua.eval(
         b"function(call) redis = {call = call}; return function(keys, argv) KEYS = keys; ARGV = argv; "
@@ -210,7 +207,7 @@ def _compiled(name: str, call: Callable[..., object]) -> Callable[..., Any]:
 
 
 def _reply(value: Any) -> Any:
-    """What a client gets of what a script returned: whole numbers, bytes, None, lists of these."""
+    """Turn what a script returned into what a client gets: whole numbers, bytes, None, lists of these."""
     if value is None or value is False:
         return None
     if isinstance(value, bytes):

@@ -1,32 +1,35 @@
 """A cluster in one thread, on a simulated server, with time under control: an hour of protocol in a second.
 
-The nodes are ordinary nodes that nobody started: here their steps are taken in turn, and the clock moves on between
-them. What a model costs is charged to the node that embeds: it works on nothing else for so long.
+The nodes are ordinary nodes that were not started: the lab takes their steps in turn, and moves the clock on between
+them. The time that an embedding takes is charged to the node that makes it: until then it works on nothing else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import polars as pl
 
 from copilotlab.charts import Chart, ChartRepository
 from copilotlab.clock import ManualClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.simulation import SimulatedCarrier, SimulatedRedis
+from copilotlab.lab.agreement import agree, differences, held_by
+from copilotlab.lab.simulated_redis import SimulatedCarrier, SimulatedRedis
 from copilotlab.monitoring import Journal, timeline
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
 
-NEVER_AT_REST = 100_000  # steps at one moment after which the nodes are at fault
+NEVER_AT_REST = 100_000  # rounds at one moment after which something is wrong with the nodes
 
 
 class SimulatedLab:
-    """Nodes that are driven, not started.
+    """Nodes that are driven step by step, not started.
 
-    nodes: how many at first. charts: the repository; an empty one by default. embedder: "hash" by default.
-    seconds_per_text: what an embedding costs on the simulated clock, 0.0 by default.
-    tick: seconds by which the clock moves where nothing else is due, 0.1 by default.
+    nodes: how many at first (3). policy: of all nodes; `Policy()` by default. charts: the repository; an empty one by
+    default. embedder: "hash" by default. seconds_per_text: simulated seconds that an embedding takes (0.0).
+    tick: seconds by which the clock moves on where nothing is due sooner (0.1).
 
-    side_by_side: the most nodes that were seen in a batch at one moment.
+    side_by_side: the largest number of nodes that were in a batch at the same moment.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class SimulatedLab:
         self.policy = policy or Policy()
         self.clock = ManualClock(1_000.0)
         self.redis = SimulatedRedis(self.clock)
-        self.charts = ChartRepository() if charts is None else charts  # an empty one is false
+        self.charts = ChartRepository() if charts is None else charts  # an empty repository is falsy
         self.embedder = embedder or load_embedder("hash")
         self.nodes: list[Node] = []
         self.carriers: list[SimulatedCarrier] = []
@@ -60,7 +63,7 @@ class SimulatedLab:
     # --- members and faults -----------------------------------------------------------------------------------
 
     def add_node(self) -> Node:
-        """One more node, empty."""
+        """Add one more node, empty, and return it."""
         carrier = self.redis.carrier()
         node = Node(
             self.charts,
@@ -80,30 +83,31 @@ class SimulatedLab:
         self._faults.note(event, detail)
 
     def freeze(self, index: int) -> None:
-        """The process of a node stands still; its connection stays, and what is said to it waits."""
-        self._faults.note("freeze", self.nodes[index].node_id)
-        self._still.add(self.nodes[index].node_id)
+        """Let a node stand still, as a stopped process; its connection stays, and messages wait for it."""
+        self._befall(index, "freeze", self._still.add)
 
     def resume(self, index: int) -> None:
-        """It goes on where it stood."""
-        self._faults.note("resume", self.nodes[index].node_id)
-        self._still.discard(self.nodes[index].node_id)
+        """Let a frozen node go on where it stood."""
+        self._befall(index, "resume", self._still.discard)
 
     def hang(self, index: int) -> None:
-        """The next call of a node's model does not come back: the node listens and beats, and works on nothing."""
-        self._faults.note("hang", self.nodes[index].node_id)
-        self._hanging.add(self.nodes[index].node_id)
+        """Let the next call of a node's model hang: the node listens and beats, and does no other work."""
+        self._befall(index, "hang", self._hanging.add)
 
     def mend(self, index: int) -> None:
-        """The model answers."""
-        self._faults.note("mend", self.nodes[index].node_id)
-        self._hanging.discard(self.nodes[index].node_id)
+        """Let the hanging model of a node answer."""
+        self._befall(index, "mend", self._hanging.discard)
 
     def kill(self, index: int) -> None:
-        """The node is gone; what it put into Redis stays. The others keep their numbers."""
-        self._faults.note("kill", self.nodes[index].node_id)
-        self._still.add(self.nodes[index].node_id)
+        """End a node; what it put into Redis stays. The others keep their indexes."""
+        self._befall(index, "kill", self._still.add)
         self.carriers[index].cut()
+
+    def _befall(self, index: int, event: str, change: Callable[[str], None]) -> None:
+        """Write into the timeline what is done to a node, and call ``change`` with the node's id."""
+        node_id = self.nodes[index].node_id
+        self._faults.note(event, node_id)
+        change(node_id)
 
     @property
     def living(self) -> list[Node]:
@@ -114,34 +118,38 @@ class SimulatedLab:
 
     @property
     def seconds(self) -> float:
-        """How long the nodes have lived, as the timeline counts."""
+        """Seconds since the start, as in the timeline."""
         return self.clock.now() - self._start
 
     def deliver(self) -> None:
-        """Let every living node apply all that is on its way to it; nobody works."""
+        """Let every living node apply the messages on their way to it, and do no other work."""
         while any([node.listen() for node in self.living]):
             pass
 
     def run(self, seconds: float) -> None:
-        """Let the nodes live for so long."""
+        """Let the nodes live for so many seconds."""
         until = self.clock.now() + seconds
         while self.clock.now() < until:
             self.turn()
             self._move_on(until)
 
     def run_until_agreed(self, limit: float) -> float | None:
-        """Let the nodes live until they agree with the repository; the seconds that it took, None if ``limit`` came."""
+        """Let the nodes live until they agree with the repository, and return how many seconds that took.
+
+        Returns None if they did not agree within ``limit`` seconds.
+        """
+        if self.agree():
+            return 0.0
         began = self.clock.now()
-        while not self.agree():
-            if self.clock.now() - began >= limit:
-                return None
+        while self.clock.now() - began < limit:
             self.turn()
-            if not self.agree():
-                self._move_on(began + limit)
-        return self.clock.now() - began
+            if self.agree():
+                return self.clock.now() - began
+            self._move_on(began + limit)
+        return None
 
     def turn(self) -> None:
-        """All that can be done at this moment."""
+        """Let the living nodes do all that can be done at this moment. Raises RuntimeError if that never ends."""
         for _ in range(NEVER_AT_REST):
             if not any([self._step(node) for node in self.living]):
                 self.side_by_side = max(self.side_by_side, sum(bool(node.status()["batch"]) for node in self.living))
@@ -167,32 +175,25 @@ class SimulatedLab:
     # --- agreement --------------------------------------------------------------------------------------------
 
     def fill(self, count: int) -> None:
-        """Save ``count`` charts elsewhere, and bring them into all nodes by one rebuild."""
-        self.charts.save_many([simulated_chart(chart_id) for chart_id in range(1, count + 1)])
+        """Save ``count`` charts in the repository, and bring them into all nodes by one rebuild."""
+        self.charts.save_many(simulated_charts(count))
         self.nodes[0].rebuild()
         self.deliver()
 
     def lost(self) -> int:
-        """How many charts the living nodes hold otherwise than the repository, all nodes together."""
-        expected = {c.chart_id: (c.revision, c.chart.content_hash) for c in self.charts.changes_since(0) if c.chart}
-        wrong = 0
-        for node in self.living:
-            held = {i: node.store.head(i) for i in node.store.manifest().chart_ids.tolist()}
-            wrong += sum(held.get(i) != expected.get(i) for i in held.keys() | expected.keys())
-        return wrong
+        """Count the charts that living nodes hold otherwise than the repository, all nodes together."""
+        return differences(self.living, held_by(self.charts)).filter(pl.col("difference") != "vector").height
 
     def agree(self) -> bool:
-        """Whether every living node holds exactly what the repository holds, all with the same bits."""
-        if len({node.store.digest for node in self.living}) > 1:
-            return False
-        return all(len(node.store) == len(self.charts) for node in self.living) and not self.lost()
+        """Tell whether every living node holds exactly what the repository holds, with the same bits."""
+        return agree(self.living, self.charts)
 
     def embeddings(self) -> int:
-        """How many were made by all nodes, also by those that are gone."""
+        """Count the embeddings that all nodes have made, those that were killed too."""
         return sum(node.context.metrics["embeddings"] for node in self.nodes)
 
     def timeline(self) -> pl.DataFrame:
-        """What happened, in order: seconds since the start, node ("lab" for the faults), event, detail."""
+        """List what happened, in order: seconds since the start, node ("lab" for the faults), event, detail."""
         return timeline([self._faults, *(node.journal for node in self.nodes)], start=self._start)
 
     def __repr__(self) -> str:
@@ -200,5 +201,10 @@ class SimulatedLab:
 
 
 def simulated_chart(chart_id: int, title: str = "") -> Chart:
-    """A chart for simulations."""
+    """Make a chart for simulations."""
     return Chart(chart_id=chart_id, title=title or f"Revenue of product {chart_id}", description="By month")
+
+
+def simulated_charts(count: int) -> list[Chart]:
+    """Make charts for simulations, with the ids 1 to ``count``."""
+    return [simulated_chart(chart_id) for chart_id in range(1, count + 1)]

@@ -1,4 +1,4 @@
-"""Time for one node of several in a process, so that it alone can be made to stand still."""
+"""A clock for one node of several in a process, so that this node alone can be made to stand still."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from copilotlab.clock import Clock
 
 
 class FreezableClock:
-    """The time of one node: while it is frozen, the node's own threads wait for it, and so do nothing.
+    """The clock of one node. While it is frozen, the node's own threads wait whenever they ask for the time.
 
-    inner: the clock. node_id: whose threads wait; whoever looks at the node from outside is answered all along.
+    inner: where the time comes from. node_id: the node whose threads wait; all other threads get an answer.
 
-    As with a process that the system has stopped, connections stay, what is said to the node waits for it, and it finds
-    the clock ahead when it goes on. What it was in the middle of, such as one chunk of a batch, is done first.
+    A frozen node is like a process that the system has stopped: its connections stay open, messages wait for it, and
+    when it goes on it finds that time has passed. It stops only when it next asks for the time, so a step under way,
+    such as one chunk of a batch, is finished first.
     """
 
     def __init__(self, inner: Clock, node_id: str) -> None:
@@ -23,16 +24,16 @@ class FreezableClock:
         self._flows.set()
 
     def freeze(self) -> None:
-        """Stand still from now on."""
+        """Stop the node's threads when they next ask for the time."""
         self._flows.clear()
 
     def resume(self) -> None:
-        """Go on."""
+        """Let the node's threads go on."""
         self._flows.set()
 
     @property
     def frozen(self) -> bool:
-        """Whether it stands still."""
+        """Whether the node is frozen."""
         return not self._flows.is_set()
 
     def now(self) -> float:

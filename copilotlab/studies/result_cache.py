@@ -1,4 +1,4 @@
-"""Results of studies, kept on disk by what they were measured with.
+"""Results of studies, kept on disk under all that decides them: arguments, version and code.
 
     @cached(version=1)
     def recovery(fault: str, policy: Policy, *, seed: int = 0, progress: bool = True) -> pl.DataFrame:
@@ -9,7 +9,7 @@
     with measured_anew():
         recovery("kill", Policy())      # measured again, and kept instead
 
-The function stays what it was. Cut a study into such pieces, and one that was interrupted goes on where it was.
+Cut a study into such functions, and it goes on where it was when it was interrupted.
 """
 
 from __future__ import annotations
@@ -32,44 +32,34 @@ import polars as pl
 import copilotlab
 from copilotlab.cache import cache_folder, writing
 from copilotlab.embedding import Embedder
+from copilotlab.studies.source_files import source_digest
 
 P = ParamSpec("P")
 Measuring = Callable[P, pl.DataFrame]
 
-PACKAGE = Path(copilotlab.__file__).parent
-PROTOCOL = (
-    "*.py",
-    "charts/*.py",
-    "protocol/*.py",
-    "protocol/scripts/*.lua",
-    "monitoring/*.py",
-    "store/*.py",
-    "lab/*.py",
-)
-"""The files that decide what nodes do."""
 NOT_MEASURED = frozenset({"progress"})  # parameters that do not decide the result
 
 _anew: ContextVar[bool] = ContextVar("measured_anew", default=False)
 
 
-def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]], Measuring[P]]:
-    """Decorates a function that returns a frame: equal arguments are measured once, on this machine.
+def cached(*, version: int, code: bool = True) -> Callable[[Measuring[P]], Measuring[P]]:
+    """Decorate a function that returns a frame: equal arguments are measured once, on this machine.
 
     Parameters:
-        version: of the function. Raise it whenever the same arguments would give another result; a new version of
-            copilotlab counts as such, too.
-        code: the files of the package that decide the result, as patterns such as "store/*.py": whoever changes one of
-            them measures again. None by default; `PROTOCOL` for what several nodes do.
+        version: of the function. Raise it where the same arguments would give another result and the code does not
+            tell, as with another library; a new version of copilotlab counts as such, too.
+        code: whether a change of the function's file, or of any file of copilotlab that it imports (`source_files`),
+            measures again (True). False where the arguments say it all, as a model's fingerprint does.
 
-    Arguments may be None, numbers, strings, paths (a file counts by what is in it), numpy arrays, frames, embedders
+    Arguments may be None, numbers, strings, paths (a file counts by its content), numpy arrays, frames, embedders
     (by fingerprint), dataclasses such as `Policy`, and sequences and mappings of these; others raise TypeError. The
-    parameter `progress` does not count. A call that raises or is interrupted keeps nothing. Raises CacheError, before
-    anything is measured, where the cache cannot be written.
+    parameter `progress` does not count. Of a call that raises or is interrupted nothing is kept. Raises CacheError,
+    before anything is measured, where the cache cannot be written.
     """
 
     def decorate(measure: Measuring[P]) -> Measuring[P]:
         signature = inspect.signature(measure)
-        written = _digest(b"".join(path.read_bytes() for pattern in code for path in sorted(PACKAGE.glob(pattern))))
+        written = _code_of(measure.__globals__.get("__file__")) if code else ""  # now, as this code is loaded
 
         @functools.wraps(measure)
         def measure_once(*args: P.args, **kwargs: P.kwargs) -> pl.DataFrame:
@@ -85,7 +75,7 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
             unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
             with writing(path.parent):
                 frame.write_parquet(unfinished)
-                unfinished.replace(path)  # whoever reads meanwhile sees the old file or the new one, whole
+                unfinished.replace(path)  # readers see the old file or the new one, whole
             return frame
 
         return measure_once
@@ -93,9 +83,15 @@ def cached(*, version: int, code: Sequence[str] = ()) -> Callable[[Measuring[P]]
     return decorate
 
 
+@functools.cache
+def _code_of(file: str | None) -> str:
+    """Return the digest of a file and of what it imports; "" for None, code typed into a shell or a notebook."""
+    return source_digest(Path(file)) if file is not None else ""
+
+
 @contextmanager
 def measured_anew() -> Iterator[None]:
-    """Inside, nothing is read from the cache: everything is measured again, and kept."""
+    """Measure everything anew inside, and keep that, instead of reading what was kept."""
     token = _anew.set(True)
     try:
         yield
@@ -111,7 +107,7 @@ def _path(name: str, version: int, code: str, arguments: Mapping[str, object]) -
 
 
 def _plain(value: object, name: str) -> object:
-    """What identifies `value`, in JSON: equal for equal values, and for no others."""
+    """Turn a value into JSON that is equal for equal values, and for no others."""
     match value:
         case None | bool() | int() | float() | str():
             return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import pytest
 
 from copilotlab import Policy, load_embedder
 from copilotlab.cache import CacheError
-from copilotlab.studies import cache
-from copilotlab.studies.cache import cached, measured_anew
+from copilotlab.studies import result_cache
+from copilotlab.studies.result_cache import cached, measured_anew
 
 FRAME = pl.DataFrame({"node": ["a", None], "seconds": [1.5, float("inf")], "charts": [[1, 2], []]})
 
@@ -23,7 +23,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def counting(version: int = 1, code: Sequence[str] = ()) -> tuple[Callable[..., pl.DataFrame], list[object]]:
+def counting(version: int = 1, code: bool = True) -> tuple[Callable[..., pl.DataFrame], list[object]]:
     calls: list[object] = []
 
     @cached(version=version, code=code)
@@ -98,19 +98,20 @@ def test_a_new_version_measures_again() -> None:
     assert measured == [1, 0, 1]
 
 
-def test_changed_code_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "rows.py").write_text("ROWS = 1")
-    counting(code=["*.py", "store/*.py"])[0]("kill")
-    again, calls = counting(code=["*.py", "store/*.py"])
-    again("kill")
-    assert calls == []
-
-    (tmp_path / "store" / "rows.py").write_text("ROWS = 2")
-    changed, calls = counting(code=["*.py", "store/*.py"])
-    changed("kill")
-    assert calls == [("kill", 0)]
+@pytest.mark.parametrize(("code", "measured"), [(True, [1, 0, 1]), (False, [1, 0, 0])])
+def test_changed_code_measures_again_where_it_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: bool, measured: list[int]
+) -> None:
+    file = tmp_path / "study.py"
+    monkeypatch.setitem(globals(), "__file__", str(file))
+    seen = []
+    for content in ("ROWS = 1", "ROWS = 1", "ROWS = 2"):
+        file.write_text(content)
+        result_cache._code_of.cache_clear()  # as in another process
+        measure, calls = counting(code=code)
+        measure("kill")
+        seen.append(len(calls))
+    assert seen == measured
 
 
 def test_measured_anew_measures_and_keeps() -> None:

@@ -1,4 +1,4 @@
-"""Somebody who searches a node all along, and sees how long each answer takes and whether anything goes backwards."""
+"""Searches a node again and again, and notes how long each answer takes and whether any chart goes backwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from copilotlab.node import Node
 
 
 class Search(NamedTuple):
-    """One answer: when it was asked for (the machine's monotonic clock), and how many seconds it took."""
+    """One search: when it was asked (seconds of the machine's monotonic clock), and how many seconds it took."""
 
     asked: float
     seconds: float
@@ -20,10 +20,10 @@ class Search(NamedTuple):
 class Watch:
     """Searches ``node`` in a thread of its own, again and again.
 
-    queries: what is asked for, in turn. pause: seconds between two searches (0.02).
+    queries: what to ask, in turn. pause: seconds between two searches (0.02).
 
-    searches: every answer. errors: what a search raised. backwards: each chart that was seen at an older revision than
-    before, or again after its deletion: promises 4 and 5 say that there is none.
+    searches: every search that ended. errors: what searches raised. backwards: each chart that was seen at an older
+    revision than before, or again after its deletion; promises 4 and 5 say that there is none.
     """
 
     def __init__(self, node: Node, queries: Sequence[str], *, pause: float = 0.02) -> None:
@@ -39,12 +39,12 @@ class Watch:
         self._thread = threading.Thread(target=self._go_on, name=f"copilotlab-{node.node_id}-watch", daemon=True)
 
     def start(self) -> Self:
-        """Begin."""
+        """Begin to search."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End, after the search that is under way."""
+        """End after the search that is under way."""
         self._stopping.set()
         self._thread.join()
 
@@ -71,7 +71,7 @@ class Watch:
         if store.version == self._version:
             return
         self._version = store.version
-        # Deletions first: a chart that is deleted meanwhile is then in neither, and seen at the next look.
+        # Deletions first: a chart that is deleted between the two is in neither, and is seen at the next look.
         buried = store.tombstones()
         manifest = store.manifest()
         for chart_id, revision in zip(manifest.chart_ids.tolist(), manifest.revisions.tolist(), strict=True):

@@ -1,0 +1,156 @@
+"""Do the nodes agree? The one answer for the lab, the simulated lab, the studies and the panels.
+
+Nodes are *alike* where all hold the same vectors, bit for bit. They *agree* where they are alike and hold what the
+repository holds. Nothing here waits, or changes anything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from copilotlab.charts import ChartRepository, Heads
+from copilotlab.node import Node
+from copilotlab.store.records import Ints
+
+SHOWN_DIGEST = 8  # characters of a digest that people compare
+
+_DIFFERENCES = {"node": pl.String, "chart_id": pl.Int64, "difference": pl.String}
+
+
+def held_by(charts: ChartRepository) -> Heads:
+    """Read what a repository holds, without the rows that cannot be read, as nodes do. Raises RepositoryError."""
+    return Heads.of(
+        [
+            (chart_id, revision, b"", True) if chart is None else (chart_id, revision, chart.content_hash, False)
+            for chart_id, revision, chart, _ in charts.changes_since(0)
+        ]
+    )
+
+
+def alike(nodes: Iterable[Node]) -> bool:
+    """Tell whether all nodes hold the same vectors, bit for bit; False where there is no node."""
+    return len({node.store.digest for node in nodes}) == 1
+
+
+def agree(nodes: Sequence[Node], charts: ChartRepository | Heads, *, or_newer: bool = False) -> bool:
+    """Tell whether all nodes are alike and hold what the repository holds; False where there is no node.
+
+    charts: the repository, which is read only if the nodes are alike; or what `held_by` read of it. or_newer: see
+    `differences`. Raises RepositoryError.
+    """
+    if not alike(nodes):
+        return False
+    expected = held_by(charts) if isinstance(charts, ChartRepository) else charts
+    return differences(nodes, expected, or_newer=or_newer).is_empty()
+
+
+def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = False) -> pl.DataFrame:
+    """List what the nodes hold otherwise than expected: a row for each node and chart, in this order.
+
+    Parameters:
+        nodes: one is looked at after the other.
+        expected: what they should hold; `held_by` reads it from a repository.
+        or_newer: count a later revision as right, and a chart that was not known or not there yet (False). For nodes
+            that may have gone on since ``expected`` was read.
+
+    Returns:
+        node; chart_id; difference: "missing", "surplus", "revision", "content", or "vector": bits that differ from
+        those of the first node that holds the chart right.
+    """
+    live, dead = _rows(expected, ~expected.deleted), _rows(expected, expected.deleted)
+    first = np.zeros_like(live.content_hashes)  # hashes of the vectors to compare with
+    known = np.zeros(len(live.chart_ids), bool)
+    rows: list[tuple[str, int, str]] = []
+    for node in nodes:
+        held = node.store.manifest()
+        at, here = _rows_of_both(live.chart_ids, held.chart_ids)
+        older, newer = held.revisions[here] < live.revisions[at], held.revisions[here] > live.revisions[at]
+        other = (held.content_hashes[here] != live.content_hashes[at]).any(axis=1)
+        right = ~(older | newer | other)
+        same, vectors = at[right], held.vector_hashes[here[right]]
+        first[same] = np.where(known[same, None], first[same], vectors)
+        known[same] = True
+        if or_newer:
+            gone, still = _rows_of_both(dead.chart_ids, held.chart_ids)
+            surplus = held.chart_ids[still[held.revisions[still] <= dead.revisions[gone]]]
+        else:
+            surplus = np.setdiff1d(held.chart_ids, live.chart_ids)
+        for difference, found in (
+            ("missing", np.setdiff1d(live.chart_ids, held.chart_ids)),
+            ("surplus", surplus),
+            ("revision", live.chart_ids[at[older if or_newer else older | newer]]),
+            ("content", live.chart_ids[at[other & ~older & ~newer]]),
+            ("vector", live.chart_ids[same[(first[same] != vectors).any(axis=1)]]),
+        ):
+            rows += [(node.node_id, chart_id, difference) for chart_id in found.tolist()]
+    return pl.DataFrame(rows, schema=_DIFFERENCES, orient="row").sort("node", "chart_id")
+
+
+def _rows(heads: Heads, rows: npt.NDArray[np.bool_]) -> Heads:
+    return Heads(heads.chart_ids[rows], heads.revisions[rows], heads.content_hashes[rows], heads.deleted[rows])
+
+
+def _rows_of_both(these: Ints, those: Ints) -> tuple[Ints, Ints]:
+    """Find the ids that are in both, and return their rows in these and their rows in those. Each id occurs once."""
+    _, here, there = np.intersect1d(these, those, assume_unique=True, return_indices=True)
+    return here, there
+
+
+class Agreement(NamedTuple):
+    """Which of the living nodes are alike, as their `Node.status` tells.
+
+    groups: digest to the ids of the nodes that hold it, the largest group first.
+    lag: how many charts the node that is furthest behind the repository has yet to take in; 0 if none is behind.
+    """
+
+    groups: dict[str, list[str]]
+    lag: int
+
+    @classmethod
+    def of(cls, statuses: Iterable[Mapping[str, object]]) -> Agreement:
+        """Make it from each node's `Node.status`; nodes that were stopped do not count."""
+        groups: defaultdict[str, list[str]] = defaultdict(list)
+        living = [status for status in statuses if status["state"] != "stopped"]
+        for status in living:
+            groups[str(status["digest"])].append(str(status["node"]))
+        return cls(
+            dict(sorted(groups.items(), key=lambda group: -len(group[1]))),
+            max((int(str(status["lag"])) for status in living), default=0),
+        )
+
+    @property
+    def alike(self) -> bool:
+        """Whether a node is alive and all that are hold the same."""
+        return len(self.groups) == 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are alike and none is behind the repository, as far as it knows."""
+        return self.alike and not self.lag
+
+    def letter(self, digest: object) -> str:
+        """Name the group with that digest: A for the largest; "" if no living node holds it."""
+        if digest not in self.groups:
+            return ""
+        position = list(self.groups).index(str(digest))
+        return ascii_uppercase[position] if position < len(ascii_uppercase) else f"#{position + 1}"
+
+    def __str__(self) -> str:
+        if not self.groups:
+            return "no node is alive"
+        sizes = [len(nodes) for nodes in self.groups.values()]
+        if self.alike:
+            return {1: "one node, alone", 2: "both nodes agree"}.get(sizes[0], f"all {sizes[0]} nodes agree")
+        return f"nodes differ: {len(sizes)} versions, held by {' + '.join(map(str, sizes))} nodes"
+
+
+def short(digest: object) -> str:
+    """Cut a digest to what people compare."""
+    return str(digest)[:SHOWN_DIGEST]
