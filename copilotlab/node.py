@@ -597,11 +597,11 @@ class Node:
         label = f"{replica.embedder.name} on {self.node_id}"
         until = None if timeout is None else time.monotonic() + timeout
         with tqdm(total=len(self.charts), desc=label, unit="chart", disable=None if progress else True) as bar:
-            while not (replica.has_read and replica.complete_to >= self.charts.revision):
+            while not (replica.follower.has_read and replica.follower.complete_to >= self.charts.revision):
                 if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
-                    raise TimeoutError(f"{label} lacks {replica.lag} charts after {timeout:g} s")
+                    raise TimeoutError(f"{label} lacks {len(replica.backlog)} charts after {timeout:g} s")
                 if replica.batches.failure is not None:
                     raise replica.batches.failure
                 if (
@@ -627,8 +627,8 @@ class Node:
             "trouble": "; ".join([*replica.threads.trouble.values(), *self.context.listeners.trouble.values()]),
             "charts": len(self.store),
             "digest": self.store.digest,
-            "complete_to": replica.complete_to,
-            "lag": replica.lag,
+            "complete_to": replica.follower.complete_to,
+            "lag": len(replica.backlog),
             "skipped": len(replica.follower.skipped),
             "model": self.embedder.fingerprint,
             "next_model": "" if successor is None else successor.embedder.fingerprint,
@@ -641,7 +641,7 @@ class Node:
             "epoch": replica.coordinator.lease.epoch,
             "peers": len(replica.peers.alive(self.clock.now())),
             "reconciling": replica.transfers.peer,
-            "owes_rebuild": replica.owes,
+            "owes_rebuild": replica.unsettled,
             "last_sync_age": None if replica.looks.last is None else self.clock.now() - replica.looks.last,
             "index": self.store.index_state,
             "recall": self.store.recall,
@@ -688,7 +688,7 @@ class Node:
 
     def _repr_html_(self) -> str:
         status = self.status()
-        redis, digest, lag = status["redis"], str(status["digest"])[:8], self.replica.lag
+        redis, digest, lag = status["redis"], str(status["digest"])[:8], len(self.replica.backlog)
         facts = {
             "Charts": f"{len(self.store):,}, digest {digest}" + (f", {lag:,} behind the repository" if lag else ""),
             "Model": " → ".join(filter(None, [self.embedder.fingerprint, str(status["next_model"])])),

@@ -18,6 +18,7 @@ from copilotlab.embedding import Embedder
 from copilotlab.monitoring.happenings import Embedded
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.context import Context
 from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.follower import TEXT, Follower, Words
 from copilotlab.protocol.inquiry import Inquiry
@@ -73,7 +74,7 @@ class Batch:
         self.kind = kind
         self.name = name or uuid.uuid4().hex
         self.grant = grant
-        self.tally = Tally()
+        self.tally = Tally(coordinator.context.clock.now())
         self.revision = since
         """The repository's, up to which it has read."""
         self.unsaid: set[int] = set()
@@ -84,8 +85,6 @@ class Batch:
         self.finished = threading.Event()
         """Set by whose batch it is, once it is over and what follows from that is done."""
         self.inquiry = inquiry
-        self._context = coordinator.context
-        self._started = self._context.clock.now()
         self._sharing = grant is not None and kind == "rebuild"
         self._embedder = embedder
         self._store = store
@@ -96,6 +95,10 @@ class Batch:
         self._work = WorkList(store, follower, self._context.policy, self.tally)
         self._end_with: Outcome | None = None  # asked for from outside, before the next chunk
         self._outcome: Outcome | None = None
+
+    @property
+    def _context(self) -> Context:
+        return self._coordinator.context
 
     @property
     def epoch(self) -> int:
@@ -111,7 +114,7 @@ class Batch:
     def result(self) -> BatchResult:
         """What was done so far; its outcome is final once it is `over`."""
         outcome = self._outcome or ("published" if self._sharing else "local")
-        tally, seconds = self.tally, self._context.clock.now() - self._started
+        tally, seconds = self.tally, self._context.clock.now() - self.tally.began
         return BatchResult(outcome, tally.total, tally.embedded, tally.reused, tally.removed, seconds)
 
     @property

@@ -152,22 +152,7 @@ class Replica:
     # --- what it holds ----------------------------------------------------------------------------------------
 
     @property
-    def complete_to(self) -> int:
-        """The repository revision up to which this replica holds all, as far as it has looked."""
-        return self.follower.complete_to
-
-    @property
-    def has_read(self) -> bool:
-        """Whether this replica has looked into the repository since it was made."""
-        return self.follower.has_read
-
-    @property
-    def lag(self) -> int:
-        """How many charts are not here as they are in the repository, as far as this replica has looked."""
-        return len(self.backlog)
-
-    @property
-    def owes(self) -> bool:
+    def unsettled(self) -> bool:
         """Whether something that was seen to be missing or unsaid is not mended yet."""
         view = self.view
         return bool(view.awaited_revision or self.backlog or self.outbox or view.suspects()) or self.batches.are_owed
@@ -259,7 +244,9 @@ class Replica:
     def _heartbeat(self, *, newcomer: bool = False) -> events.Heartbeat:
         batch, _ = self.view.accepted
         store = self.store
-        return events.Heartbeat(store.digest, len(store), self.complete_to, batch, newcomer, *self.follower.catalogue)
+        return events.Heartbeat(
+            store.digest, len(store), self.follower.complete_to, batch, newcomer, *self.follower.catalogue
+        )
 
     def _lose(self) -> None:
         """Redis has gone."""
@@ -449,7 +436,9 @@ class Replica:
                 self.view.clear(source)  # there is nobody to ask
 
     def _ask_for_missing(self, now: float) -> None:
-        ahead = [peer for peer in self.peers.alive(self.coordinator.heard_to) if peer.complete_to > self.complete_to]
+        ahead = [
+            peer for peer in self.peers.alive(self.coordinator.heard_to) if peer.complete_to > self.follower.complete_to
+        ]
         if ahead and now >= self._next_ask:
             self._next_ask = now + self.context.policy.heartbeat_interval
             self.transfers.ask(ahead[0].node_id, self.backlog.chart_ids())

@@ -24,8 +24,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Tally:
-    """How far a batch is: charts to take in, taken in, embedded, kept as they were, dropped, and said to the others."""
+    """How far a batch is: charts to take in, taken in, embedded, kept as they were, dropped, and said to the others.
 
+    began: when, on the node's clock.
+    """
+
+    began: float
     total: int = 0
     done: int = 0
     embedded: int = 0

@@ -708,7 +708,7 @@ class World:
         self._run_until(self._at_rest, slack)  # who asks a peer that is dead waits for it before it asks another
         if found := self.differences():
             raise Broken("; ".join(found))
-        if any(node.replica.owes for node in self.nodes):
+        if any(node.replica.unsettled for node in self.nodes):
             raise Broken(f"something is still owed: {[node.status() for node in self.nodes]}")
         if not self.redis.rebuilt:
             raise Broken("the server lost its memory, and no rebuild followed")
@@ -719,4 +719,4 @@ class World:
             self.run(1.0)
 
     def _at_rest(self) -> bool:
-        return not self.differences() and not any(node.replica.owes for node in self.nodes)
+        return not self.differences() and not any(node.replica.unsettled for node in self.nodes)
