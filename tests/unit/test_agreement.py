@@ -31,8 +31,8 @@ def held(node: Node, chart_id: int) -> Record:
 
 def hold(node: Node, record: Record) -> None:
     """Let a node hold this in the place of what it holds of the chart."""
-    node.store.correct(record.chart_id, record.revision, None)
-    node.store.correct(record.chart_id, record.revision, record.content_hash)
+    for head in (None, (record.revision, record.content_hash)):
+        node.store.correct(record.chart_id, head, known=node.store.known(record.chart_id))
     assert node.store.put(record)
 
 
