@@ -164,11 +164,6 @@ class VectorStore:
         self._wake_indexer()
         return row is not None
 
-    def bury(self, tombstones: Mapping[int, int]) -> list[int]:
-        """`remove` for each chart_id -> revision that this store does not know yet; the ids that were dropped."""
-        new = [(i, r) for i, r in tombstones.items() if self._tombstones.get(i, -1) < r]
-        return [chart_id for chart_id, revision in new if self.remove(chart_id, revision)]
-
     def retain(self, chart_ids: Iterable[int], revision: int) -> list[int]:
         """Drops the charts that are not among ``chart_ids``, all that exist at ``revision``; returns the dropped ids.
 
@@ -291,26 +286,6 @@ class VectorStore:
     def _holds(self, chart_id: int, revision: int, content_hash: bytes) -> bool:
         head = self.head(chart_id)
         return head is not None and (head[0] > revision or head == (revision, content_hash))
-
-    def forget_after(self, revision: int) -> list[int]:
-        """Drops all that is newer than ``revision``, as if it had never come: records, and what is known to be removed.
-
-        Returns the ids of the dropped records. ValueError for a negative revision.
-        """
-        revision = as_integer("revision", revision)
-        with self._lock:
-            now = self._base()
-            rows = now.live_rows()
-            gone = rows[now.rows.revisions[rows] > revision]
-            self._tombstones = {i: removed for i, removed in self._tombstones.items() if removed <= revision}
-            if self._horizon[0] > revision:
-                self._horizon = (-1, frozenset())
-            if self._watermark > revision:
-                self._watermark, self._expected, self._aside = -1, {}, {}
-            self._latest = min(self._latest, revision)
-            dropped = self._drop(now, gone)
-        self._wake_indexer()
-        return dropped
 
     def _drop(self, now: Snapshot, gone: Ints) -> list[int]:
         """Publish a state without these rows, if there are any; the ids that they had, in order."""
