@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
@@ -41,7 +40,10 @@ if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
 
+    from copilotlab.charts.readers import Charts
+
 MAX_REVISION = 2**63 - 1
+UNKNOWN_REVISION = 1  # the lowest one stands for a damaged one, so that the row is told of like any other
 TIMEOUT = 5.0  # seconds that a wait for the database takes at most, unless another is given
 
 MOST_TURNS = 12  # times the timeout that a thread waits while others have their turns
@@ -71,7 +73,7 @@ class Change(NamedTuple):
 class Unreadable(NamedTuple):
     """A row that no chart can be made of, since somebody edited it by hand; saving the chart again mends it.
 
-    revision: of the row, 0 where that is damaged. column: the first one that is damaged. reason: the value and what
+    revision: of the row, 1 where that is damaged. column: the first one that is damaged. reason: the value and what
     was expected. content_hash: as the row has it, zeros where that is damaged too.
     """
 
@@ -92,7 +94,9 @@ class Reading(NamedTuple):
 class Heads(NamedTuple):
     """What a repository holds, without the words: one row a chart, by revision.
 
-    chart_ids, revisions: int64 (n,); content_hashes: uint8 (n, 16), zeros where deleted; deleted: bool (n,).
+    chart_ids, revisions: int64 (n,); content_hashes: uint8 (n, 16), zeros where deleted; deleted: bool (n,). A row that
+    cannot be read has its head too: its revision is 1 where that is damaged, and a chart counts as deleted only where
+    its row says so. A row without a chart's id has none.
     """
 
     chart_ids: npt.NDArray[np.int64]
@@ -102,7 +106,7 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, bytes, bool]]) -> Heads:
-        """From rows of chart_id, revision, content_hash and deleted. What is no hash of 16 bytes counts as zeros."""
+        """Make heads of rows of chart_id, revision, content_hash and deleted; what is no 16-byte hash becomes zeros."""
         hashes = b"".join(_hash(row[2]) for row in rows)
         return cls(
             np.array([row[0] for row in rows], dtype=np.int64),
@@ -200,10 +204,8 @@ class ChartRepository:
             self._engine.dispose(close=False)
 
     @classmethod
-    def from_frame(
-        cls, frame_or_path: pl.DataFrame | str | Path, url: str | sa.Engine = "sqlite://", **options: Any
-    ) -> Self:
-        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`.
+    def from_frame(cls, frame_or_path: Charts, url: str | sa.Engine = "sqlite://", **options: Any) -> Self:
+        """Make a repository with the charts of a frame, a list of dicts or a file; see `load_frame`.
 
         options: as for the class.
         """
@@ -212,12 +214,17 @@ class ChartRepository:
         repository.save_many(charts)
         return repository
 
-    def load_frame(self, frame_or_path: pl.DataFrame | str | Path) -> int:
-        """Save the charts of a frame or file, all or none; the catalogue's revision after it.
+    def load_frame(self, frame_or_path: Charts) -> int:
+        """Save the charts of a frame, list or file, all or none; return the catalogue's revision after it.
 
-        Columns: chart_id and title, and those of `Chart` that there are; others are not read. In a .csv a list is
-        written as JSON or with semicolons. Raises ChartError that names the file, the row (from 1, without the header)
-        and the column.
+        frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
+        .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
+        commas, semicolons, tabs or | between its fields.
+        Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
+        text, as in 7.0. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
+        words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and
+        rows that say nothing are left out. Raises ChartError that names the file, the row (from 1, without the header,
+        blank ones counted), the column, and what was expected.
         """
         return self.save_many(charts_of(frame_or_path))
 
@@ -310,7 +317,8 @@ class ChartRepository:
     def _edited(self, chart_ids: Sequence[int] | None) -> list[int]:
         with self._transaction() as connection:
             if chart_ids is None:
-                pages = self._rows(connection, self._charts.c.chart_id, -1)
+                table = self._charts.c
+                pages = self._rows(connection, _as_stored(*table), table.chart_id, -1)
                 doubtful = (row for page in pages for row in page if not _fits(row))
                 return [change.chart_id for change in self._sound(doubtful) if _edited(change)]
             parts = _parts(list(dict.fromkeys(chart_ids)))
@@ -352,10 +360,10 @@ class ChartRepository:
     def _digest(self, connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> int:
         """The digest of the live charts among the ``chosen`` rows."""
         table = self._charts
-        query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted).where(chosen)
-        rows = connection.execute(query)
-        live = (row for row in rows if _has_key(*row) and not row.deleted)
-        return digest_of((row.chart_id, row.revision, _hash(row.content_hash)) for row in live)
+        query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
+        rows = connection.execute(query.where(chosen))
+        heads = (head for row in rows if (head := _head(row)) is not None)
+        return digest_of((chart_id, revision, _hash(stored)) for chart_id, revision, stored, gone in heads if not gone)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -414,7 +422,7 @@ class ChartRepository:
         """
         revision = _revision(revision)
         with self._transaction() as connection:
-            pages = list(self._rows(connection, self._charts.c.revision, revision))
+            pages = list(self._rows_since(connection, revision, self._charts.c))
         return [change for page in pages for change in self._sound(page)]
 
     def heads_since(self, revision: int = 0) -> Heads:
@@ -425,11 +433,15 @@ class ChartRepository:
     def _heads(self, connection: sa.Connection, since: int, *, live: bool = False) -> Heads:
         table = self._charts
         columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
-        pages = self._rows(connection, table.c.revision, since, columns=columns, live=live)
-        return Heads.of([row for page in pages for row in page if _has_key(*row)])
+        pages = self._rows_since(connection, since, columns, live=live)
+        return Heads.of([head for page in pages for row in page if (head := _head(row)) is not None])
 
     def frame(self) -> pl.DataFrame:
-        """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
+        """Return the catalogue: the fields of `Chart`, and ``revision``, by chart_id.
+
+        For pandas: ``pd.DataFrame(charts.frame().rows(named=True))``, or ``charts.frame().to_pandas()``, which needs
+        pyarrow (pip install pandas pyarrow).
+        """
         import polars as pl
 
         live = sorted(change for change in self.changes_since(0) if change.chart is not None)
@@ -444,7 +456,7 @@ class ChartRepository:
     def __len__(self) -> int:
         import sqlalchemy as sa
 
-        live = sa.select(sa.func.count()).select_from(self._charts).where(self._charts.c.deleted.is_(False))
+        live = sa.select(sa.func.count()).select_from(self._charts).where(self._charts.c.deleted.is_not(True))
         with self._transaction() as connection:
             return int(connection.execute(live).scalar_one())
 
@@ -501,23 +513,32 @@ class ChartRepository:
                 reading.changes[row.chart_id] = row
         return reading
 
-    def _rows(
-        self,
-        connection: sa.Connection,
-        by: sa.Column[int],
-        after: int,
-        *,
-        columns: Sequence[sa.Column[Any]] = (),
-        live: bool = False,
+    def _rows_since(
+        self, connection: sa.Connection, since: int, columns: Iterable[sa.Column[Any]], *, live: bool = False
     ) -> Iterator[Sequence[Any]]:
-        """The rows whose column ``by`` is beyond ``after``, in its order, as they are stored, page by page.
+        """The rows that changed after revision ``since``, oldest first, page by page. live: without tombstones.
 
-        Each page is a statement of its own, so that none takes long however large the catalogue is. live: without
-        tombstones.
+        With ``since`` 0, first those whose revision is none, which no comparison with a revision finds.
         """
-        query = _as_stored(*(columns or self._charts.c)).order_by(by).limit(_ROWS_PER_PAGE)
+        import sqlalchemy as sa
+
+        table = self._charts.c
+        query = _as_stored(*columns)
         if live:
-            query = query.where(self._charts.c.deleted.is_(False))
+            query = query.where(table.deleted.is_not(True))
+        if since <= 0:
+            damaged = query.where(sa.or_(table.revision.is_(None), table.revision < 1))
+            yield from self._rows(connection, damaged, table.chart_id, -MAX_REVISION)
+        yield from self._rows(connection, query, table.revision, max(since, 0))
+
+    def _rows(
+        self, connection: sa.Connection, query: sa.Select[Any], by: sa.Column[int], after: int
+    ) -> Iterator[Sequence[Any]]:
+        """The rows of the query whose column ``by`` is beyond ``after``, in its order, page by page.
+
+        Each page is a statement of its own, so that none takes long however large the catalogue is.
+        """
+        query = query.order_by(by).limit(_ROWS_PER_PAGE)
         while rows := connection.execute(query.where(by > after)).all():
             yield rows
             after = rows[-1]._mapping[by.name]
@@ -738,13 +759,12 @@ def _as_stored(*columns: sa.Column[Any]) -> sa.Select[Any]:
 
 
 def _reading(row: Any) -> Change | Unreadable:
-    chart_id, revision, deleted = row.chart_id, row.revision, row.deleted
-    for column, least in (("chart_id", 0), ("revision", 1)):
-        if not _is_whole(value := getattr(row, column), least):
-            shown = chart_id if isinstance(chart_id, int) else -1
-            reason = f"{short(value)}: expected a whole number from {least} to 2**63 - 1"
-            return Unreadable(shown, 0 if column == "revision" else revision, column, reason)
-    stored = _hash(row.content_hash)
+    if not _is_whole(row.chart_id, 0):
+        shown = row.chart_id if isinstance(row.chart_id, int) else -1
+        return Unreadable(shown, UNKNOWN_REVISION, "chart_id", _no_number(row.chart_id, 0))
+    chart_id, revision, deleted, stored = row.chart_id, row.revision, row.deleted, _hash(row.content_hash)
+    if not _is_whole(revision, 1):
+        return Unreadable(chart_id, UNKNOWN_REVISION, "revision", _no_number(revision, 1), stored)
     if deleted not in (False, True):
         return Unreadable(chart_id, revision, "deleted", f"{short(deleted)}: expected true or false", stored)
     if deleted:
@@ -754,6 +774,10 @@ def _reading(row: Any) -> Change | Unreadable:
     except ChartError:
         return Unreadable(chart_id, revision, *next(_damages(row)), stored)
     return Change(chart_id, revision, chart, stored)
+
+
+def _no_number(value: object, least: int) -> str:
+    return f"{short(value)}: expected a whole number from {least} to 2**63 - 1"
 
 
 def _damages(row: Any) -> Iterator[tuple[str, str]]:
@@ -779,8 +803,12 @@ def _is_whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value <= MAX_REVISION
 
 
-def _has_key(chart_id: object, revision: object, *_: object) -> bool:
-    return type(chart_id) is int and type(revision) is int and chart_id >= 0 < revision
+def _head(row: Any) -> tuple[int, int, bytes, bool] | None:
+    """Chart_id, revision, content_hash as it is stored, and whether it is deleted; None where the id is none."""
+    chart_id, revision, stored, deleted = row
+    if not _is_whole(chart_id, 0):
+        return None
+    return chart_id, revision if _is_whole(revision, 1) else UNKNOWN_REVISION, stored, deleted == 1
 
 
 def _hash(stored: object) -> bytes:
