@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import sys
+import tokenize
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,6 @@ import numpy as np
 from copilotlab.charts.chart import LISTS, ChartError, short
 
 _WHOLE_NUMBER = re.compile(r"\s*(\d{1,100})(\.0*)?\s*")
-_ARRAY = re.compile(r"""["']\s+["']""")  # numpy writes no commas, and Python would join the words
 _LARGEST_FLOAT = 2**53  # from here on a float may stand for several whole numbers
 
 
@@ -82,11 +84,18 @@ def _written_list(name: str, cell: str) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        if not _ARRAY.search(cell):
+        if not _lacks_commas(cell):
             return ast.literal_eval(cell)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
         pass
     raise ChartError(
         f'{name}={short(cell)}: expected a list in JSON, such as ["Revenue", "Units"], or words with semicolons or '
         "commas between"
     )
+
+
+def _lacks_commas(cell: str) -> bool:
+    """Whether two strings stand side by side, as numpy writes an array: Python would make one word of them."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
+    lines = (tokenize.NL, tokenize.NEWLINE)
+    return (tokenize.STRING, tokenize.STRING) in pairwise(kind for kind in kinds if kind not in lines)

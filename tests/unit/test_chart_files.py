@@ -160,7 +160,7 @@ def test_what_is_no_whole_number_is_no_id(wrong):
         ("a, b", ["a", "b"]),
         ("net, gross; tax", ["net, gross", "tax"]),
         ('["a, b", "c;d"]', ["a, b", "c;d"]),
-        ("['a', \"it's\"]", ["a", "it's"]),
+        ("['a', \"it's\", ' \"x\" ']", ["a", "it's", ' "x" ']),
         ("[]", []),
         ("", []),
         ("  ", []),
@@ -176,7 +176,7 @@ def test_a_list_may_be_text(cell, words):
     assert all(type(word) is str for word in chart.tags)
 
 
-@pytest.mark.parametrize("cell", ["['a' 'b']", "[a, b]", "[" * 10_000, '["a"', "[__import__('os')]"])
+@pytest.mark.parametrize("cell", ["['a' 'b']", "['a'\n 'b']", "[a, b]", "[" * 10_000, '["a"', "[__import__('os')]"])
 def test_a_list_that_cannot_be_read_is_named_with_how_it_is_written(cell):
     with pytest.raises(ChartError, match=r"the list, row 1: tags=.*expected a list in JSON, such as \[.*\], or words"):
         loaded([{"chart_id": 1, "title": "Costs", "tags": cell}])
