@@ -1,4 +1,4 @@
-"""One cell of a frame or file as a chart takes it: the same value in whatever type it came."""
+"""What a chart takes for one cell of a frame or file: the same value in whatever type it came."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def value_of(name: str, cell: object) -> Any:
 
 
 def is_absent(cell: object) -> bool:
-    """Whether the cell is None, NaN, or pandas' NA or NaT."""
+    """Return whether the cell is None, NaN, or pandas' NA or NaT."""
     pandas = sys.modules.get("pandas")
     if pandas is not None and (cell is pandas.NA or cell is pandas.NaT):
         return True
@@ -41,14 +41,14 @@ def is_absent(cell: object) -> bool:
 
 
 def is_blank(cell: object) -> bool:
-    """Whether the cell is absent, or has nothing in it but white space."""
+    """Return whether the cell is absent, or has nothing in it but white space."""
     if isinstance(cell, str):
         return not cell.strip()
     return is_absent(cell) or (isinstance(cell, list | tuple | np.ndarray) and len(cell) == 0)
 
 
 def _number(cell: object) -> object:
-    """A whole number, also where it was stored as a float or as text; anything else as it is."""
+    """Return a whole number, also where it was stored as a float or as text; anything else as it is."""
     if isinstance(cell, str):
         found = _WHOLE_NUMBER.fullmatch(cell)
         return int(found[1]) if found else cell
@@ -78,7 +78,7 @@ def _words(name: str, cell: object) -> object:
 
 
 def _written_list(name: str, cell: str) -> object:
-    """A list as JSON or Python writes it: pandas puts the latter into a .csv."""
+    """Read a list as JSON or Python writes it: pandas puts the latter into a .csv."""
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
@@ -95,7 +95,7 @@ def _written_list(name: str, cell: str) -> object:
 
 
 def _lacks_commas(cell: str) -> bool:
-    """Whether two strings stand side by side, as numpy writes an array: Python would make one word of them."""
+    """Return whether two strings stand side by side, as numpy writes an array: Python would make one word of them."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
     lines = (tokenize.NL, tokenize.NEWLINE)
     return (tokenize.STRING, tokenize.STRING) in pairwise(kind for kind in kinds if kind not in lines)

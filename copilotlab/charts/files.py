@@ -61,7 +61,7 @@ def read_file(path: Path) -> Table:
 
 
 def polars_table(frame: pl.DataFrame) -> Table:
-    """The table of a polars frame."""
+    """Return the table of a polars frame."""
     known = [name for name in FIELDS if name in frame.columns]
     return Table(frame.columns, frame.select(known).iter_rows(named=True))
 
@@ -97,7 +97,7 @@ def _csv(path: Path) -> Table:
 
 
 def _delimiter(text: str) -> str:
-    """What stands between the fields of the header: that with which it has most of a chart's columns."""
+    """Find what separates the fields of the header: that with which it has most of a chart's columns."""
 
     def found(delimiter: str) -> tuple[int, int]:
         try:
@@ -127,7 +127,7 @@ def _ndjson(path: Path) -> Table:
 
 
 def _text(path: Path) -> str:
-    """The words of a file: in UTF-8, in UTF-16 or UTF-32, or, where it can be neither, in cp1252.
+    """Return the text of a file: in UTF-8, in UTF-16 or UTF-32, or, where it can be neither, in cp1252.
 
     Raises ValueError that names the line where it is of none of them.
     """
@@ -151,7 +151,7 @@ def _text(path: Path) -> str:
 
 
 def _unmarked(data: bytes) -> str:
-    """UTF-16 where every other byte of the first letters is null, as those of a header are; else UTF-8."""
+    """Return UTF-16 where every other byte at the beginning is null, as in a header of Latin letters; else UTF-8."""
     first = data[:16]
     if len(first) >= 4 and first[0] and not any(first[1::2]):
         return "utf-16-le"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def charts_of(given: Charts) -> list[Chart]:
-    """The charts of a frame of polars or pandas, of a list of dicts, or of a file; see `ChartRepository.load_frame`."""
+    """Read the charts of a frame, a list of dicts or a file; see `ChartRepository.load_frame`."""
     table, origin = _table(given)
     return list(_checked(table, origin))
 

@@ -85,7 +85,7 @@ class Unreadable(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What was read of some charts, by chart_id."""
+    """What was read about some charts, by chart_id."""
 
     changes: dict[int, Change]
     unreadable: dict[int, Unreadable]
@@ -120,7 +120,7 @@ class Identity(NamedTuple):
     """Which catalogue a repository holds.
 
     incarnation: 32 hex digits, drawn when the catalogue was made; a catalogue that was emptied and begun anew has
-    another. key: 32 bytes that only who can read the database knows: what nodes say to each other is signed with it.
+    another. key: 32 bytes that only those know who can read the database; nodes sign their messages with it.
     """
 
     incarnation: str
@@ -154,11 +154,11 @@ class ChartRepository:
     connect_args: for the driver, beside and before what follows from ``timeout``, as in {"prepare_threshold": None}
     for psycopg behind PgBouncer. So are those in the URL. Other drivers get their timeouts here.
 
-    A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
-    it, and the log (copilotlab.charts) does so once.
+    A row that was damaged by hand harms no other row: it is left out, `read_many` names it, and the log
+    (copilotlab.charts) does so once.
 
     Safe for threads, and, except in memory, for processes. A deletion leaves a tombstone: the id and its revision.
-    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL or timeout.
+    Raises RepositoryError when the database cannot be reached, ValueError for what is not such a URL or timeout.
     """
 
     identity: Identity
@@ -185,18 +185,21 @@ class ChartRepository:
         renewed_by_fork(self)
 
     def before_fork(self) -> None:
-        """Wait for transactions under way. SQLite keeps locks by process: a child would take the parent's for its own,
-        so it begins without any connection to a file."""
+        """Wait until transactions under way are over.
+
+        SQLite keeps locks by process: a child would take the parent's for its own, so it begins without any connection
+        to a file.
+        """
         database = self._database
         if self._fork_gate.shut() and self._engine.dialect.name == "sqlite" and not database.in_memory:
             self._engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Let transactions begin again."""
         self._fork_gate.open()
 
     def after_fork(self) -> None:
-        """In a forked child: connect anew; what is in memory is a copy, and goes its own way from now on."""
+        """Connect anew in a forked child; a repository in memory is a copy of the parent's from now on."""
         self._fork_gate = ForkGate()
         self._lock = threading.RLock()
         if not self._database.in_memory:
@@ -231,15 +234,15 @@ class ChartRepository:
     # --- writing ----------------------------------------------------------------------------------------------
 
     def save(self, chart: Chart) -> int:
-        """Save ``chart``; its revision. A save that changes nothing is no change, and keeps the revision."""
+        """Save ``chart``; return its revision. A save that changes nothing keeps the revision."""
         check_chart(chart)
         with self._transaction(writes=True) as connection:
             return self._save(connection, [chart])[chart.chart_id]
 
     def save_many(self, charts: Iterable[Chart], *, progress: bool = False) -> int:
-        """Save ``charts`` in one transaction, each changed one at its own revision, in order; the last revision.
+        """Save ``charts`` in one transaction, each changed one at its own revision, in order; return the last revision.
 
-        Of several with one id the last counts. progress: a bar.
+        Of several with one id the last counts. progress: show a bar.
         """
         latest: dict[int, Chart] = {}
         for chart in charts:
@@ -258,7 +261,10 @@ class ChartRepository:
             return self._current(connection)
 
     def delete(self, chart_id: int) -> int:
-        """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
+        """Delete the chart; return its tombstone's revision.
+
+        Raises ChartNotFound if there is none, ChartError for what is not a chart's id.
+        """
         chart_id = check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             state = self._state(connection, lock=True)
@@ -270,10 +276,10 @@ class ChartRepository:
             return revision
 
     def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
-        """Give a new revision, as a save would, to each chart whose words were edited by hand; their ids, in order.
+        """Give a new revision, as a save does, to each chart edited by hand; return their ids, in order.
 
         Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
-        After an update to a version of copilotlab that makes another text of a chart they are all, once.
+        After an update of copilotlab that builds the text of charts in another way, these are all charts, once.
         chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
         Rows that cannot be read stay as they are. A whole look also brings the catalogue's digest in line with its
         rows, so that all nodes see what was deleted by hand. Raises ChartError for what is no whole number.
@@ -358,7 +364,7 @@ class ChartRepository:
             connection.execute(self._charts.delete().where(old))
 
     def _digest(self, connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> int:
-        """The digest of the live charts among the ``chosen`` rows."""
+        """Return the digest of the live charts among the ``chosen`` rows."""
         table = self._charts
         query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
         rows = connection.execute(query.where(chosen))
@@ -374,7 +380,7 @@ class ChartRepository:
             return self._current(connection)
 
     def look(self, since: int | None = None) -> Look:
-        """The catalogue at this moment: which it is, its revision and digest, and the heads of what changed.
+        """Return the catalogue at this moment: which one it is, its revision and digest, and the heads of what changed.
 
         since: a revision: what changed after it, tombstones too. 0: all live charts. None, the default: no heads.
         """
@@ -387,7 +393,7 @@ class ChartRepository:
         return Look(state.identity, state.revision, state.digest, heads)
 
     def get(self, chart_id: int) -> Chart | None:
-        """The chart, or None. Raises ChartError for what is no whole number, and for a row that cannot be read."""
+        """Return the chart, or None. Raises ChartError for what is not an id, and for a row that cannot be read."""
         chart_id = check_chart_id(chart_id)
         reading = self.read_many([chart_id])
         if (row := reading.unreadable.get(chart_id)) is not None:
@@ -398,7 +404,7 @@ class ChartRepository:
         return reading.changes.get(chart_id, _NONE).chart
 
     def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
-        """What is known of each: its latest change, tombstones too.
+        """Return the latest change of each of these charts, tombstones too, by chart_id.
 
         Ids that were never saved, and rows that cannot be read, are left out; see `read_many`. Raises ChartError for
         what is no whole number.
@@ -406,7 +412,7 @@ class ChartRepository:
         return self.read_many(chart_ids).changes
 
     def read_many(self, chart_ids: Iterable[int]) -> Reading:
-        """As `get_many`, and which of the rows cannot be read, and why."""
+        """Return what `get_many` does, and which of the rows cannot be read, and why."""
         reading = Reading({}, {})
         with self._transaction() as connection:
             for part in _parts(_checked_ids(chart_ids)):
@@ -416,7 +422,7 @@ class ChartRepository:
         return reading
 
     def changes_since(self, revision: int = 0) -> list[Change]:
-        """Each chart that changed after ``revision``, once, at its latest revision, tombstones too, oldest first.
+        """List each chart that changed after ``revision``, once, at its latest revision, tombstones too, oldest first.
 
         Rows that cannot be read are left out. Raises ValueError for what is no revision.
         """
@@ -426,7 +432,7 @@ class ChartRepository:
         return [change for page in pages for change in self._sound(page)]
 
     def heads_since(self, revision: int = 0) -> Heads:
-        """`changes_since` without the words, some ten times as fast: enough to see what differs."""
+        """Return `changes_since` without the words, some ten times as fast: enough to see what differs."""
         with self._transaction() as connection:
             return self._heads(connection, _revision(revision))
 
@@ -494,7 +500,7 @@ class ChartRepository:
             ) from error
 
     def _highest(self, connection: sa.Connection) -> int:
-        """The highest revision of a row; 0 without any."""
+        """Return the highest revision of a row; 0 where there are no rows."""
         import sqlalchemy as sa
 
         query = sa.select(sa.func.max(self._charts.c.revision)).where(self._charts.c.revision <= MAX_REVISION)
@@ -516,9 +522,9 @@ class ChartRepository:
     def _rows_since(
         self, connection: sa.Connection, since: int, columns: Iterable[sa.Column[Any]], *, live: bool = False
     ) -> Iterator[Sequence[Any]]:
-        """The rows that changed after revision ``since``, oldest first, page by page. live: without tombstones.
+        """Yield the rows that changed after revision ``since``, oldest first, page by page. live: without tombstones.
 
-        With ``since`` 0, first those whose revision is none, which no comparison with a revision finds.
+        With ``since`` 0, first those whose revision is damaged, which no comparison with a revision finds.
         """
         import sqlalchemy as sa
 
@@ -534,7 +540,7 @@ class ChartRepository:
     def _rows(
         self, connection: sa.Connection, query: sa.Select[Any], by: sa.Column[int], after: int
     ) -> Iterator[Sequence[Any]]:
-        """The rows of the query whose column ``by`` is beyond ``after``, in its order, page by page.
+        """Yield the rows of the query whose column ``by`` is beyond ``after``, in its order, page by page.
 
         Each page is a statement of its own, so that none takes long however large the catalogue is.
         """
@@ -544,7 +550,7 @@ class ChartRepository:
             after = rows[-1]._mapping[by.name]
 
     def _sound(self, rows: Iterable[Any]) -> Iterator[Change]:
-        """The changes among the rows; the log names the others."""
+        """Yield the changes among the rows; the log names the others."""
         for row in map(_reading, rows):
             if isinstance(row, Unreadable):
                 self._tell(row)
@@ -581,10 +587,10 @@ class ChartRepository:
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
-        """A connection in a transaction; what it reads, by however many statements, is of one moment."""
+        """Open a connection in a transaction; all that it reads, in however many statements, is of one moment."""
         import sqlalchemy as sa
 
-        # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
+        # SQLite's own lock is tried now and then, so that one of many may never get it: here they take turns.
         alone = self._lock if self._database.is_alone(writes) else None
         if alone is not None:
             self._wait_for_turn(alone)
@@ -613,7 +619,7 @@ class ChartRepository:
         raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
 
     def _notice_another_file(self) -> None:
-        """Connect anew where a file of SQLite was replaced: who has it open would go on with the old one."""
+        """Connect anew where SQLite's file was replaced: an open connection would go on with the old one."""
         file, known = self._database.file, self._file_id
         if file is None:
             return
@@ -633,7 +639,7 @@ class ChartRepository:
 
     @contextmanager
     def _begun(self, writes: bool) -> Iterator[sa.Connection]:
-        """A transaction, on another connection if the first one was dead before anything was begun."""
+        """Begin a transaction, on another connection if the first one was dead before anything was begun."""
         import sqlalchemy as sa
 
         with ExitStack() as stack:
@@ -651,7 +657,7 @@ class ChartRepository:
         return connection
 
     def _create(self, connection: sa.Connection) -> Identity:
-        """Make what is missing of the tables; which catalogue they hold."""
+        """Make the tables that are missing; return which catalogue they hold."""
         import sqlalchemy as sa
 
         if connection.dialect.name == "postgresql":  # two processes may come at once
@@ -751,7 +757,7 @@ def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
 
 
 def _as_stored(*columns: sa.Column[Any]) -> sa.Select[Any]:
-    """A query for the columns as the driver gives them: a value of another type would fail SQLAlchemy for all rows."""
+    """Query the columns as the driver gives them: SQLAlchemy would fail on all rows for one value of another type."""
     import sqlalchemy as sa
 
     stored = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in columns]
@@ -781,7 +787,7 @@ def _no_number(value: object, least: int) -> str:
 
 
 def _damages(row: Any) -> Iterator[tuple[str, str]]:
-    """The columns in which no chart can have what the row has, and why."""
+    """Yield the columns whose value no chart can have, and why."""
     for column in _WORDS:
         try:
             Chart(**{"chart_id": 0, "title": "any", column: _word(column, getattr(row, column))})
@@ -790,7 +796,7 @@ def _damages(row: Any) -> Iterator[tuple[str, str]]:
 
 
 def _word(column: str, value: Any) -> Any:
-    """What a chart has of the column ``value``: a list is stored as JSON."""
+    """Return what a chart takes for a stored value: a list is stored as JSON."""
     if column not in LISTS:
         return value
     try:
@@ -821,7 +827,7 @@ _strings = msgspec.json.Decoder(list[str]).decode
 
 
 def _fits(row: Any) -> bool:
-    """Whether the hash is that of the words, without making a chart of them; False too where that cannot be told."""
+    """Return whether the hash fits the words, without making a chart; False too where that cannot be told."""
     _, _, deleted, content_hash, *stored = row
     words = dict(zip(_WORDS, stored, strict=True))
     try:
@@ -833,7 +839,7 @@ def _fits(row: Any) -> bool:
 
 
 def _edited(change: Change) -> Chart | None:
-    """The chart, if its hash is not that of its words."""
+    """Return the chart if its hash does not fit its words."""
     return change.chart if change.chart and change.content_hash != change.chart.content_hash else None
 
 
