@@ -115,7 +115,7 @@ def hash_of(text: str) -> bytes:
 
 def check_chart(chart: object) -> None:
     if not isinstance(chart, Chart):
-        raise ChartError(f"{short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
+        raise ChartError(f"expected a Chart, as in Chart(chart_id=7, title='Revenue by region'), not {short(chart)}")
 
 
 def check_chart_id(chart_id: object) -> int:
