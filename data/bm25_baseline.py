@@ -1,4 +1,4 @@
-"""How well BM25 answers the questions of the catalogue that ships, without any model.
+"""Measure how well BM25 answers the questions of the catalogue that ships, without any model.
 
     python data/bm25_baseline.py         prints the table of data/README.md
 
@@ -21,7 +21,7 @@ MEASURES = (nDCG @ 10, RR @ 10, R @ 10, RR(rel=2) @ 10, R(rel=2) @ 10)
 
 
 def rank(charts: pl.DataFrame, questions: pl.DataFrame, k: int = 10) -> pl.DataFrame:
-    """The k best charts for each question: query_id, chart_id, score, best first."""
+    """Find the k best charts for each question: query_id, chart_id, score, best first."""
     index = LexicalIndex([Chart(**row).text for row in charts.iter_rows(named=True)])
     rows, scores = index.search(questions["text"].to_list(), k)
     return pl.DataFrame(
@@ -34,7 +34,7 @@ def rank(charts: pl.DataFrame, questions: pl.DataFrame, k: int = 10) -> pl.DataF
 
 
 def evaluate(catalogue: Catalogue) -> pl.DataFrame:
-    """A row for all questions, each split and each kind: their number, and the mean of each measure."""
+    """Return a row for all questions, each split and each kind: their number, and the mean of each measure."""
     ranked = rank(catalogue.charts, catalogue.questions)
     run = [ScoredDoc(str(query), str(chart), score) for query, chart, score in ranked.iter_rows()]
     qrels = [Qrel(str(query), str(chart), grade) for query, chart, grade in catalogue.judgements.iter_rows()]

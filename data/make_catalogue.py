@@ -107,7 +107,7 @@ class Subject:
 
 
 def read_subjects(folder: Path) -> list[Subject]:
-    """Every subject file of a folder, by name; raises CatalogueError with all that is wrong with them."""
+    """Read every subject file of a folder, by name; raises CatalogueError with all that is wrong with them."""
     paths = sorted(folder.glob("*.toml"))
     if not paths:
         raise CatalogueError(f"no subject file (*.toml) in {folder}")
@@ -127,7 +127,7 @@ def read_subjects(folder: Path) -> list[Subject]:
 
 
 class _Reader:
-    """Takes typed values out of one TOML table; notes faults instead of stopping at the first."""
+    """Take typed values out of one TOML table; note faults instead of stopping at the first."""
 
     def __init__(self, where: str, table: Mapping[str, Any], faults: list[str]) -> None:
         self.where, self.table, self.faults = where, table, faults
@@ -272,12 +272,12 @@ def _number(*key: str) -> int:
 
 
 def pick(options: Sequence[T], *key: str) -> T:
-    """The option that belongs to this key: the same on every machine and in every run."""
+    """Return the option that belongs to this key: the same on every machine and in every run."""
     return options[_number(*key) % len(options)]
 
 
 def chance(percent: int, *key: str) -> bool:
-    """Whether this key is among the given percentage of keys."""
+    """Return whether this key is among the given percentage of keys."""
     return _number(*key) % 100 < percent
 
 
@@ -292,7 +292,7 @@ SMALL_WORDS = {"and", "by", "for", "of", "per", "vs"}
 
 
 def dimension_kind(label: str) -> str:
-    """What sort of breakdown a label names, and so what fits: time, cycle, place, band, many or few."""
+    """Return what sort of breakdown a label names, and so what fits: time, cycle, place, band, many or few."""
     words = re.findall(r"[a-z0-9]+", label.lower())
     for kind, labels in WORDING["labels"].items():
         if " ".join(words) in labels:
@@ -304,7 +304,7 @@ def dimension_kind(label: str) -> str:
 
 
 def adds_up(measure: Measure) -> bool:
-    """Whether a measure's parts make up its total, as far as its words tell: so a pie can show it."""
+    """Return whether a measure's parts make up its total, as far as its words tell: so a pie can show it."""
     words = re.findall(r"\w+|%", f"{measure.label} {measure.description}".lower())
     return set(words).isdisjoint(WORDING["averages"]["words"])
 
@@ -352,7 +352,7 @@ class Draft:
 
 
 def make_charts(subjects: Sequence[Subject]) -> list[Draft]:
-    """All charts of the catalogue, subject by subject."""
+    """Yield all charts of the catalogue, subject by subject."""
     return [
         chart
         for subject in subjects
@@ -363,7 +363,7 @@ def make_charts(subjects: Sequence[Subject]) -> list[Draft]:
 
 
 def _charts_of(subject: Subject, measure: Measure) -> Iterator[Draft]:
-    """The charts made of one measure: one for each breakdown, and some that look at it otherwise."""
+    """Yield the charts made of one measure: one for each breakdown, and some that look at it otherwise."""
     name = measure.name
     kinds = {dimension: dimension_kind(subject.dimensions[dimension]) for dimension in measure.dimensions}
     for dimension, kind in kinds.items():
@@ -428,7 +428,7 @@ def _draft(subject: Subject, design: str, measures: tuple[Measure, ...], dimensi
         dimensions=dimensions,
         labels=labels,
         title=_in_a_style(pick(titles, key, "title").format(**words), key),
-        # A pattern of which a part stayed empty leaves a space too many.
+        # A pattern with an empty part leaves one space too many.
         description=" ".join(pick(descriptions, key, "description").format(**words).split()),
         chart_type=pick(patterns["types"], key, "type"),
         source=measure.source,
@@ -486,7 +486,7 @@ def _copies(subject: Subject, chart: Draft) -> Iterator[Draft]:
 
 
 def grade(question: Question, chart: Draft, related: Iterable[str]) -> int:
-    """How well a chart answers a question.
+    """Grade how well a chart answers a question.
 
     2: it shows a measure that the question's writer listed, by a breakdown that the writer listed.
     1: a listed measure by another breakdown or for a part only, or a related measure by a fitting breakdown.
@@ -577,7 +577,7 @@ def _judgements(
 
 
 def _ids(keys: Iterable[str], digits: int) -> dict[str, int]:
-    """A number for each key that depends on that key alone, but for the rare two that meet at one number."""
+    """Number each key by that key alone, except for the rare two that would get the same number."""
     lowest = 10 ** (digits - 1)
     keys_by_id: dict[int, str] = {}
     for key in sorted(set(keys)):
@@ -601,7 +601,7 @@ def write(catalogue: Catalogue, folder: Path = DATA) -> None:
 
 
 def check(folder: Path = DATA) -> list[str]:
-    """How a folder's files differ from what its subject files make, a line each; [] if they do not.
+    """List how a folder's files differ from what its subject files make, a line each; [] if they do not.
 
     Rows are compared, not bytes: another polars may write the same rows otherwise.
     """
@@ -619,7 +619,7 @@ def check(folder: Path = DATA) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Make the catalogue that ships from data/subjects/*.toml.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the files are stale")
     options = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ _EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
 
 
 class ChartError(ValueError):
-    """A chart, frame or file that is not what it should be; the message says what is wrong and what is right."""
+    """A chart, frame or file is not what it should be; the message says what is wrong and what was expected."""
 
 
 class ChartNotFound(ChartError, KeyError):
@@ -100,26 +100,26 @@ def text_of(
     source: str,
     tags: Sequence[str],
 ) -> str:
-    """The text of a chart that has these words, in composed Unicode (NFC), however it was typed.
+    """Return the text of a chart that has these words, in composed Unicode (NFC), however it was typed.
 
-    The description comes last: models read only so much, and it is what may be long.
+    The description comes last: it may be long, and models read only the beginning of a text.
     """
     parts = (title, ", ".join(measures), ", ".join(dimensions), ", ".join(tags), chart_type, source, description)
     return unicodedata.normalize("NFC", ". ".join(part.strip().rstrip(".") for part in parts if part.strip()))
 
 
 def hash_of(text: str) -> bytes:
-    """The content hash of a chart that has this text."""
+    """Return the content hash of a chart that has this text."""
     return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 
 def check_chart(chart: object) -> None:
     if not isinstance(chart, Chart):
-        raise ChartError(f"{short(chart)}: expected a Chart, as in Chart(chart_id=7, title='Revenue by region')")
+        raise ChartError(f"expected a Chart, as in Chart(chart_id=7, title='Revenue by region'), not {short(chart)}")
 
 
 def check_chart_id(chart_id: object) -> int:
-    """``chart_id`` as an int, which numpy's integers are too; ChartError for what is no whole number."""
+    """Return ``chart_id``, an integer of Python or numpy, as an int; ChartError for anything else."""
     if isinstance(chart_id, bool) or not isinstance(chart_id, int | np.integer):
         raise ChartError(f"chart_id={short(chart_id)}: {_EXPECTED_ID}")
     return int(chart_id)
@@ -137,7 +137,7 @@ def _check_text(name: str, value: object, most: int) -> None:
 
 
 def plain(value: object) -> object:
-    """What a chart says, as a frame holds it: a list in place of a tuple."""
+    """Return a value of a chart as a frame holds it: a list in place of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,4 @@
-"""The repository's database: its engine, whose every wait ends."""
+"""The repository's database: an engine on which every wait has a limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Database(NamedTuple):
         return Path(name) if named and name else None
 
     def is_alone(self, writes: bool) -> bool:
-        """Whether such a transaction can only be one at a time."""
+        """Return whether only one such transaction can run at a time."""
         return self.in_memory or (writes and self.engine.dialect.name == "sqlite")
 
 
@@ -52,9 +52,9 @@ def check_timeout(timeout: object) -> float:
 
 
 def database_of(url: str | sa.Engine, timeout: float, connect_args: Mapping[str, Any] | None) -> Database:
-    """The database at a URL, or of an engine that somebody else made.
+    """Return the database at a URL, or of an engine that somebody else made.
 
-    timeout: seconds that one wait may take; see `ChartRepository`. Raises ValueError for what is no such URL,
+    timeout: seconds that one wait may take; see `ChartRepository`. Raises ValueError for what is not such a URL,
     RepositoryError where its driver is missing.
     """
     import sqlalchemy as sa
@@ -67,7 +67,7 @@ def database_of(url: str | sa.Engine, timeout: float, connect_args: Mapping[str,
 
 
 def _borrowed(engine: sa.Engine) -> Database:
-    """With listeners of its own: what else the application does with its engine is not told of them."""
+    """Use an engine of the caller's, with listeners that apply to the repository alone."""
     from sqlalchemy.pool import StaticPool
 
     in_memory = _is_in_memory(engine.url)

@@ -1,7 +1,7 @@
-"""Connections of psycopg whose every wait ends, also where the server is frozen or the line swallows everything.
+"""Connections of psycopg on which every wait has a limit, also where the server is frozen or the line is dead.
 
-Neither TCP nor a statement's timeout ends these: the kernel of a frozen server acknowledges what it gets, and the
-server is who would have to time the statement.
+Neither TCP nor a statement timeout ends such waits: the kernel of a frozen server still acknowledges what it gets, and
+the statement timeout is the server's own to keep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psycopg.abc import PQGen
 
 T = TypeVar("T")
 
-GRACE = 0.5  # seconds that a server's own word that a statement took too long may take
+GRACE = 0.5  # seconds more, in which the server may say by itself that a statement took too long
 
 
 class PatientConnection(psycopg.Connection[Any]):
@@ -25,7 +25,7 @@ class PatientConnection(psycopg.Connection[Any]):
     patience: float
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """As psycopg's own, which all that a connection does goes through."""
+        """Wait as psycopg's own method does, which everything on a connection goes through, but not for ever."""
         patience = self.patience if timeout is None else timeout
         began = time.monotonic()
         try:
@@ -40,10 +40,10 @@ class PatientConnection(psycopg.Connection[Any]):
 
 
 def connection_arguments(timeout: float) -> dict[str, Any]:
-    """What psycopg is to be given by default, so that connecting ends, and lines that are dead are noticed."""
+    """Return psycopg's defaults, so that connecting ends and dead lines are noticed. timeout: seconds."""
     seconds = max(1, round(timeout))
     return {
-        # Whole, and never shorter for psycopg. The other half is for finding that the last connection is dead.
+        # Whole seconds, 2 at least for psycopg. The other half is for finding that the last connection is dead.
         "connect_timeout": max(2, math.ceil(timeout / 2)),
         "keepalives_idle": seconds,
         "keepalives_interval": seconds,
@@ -53,13 +53,13 @@ def connection_arguments(timeout: float) -> dict[str, Any]:
 
 
 def bound_waits(engine: sa.Engine, timeout: float) -> None:
-    """Have each statement on ``engine`` end within ``timeout`` seconds, by the server or, if it is silent, here.
+    """Make each statement on ``engine`` end within ``timeout`` seconds, by the server or, if it is silent, here.
 
     The engine has to be in AUTOCOMMIT: its transactions begin in words, with their bounds, in one round trip. These
     words are the test of a connection too, so they wait half as long: a fresh one may be needed.
     """
     bounds = f"SET LOCAL statement_timeout = {round(1_000 * timeout)}"
-    # Who holds the revision and is frozen must not hold up the whole catalogue.
+    # A client that is frozen while it holds the counter's lock must not hold up the whole catalogue.
     holding = f"SET LOCAL idle_in_transaction_session_timeout = {round(2_000 * timeout)}"
     read = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {bounds}"  # several statements see one moment
     write = f"BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}; {holding}"  # whoever waited sees what the other one did

@@ -1,127 +1,104 @@
-"""Charts out of frames and files, with what is wrong named by row and column."""
+"""Charts out of frames, lists and files, with what is wrong named by row and column."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from copilotlab.charts.chart import LISTS, Chart, ChartError, short
-from copilotlab.reasons import reason
+from copilotlab.charts.cells import is_absent, is_blank, value_of
+from copilotlab.charts.chart import Chart, ChartError, short
+from copilotlab.charts.files import FIELDS, Table, polars_table, read_table
 
 if TYPE_CHECKING:
     import polars as pl
 
-_T = TypeVar("_T")
+_MOST_NAMED = 20  # columns
+_REQUIRED = {"chart_id": "a whole number", "title": "1 to 500 characters"}
 
 
-def charts_of(frame_or_path: pl.DataFrame | str | Path) -> list[Chart]:
+class PandasFrame(Protocol):
+    """A pandas DataFrame, which is never imported here: whoever has one has done so."""
+
+    @property
+    def columns(self) -> Any: ...
+    @property
+    def index(self) -> Any: ...
+    def reset_index(self) -> Any: ...
+
+
+if TYPE_CHECKING:
+    Charts = pl.DataFrame | PandasFrame | Sequence[Mapping[str, Any]] | str | Path
+
+
+def charts_of(given: Charts) -> list[Chart]:
+    """Read the charts of a frame, a list of dicts or a file; see `ChartRepository.load_frame`."""
+    table, origin = _table(given)
+    return list(_checked(table, origin))
+
+
+def _table(given: object) -> tuple[Table, str]:
     import polars as pl
 
-    if isinstance(frame_or_path, pl.DataFrame):
-        return list(_checked(*_frame_rows(frame_or_path), "the frame"))
-    if not isinstance(frame_or_path, str | Path):
-        raise ChartError(f"{short(frame_or_path)}: expected a polars frame, or the path of a file")
-    path = Path(frame_or_path)
-    try:
-        columns, rows = read_file(path, _READERS, str(path))
-    except ValueError as error:
-        raise ChartError(str(error)) from error
-    return list(_checked(columns, rows, str(path)))
+    if isinstance(given, str | Path):
+        return read_table(Path(given)), str(given)
+    if isinstance(given, pl.DataFrame):
+        return polars_table(given), "the frame"
+    if isinstance(given, list | tuple):
+        return _list_table(given), "the list"
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(given, pandas.DataFrame):
+        return _pandas_table(given), "the frame"
+    remedy = {
+        "LazyFrame": "call collect() on it",
+        "dict": "pl.DataFrame makes a frame of columns",
+        "Chart": "save takes it",
+    }.get(type(given).__name__, "pl.DataFrame makes a frame of most tables")
+    raise ChartError(
+        "expected a frame of polars or pandas, a list of dicts, or the path of a .parquet, .csv or .ndjson file, not "
+        f"{type(given).__module__}.{type(given).__qualname__}: {remedy}"
+    )
 
 
-def read_file(path: Path, readers: Mapping[str, Callable[[Path], _T]], origin: str) -> _T:
-    """Read a file by what its name ends in, in capitals or not.
-
-    readers: an ending, such as ".csv", and what reads such a file. origin: what messages call the file.
-
-    Raises ValueError for another ending, a file that is not there, and one that its reader cannot read.
-    """
-    import polars as pl
-
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        *others, last = readers
-        raise ValueError(f"{origin}: expected a name that ends in {', '.join(others)} or {last}")
-    if not path.is_file():
-        raise ValueError(f"{origin}: there is no such file")
-    try:
-        return reader(path)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
-
-
-# A reader gives the columns that there are, and the rows. Those of text are read here, since polars gives a column of
-# mixed values one type, a number among titles becomes text, and its errors name no row.
-_Table = tuple[list[str], Iterable[dict[str, Any]]]
-
-
-def _frame_rows(frame: pl.DataFrame) -> _Table:
-    known = [field.name for field in fields(Chart) if field.name in frame.columns]
-    return frame.columns, frame.select(known).iter_rows(named=True)
-
-
-def _parquet_rows(path: Path) -> _Table:
-    import polars as pl
-
-    return _frame_rows(pl.read_parquet(path))
-
-
-def _csv_rows(path: Path) -> _Table:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        try:
-            columns = next(lines, [])
-            if len(set(columns)) < len(columns):
-                twice = next(name for name in columns if columns.count(name) > 1)
-                raise ValueError(f"the header has the column {twice!r} more than once, expected each once")
-            for cells in filter(None, lines):
-                if len(cells) > len(columns):
-                    raise ValueError(f"row {len(rows) + 1} has {len(cells)} fields, the header has {len(columns)}")
-                rows.append(dict(zip(columns, cells, strict=False)))
-        except csv.Error as error:
-            raise ValueError(f"row {len(rows) + 1}: {error}") from error
-    return columns, rows
-
-
-def _ndjson_rows(path: Path) -> _Table:
+def _list_table(given: Sequence[object]) -> Table:
+    rows: list[Mapping[str, Any]] = []
     columns: dict[str, None] = {}
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for line in filter(str.strip, file):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"row {len(rows) + 1}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f'row {len(rows) + 1}: {short(row)}: expected an object, as in {{"chart_id": 7}}')
-            columns.update(dict.fromkeys(row))
-            rows.append(row)
-    return list(columns), rows
+    for number, row in enumerate(given, start=1):
+        if not isinstance(row, Mapping):
+            remedy = "save_many takes charts" if isinstance(row, Chart) else 'as in {"chart_id": 7, "title": "Revenue"}'
+            raise ChartError(f"the list, row {number}: expected a dict, not {type(row).__name__}: {remedy}")
+        columns.update(dict.fromkeys(map(str, row)))
+        rows.append(row)
+    return Table(list(columns) if rows else list(_REQUIRED), rows)
 
 
-_READERS: dict[str, Callable[[Path], _Table]] = {
-    ".parquet": _parquet_rows,
-    ".csv": _csv_rows,
-    ".ndjson": _ndjson_rows,
-}
+def _pandas_table(frame: Any) -> Table:
+    if "chart_id" not in frame.columns and "chart_id" in frame.index.names:
+        frame = frame.reset_index()
+    columns = [str(name) for name in frame.columns]
+    known = [name for name in FIELDS if name in frame.columns]
+    for name in known:
+        if columns.count(name) > 1:
+            raise ChartError(f"the frame has the column {name!r} more than once, expected each once")
+    cells = [frame[name].tolist() for name in known]  # in Python's own types, where there are such
+    return Table(columns, (dict(zip(known, row, strict=True)) for row in zip(*cells, strict=True)))
 
 
-def _checked(columns: list[str], rows: Iterable[dict[str, Any]], origin: str) -> Iterator[Chart]:
-    for required in ("chart_id", "title"):
+def _checked(table: Table, origin: str) -> Iterator[Chart]:
+    columns, rows = table
+    for required in _REQUIRED:
         if required not in columns:
-            raise ChartError(f"{origin} has no column {required!r}; its columns are {columns}")
-    names = [field.name for field in fields(Chart) if field.name in columns]
+            raise ChartError(f"{origin} has no column {required!r}{_like(required, columns)}; {_listed(columns)}")
+    names = [name for name in FIELDS if name in columns]
     seen: dict[int, int] = {}
     for number, row in enumerate(rows, start=1):
-        values = {name: row.get(name) for name in names}
-        given = {name: value for name, value in values.items() if value is not None or name in ("chart_id", "title")}
+        cells = {name: cell for name in names if not is_absent(cell := row.get(name))}
+        if all(map(is_blank, cells.values())):
+            continue
         try:
-            chart = Chart(**{name: _parsed(name, value) for name, value in given.items()})
+            chart = _chart(cells)
         except ChartError as error:
             raise ChartError(f"{origin}, row {number}: {error}") from error
         if chart.chart_id in seen:
@@ -133,14 +110,20 @@ def _checked(columns: list[str], rows: Iterable[dict[str, Any]], origin: str) ->
         yield chart
 
 
-def _parsed(name: str, value: object) -> Any:
-    if name == "chart_id" and isinstance(value, str) and value.strip().isdecimal() and len(value) < 100:
-        return int(value)
-    if name in LISTS and isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                return json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise ChartError(f"{name}={short(value)}: expected JSON, or words with semicolons between") from error
-        return [word.strip() for word in value.split(";") if word.strip()]
-    return value
+def _chart(cells: dict[str, Any]) -> Chart:
+    for name, expected in _REQUIRED.items():
+        if name not in cells:
+            raise ChartError(f"{name}=None: the cell is empty; expected {expected}")
+    return Chart(**{name: value_of(name, cell) for name, cell in cells.items()})
+
+
+def _like(required: str, columns: list[str]) -> str:
+    lower = {name.strip().lower(): name for name in columns}
+    (alike,) = get_close_matches(required, lower, n=1) or [""]
+    return f": rename {short(lower[alike])} if that is it" if alike else ""
+
+
+def _listed(columns: list[str]) -> str:
+    shown = ", ".join(map(short, columns[:_MOST_NAMED]))
+    more = len(columns) - _MOST_NAMED
+    return f"its columns are {shown}{f' and {more} more' if more > 0 else ''}" if columns else "it has none at all"

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
@@ -41,7 +40,10 @@ if TYPE_CHECKING:
     import polars as pl
     import sqlalchemy as sa
 
+    from copilotlab.charts.readers import Charts
+
 MAX_REVISION = 2**63 - 1
+UNKNOWN_REVISION = 1  # the lowest one stands for a damaged one, so that the row is told of like any other
 TIMEOUT = 5.0  # seconds that a wait for the database takes at most, unless another is given
 
 MOST_TURNS = 12  # times the timeout that a thread waits while others have their turns
@@ -71,7 +73,7 @@ class Change(NamedTuple):
 class Unreadable(NamedTuple):
     """A row that no chart can be made of, since somebody edited it by hand; saving the chart again mends it.
 
-    revision: of the row, 0 where that is damaged. column: the first one that is damaged. reason: the value and what
+    revision: of the row, 1 where that is damaged. column: the first one that is damaged. reason: the value and what
     was expected. content_hash: as the row has it, zeros where that is damaged too.
     """
 
@@ -83,7 +85,7 @@ class Unreadable(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What was read of some charts, by chart_id."""
+    """What was read about some charts, by chart_id."""
 
     changes: dict[int, Change]
     unreadable: dict[int, Unreadable]
@@ -92,7 +94,9 @@ class Reading(NamedTuple):
 class Heads(NamedTuple):
     """What a repository holds, without the words: one row a chart, by revision.
 
-    chart_ids, revisions: int64 (n,); content_hashes: uint8 (n, 16), zeros where deleted; deleted: bool (n,).
+    chart_ids, revisions: int64 (n,); content_hashes: uint8 (n, 16), zeros where deleted; deleted: bool (n,). A row that
+    cannot be read has its head too: its revision is 1 where that is damaged, and a chart counts as deleted only where
+    its row says so. A row without a chart's id has none.
     """
 
     chart_ids: npt.NDArray[np.int64]
@@ -102,7 +106,7 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, bytes, bool]]) -> Heads:
-        """From rows of chart_id, revision, content_hash and deleted. What is no hash of 16 bytes counts as zeros."""
+        """Make heads of rows of chart_id, revision, content_hash and deleted; what is no 16-byte hash becomes zeros."""
         hashes = b"".join(_hash(row[2]) for row in rows)
         return cls(
             np.array([row[0] for row in rows], dtype=np.int64),
@@ -116,7 +120,7 @@ class Identity(NamedTuple):
     """Which catalogue a repository holds.
 
     incarnation: 32 hex digits, drawn when the catalogue was made; a catalogue that was emptied and begun anew has
-    another. key: 32 bytes that only who can read the database knows: what nodes say to each other is signed with it.
+    another. key: 32 bytes that only those know who can read the database; nodes sign their messages with it.
     """
 
     incarnation: str
@@ -150,11 +154,11 @@ class ChartRepository:
     connect_args: for the driver, beside and before what follows from ``timeout``, as in {"prepare_threshold": None}
     for psycopg behind PgBouncer. So are those in the URL. Other drivers get their timeouts here.
 
-    A row that was edited by hand to what no chart can be costs nothing but itself: it is left out, `read_many` names
-    it, and the log (copilotlab.charts) does so once.
+    A row that was damaged by hand harms no other row: it is left out, `read_many` names it, and the log
+    (copilotlab.charts) does so once.
 
     Safe for threads, and, except in memory, for processes. A deletion leaves a tombstone: the id and its revision.
-    Raises RepositoryError when the database cannot be reached, ValueError for what is no such URL or timeout.
+    Raises RepositoryError when the database cannot be reached, ValueError for what is not such a URL or timeout.
     """
 
     identity: Identity
@@ -181,18 +185,21 @@ class ChartRepository:
         renewed_by_fork(self)
 
     def before_fork(self) -> None:
-        """Wait for transactions under way. SQLite keeps locks by process: a child would take the parent's for its own,
-        so it begins without any connection to a file."""
+        """Wait until transactions under way are over.
+
+        SQLite keeps locks by process: a child would take the parent's for its own, so it begins without any connection
+        to a file.
+        """
         database = self._database
         if self._fork_gate.shut() and self._engine.dialect.name == "sqlite" and not database.in_memory:
             self._engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Let transactions begin again."""
         self._fork_gate.open()
 
     def after_fork(self) -> None:
-        """In a forked child: connect anew; what is in memory is a copy, and goes its own way from now on."""
+        """Connect anew in a forked child; a repository in memory is a copy of the parent's from now on."""
         self._fork_gate = ForkGate()
         self._lock = threading.RLock()
         if not self._database.in_memory:
@@ -200,10 +207,8 @@ class ChartRepository:
             self._engine.dispose(close=False)
 
     @classmethod
-    def from_frame(
-        cls, frame_or_path: pl.DataFrame | str | Path, url: str | sa.Engine = "sqlite://", **options: Any
-    ) -> Self:
-        """A repository with the charts of a polars frame, or of a .parquet, .csv or .ndjson file; see `load_frame`.
+    def from_frame(cls, frame_or_path: Charts, url: str | sa.Engine = "sqlite://", **options: Any) -> Self:
+        """Make a repository with the charts of a frame, a list of dicts or a file; see `load_frame`.
 
         options: as for the class.
         """
@@ -212,27 +217,32 @@ class ChartRepository:
         repository.save_many(charts)
         return repository
 
-    def load_frame(self, frame_or_path: pl.DataFrame | str | Path) -> int:
-        """Save the charts of a frame or file, all or none; the catalogue's revision after it.
+    def load_frame(self, frame_or_path: Charts) -> int:
+        """Save the charts of a frame, list or file, all or none; return the catalogue's revision after it.
 
-        Columns: chart_id and title, and those of `Chart` that there are; others are not read. In a .csv a list is
-        written as JSON or with semicolons. Raises ChartError that names the file, the row (from 1, without the header)
-        and the column.
+        frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
+        .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
+        commas, semicolons, tabs or | between its fields.
+        Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
+        text, as in 7.0. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
+        words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and
+        rows that say nothing are left out. Raises ChartError that names the file, the row (from 1, without the header,
+        blank ones counted), the column, and what was expected.
         """
         return self.save_many(charts_of(frame_or_path))
 
     # --- writing ----------------------------------------------------------------------------------------------
 
     def save(self, chart: Chart) -> int:
-        """Save ``chart``; its revision. A save that changes nothing is no change, and keeps the revision."""
+        """Save ``chart``; return its revision. A save that changes nothing keeps the revision."""
         check_chart(chart)
         with self._transaction(writes=True) as connection:
             return self._save(connection, [chart])[chart.chart_id]
 
     def save_many(self, charts: Iterable[Chart], *, progress: bool = False) -> int:
-        """Save ``charts`` in one transaction, each changed one at its own revision, in order; the last revision.
+        """Save ``charts`` in one transaction, each changed one at its own revision, in order; return the last revision.
 
-        Of several with one id the last counts. progress: a bar.
+        Of several with one id the last counts. progress: show a bar.
         """
         latest: dict[int, Chart] = {}
         for chart in charts:
@@ -251,7 +261,10 @@ class ChartRepository:
             return self._current(connection)
 
     def delete(self, chart_id: int) -> int:
-        """Delete the chart; its tombstone's revision. Raises ChartNotFound if there is none, ChartError for no id."""
+        """Delete the chart; return its tombstone's revision.
+
+        Raises ChartNotFound if there is none, ChartError for what is not a chart's id.
+        """
         chart_id = check_chart_id(chart_id)
         with self._transaction(writes=True) as connection:
             state = self._state(connection, lock=True)
@@ -263,10 +276,10 @@ class ChartRepository:
             return revision
 
     def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
-        """Give a new revision, as a save would, to each chart whose words were edited by hand; their ids, in order.
+        """Give a new revision, as a save does, to each chart edited by hand; return their ids, in order.
 
         Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
-        After an update to a version of copilotlab that makes another text of a chart they are all, once.
+        After an update of copilotlab that builds the text of charts in another way, these are all charts, once.
         chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
         Rows that cannot be read stay as they are. A whole look also brings the catalogue's digest in line with its
         rows, so that all nodes see what was deleted by hand. Raises ChartError for what is no whole number.
@@ -310,7 +323,8 @@ class ChartRepository:
     def _edited(self, chart_ids: Sequence[int] | None) -> list[int]:
         with self._transaction() as connection:
             if chart_ids is None:
-                pages = self._rows(connection, self._charts.c.chart_id, -1)
+                table = self._charts.c
+                pages = self._rows(connection, _as_stored(*table), table.chart_id, -1)
                 doubtful = (row for page in pages for row in page if not _fits(row))
                 return [change.chart_id for change in self._sound(doubtful) if _edited(change)]
             parts = _parts(list(dict.fromkeys(chart_ids)))
@@ -350,12 +364,12 @@ class ChartRepository:
             connection.execute(self._charts.delete().where(old))
 
     def _digest(self, connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> int:
-        """The digest of the live charts among the ``chosen`` rows."""
+        """Return the digest of the live charts among the ``chosen`` rows."""
         table = self._charts
-        query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted).where(chosen)
-        rows = connection.execute(query)
-        live = (row for row in rows if _has_key(*row) and not row.deleted)
-        return digest_of((row.chart_id, row.revision, _hash(row.content_hash)) for row in live)
+        query = _as_stored(table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
+        rows = connection.execute(query.where(chosen))
+        heads = (head for row in rows if (head := _head(row)) is not None)
+        return digest_of((chart_id, revision, _hash(stored)) for chart_id, revision, stored, gone in heads if not gone)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -366,7 +380,7 @@ class ChartRepository:
             return self._current(connection)
 
     def look(self, since: int | None = None) -> Look:
-        """The catalogue at this moment: which it is, its revision and digest, and the heads of what changed.
+        """Return the catalogue at this moment: which one it is, its revision and digest, and the heads of what changed.
 
         since: a revision: what changed after it, tombstones too. 0: all live charts. None, the default: no heads.
         """
@@ -379,7 +393,7 @@ class ChartRepository:
         return Look(state.identity, state.revision, state.digest, heads)
 
     def get(self, chart_id: int) -> Chart | None:
-        """The chart, or None. Raises ChartError for what is no whole number, and for a row that cannot be read."""
+        """Return the chart, or None. Raises ChartError for what is not an id, and for a row that cannot be read."""
         chart_id = check_chart_id(chart_id)
         reading = self.read_many([chart_id])
         if (row := reading.unreadable.get(chart_id)) is not None:
@@ -390,7 +404,7 @@ class ChartRepository:
         return reading.changes.get(chart_id, _NONE).chart
 
     def get_many(self, chart_ids: Iterable[int]) -> dict[int, Change]:
-        """What is known of each: its latest change, tombstones too.
+        """Return the latest change of each of these charts, tombstones too, by chart_id.
 
         Ids that were never saved, and rows that cannot be read, are left out; see `read_many`. Raises ChartError for
         what is no whole number.
@@ -398,7 +412,7 @@ class ChartRepository:
         return self.read_many(chart_ids).changes
 
     def read_many(self, chart_ids: Iterable[int]) -> Reading:
-        """As `get_many`, and which of the rows cannot be read, and why."""
+        """Return what `get_many` does, and which of the rows cannot be read, and why."""
         reading = Reading({}, {})
         with self._transaction() as connection:
             for part in _parts(_checked_ids(chart_ids)):
@@ -408,28 +422,32 @@ class ChartRepository:
         return reading
 
     def changes_since(self, revision: int = 0) -> list[Change]:
-        """Each chart that changed after ``revision``, once, at its latest revision, tombstones too, oldest first.
+        """List each chart that changed after ``revision``, once, at its latest revision, tombstones too, oldest first.
 
         Rows that cannot be read are left out. Raises ValueError for what is no revision.
         """
         revision = _revision(revision)
         with self._transaction() as connection:
-            pages = list(self._rows(connection, self._charts.c.revision, revision))
+            pages = list(self._rows_since(connection, revision, self._charts.c))
         return [change for page in pages for change in self._sound(page)]
 
     def heads_since(self, revision: int = 0) -> Heads:
-        """`changes_since` without the words, some ten times as fast: enough to see what differs."""
+        """Return `changes_since` without the words, some ten times as fast: enough to see what differs."""
         with self._transaction() as connection:
             return self._heads(connection, _revision(revision))
 
     def _heads(self, connection: sa.Connection, since: int, *, live: bool = False) -> Heads:
         table = self._charts
         columns = (table.c.chart_id, table.c.revision, table.c.content_hash, table.c.deleted)
-        pages = self._rows(connection, table.c.revision, since, columns=columns, live=live)
-        return Heads.of([row for page in pages for row in page if _has_key(*row)])
+        pages = self._rows_since(connection, since, columns, live=live)
+        return Heads.of([head for page in pages for row in page if (head := _head(row)) is not None])
 
     def frame(self) -> pl.DataFrame:
-        """The catalogue: the fields of `Chart`, and ``revision``, by chart_id."""
+        """Return the catalogue: the fields of `Chart`, and ``revision``, by chart_id.
+
+        For pandas: ``pd.DataFrame(charts.frame().rows(named=True))``, or ``charts.frame().to_pandas()``, which needs
+        pyarrow (pip install pandas pyarrow).
+        """
         import polars as pl
 
         live = sorted(change for change in self.changes_since(0) if change.chart is not None)
@@ -444,7 +462,7 @@ class ChartRepository:
     def __len__(self) -> int:
         import sqlalchemy as sa
 
-        live = sa.select(sa.func.count()).select_from(self._charts).where(self._charts.c.deleted.is_(False))
+        live = sa.select(sa.func.count()).select_from(self._charts).where(self._charts.c.deleted.is_not(True))
         with self._transaction() as connection:
             return int(connection.execute(live).scalar_one())
 
@@ -482,7 +500,7 @@ class ChartRepository:
             ) from error
 
     def _highest(self, connection: sa.Connection) -> int:
-        """The highest revision of a row; 0 without any."""
+        """Return the highest revision of a row; 0 where there are no rows."""
         import sqlalchemy as sa
 
         query = sa.select(sa.func.max(self._charts.c.revision)).where(self._charts.c.revision <= MAX_REVISION)
@@ -501,29 +519,38 @@ class ChartRepository:
                 reading.changes[row.chart_id] = row
         return reading
 
-    def _rows(
-        self,
-        connection: sa.Connection,
-        by: sa.Column[int],
-        after: int,
-        *,
-        columns: Sequence[sa.Column[Any]] = (),
-        live: bool = False,
+    def _rows_since(
+        self, connection: sa.Connection, since: int, columns: Iterable[sa.Column[Any]], *, live: bool = False
     ) -> Iterator[Sequence[Any]]:
-        """The rows whose column ``by`` is beyond ``after``, in its order, as they are stored, page by page.
+        """Yield the rows that changed after revision ``since``, oldest first, page by page. live: without tombstones.
 
-        Each page is a statement of its own, so that none takes long however large the catalogue is. live: without
-        tombstones.
+        With ``since`` 0, first those whose revision is damaged, which no comparison with a revision finds.
         """
-        query = _as_stored(*(columns or self._charts.c)).order_by(by).limit(_ROWS_PER_PAGE)
+        import sqlalchemy as sa
+
+        table = self._charts.c
+        query = _as_stored(*columns)
         if live:
-            query = query.where(self._charts.c.deleted.is_(False))
+            query = query.where(table.deleted.is_not(True))
+        if since <= 0:
+            damaged = query.where(sa.or_(table.revision.is_(None), table.revision < 1))
+            yield from self._rows(connection, damaged, table.chart_id, -MAX_REVISION)
+        yield from self._rows(connection, query, table.revision, max(since, 0))
+
+    def _rows(
+        self, connection: sa.Connection, query: sa.Select[Any], by: sa.Column[int], after: int
+    ) -> Iterator[Sequence[Any]]:
+        """Yield the rows of the query whose column ``by`` is beyond ``after``, in its order, page by page.
+
+        Each page is a statement of its own, so that none takes long however large the catalogue is.
+        """
+        query = query.order_by(by).limit(_ROWS_PER_PAGE)
         while rows := connection.execute(query.where(by > after)).all():
             yield rows
             after = rows[-1]._mapping[by.name]
 
     def _sound(self, rows: Iterable[Any]) -> Iterator[Change]:
-        """The changes among the rows; the log names the others."""
+        """Yield the changes among the rows; the log names the others."""
         for row in map(_reading, rows):
             if isinstance(row, Unreadable):
                 self._tell(row)
@@ -560,10 +587,10 @@ class ChartRepository:
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
-        """A connection in a transaction; what it reads, by however many statements, is of one moment."""
+        """Open a connection in a transaction; all that it reads, in however many statements, is of one moment."""
         import sqlalchemy as sa
 
-        # Who waits for SQLite's own lock tries now and then, and among many may not get it: here it is one by one.
+        # SQLite's own lock is tried now and then, so that one of many may never get it: here they take turns.
         alone = self._lock if self._database.is_alone(writes) else None
         if alone is not None:
             self._wait_for_turn(alone)
@@ -592,7 +619,7 @@ class ChartRepository:
         raise self._error(f"another thread has used it for longer than {self.timeout:g} s")
 
     def _notice_another_file(self) -> None:
-        """Connect anew where a file of SQLite was replaced: who has it open would go on with the old one."""
+        """Connect anew where SQLite's file was replaced: an open connection would go on with the old one."""
         file, known = self._database.file, self._file_id
         if file is None:
             return
@@ -612,7 +639,7 @@ class ChartRepository:
 
     @contextmanager
     def _begun(self, writes: bool) -> Iterator[sa.Connection]:
-        """A transaction, on another connection if the first one was dead before anything was begun."""
+        """Begin a transaction, on another connection if the first one was dead before anything was begun."""
         import sqlalchemy as sa
 
         with ExitStack() as stack:
@@ -630,7 +657,7 @@ class ChartRepository:
         return connection
 
     def _create(self, connection: sa.Connection) -> Identity:
-        """Make what is missing of the tables; which catalogue they hold."""
+        """Make the tables that are missing; return which catalogue they hold."""
         import sqlalchemy as sa
 
         if connection.dialect.name == "postgresql":  # two processes may come at once
@@ -730,7 +757,7 @@ def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
 
 
 def _as_stored(*columns: sa.Column[Any]) -> sa.Select[Any]:
-    """A query for the columns as the driver gives them: a value of another type would fail SQLAlchemy for all rows."""
+    """Query the columns as the driver gives them: SQLAlchemy would fail on all rows for one value of another type."""
     import sqlalchemy as sa
 
     stored = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in columns]
@@ -738,13 +765,12 @@ def _as_stored(*columns: sa.Column[Any]) -> sa.Select[Any]:
 
 
 def _reading(row: Any) -> Change | Unreadable:
-    chart_id, revision, deleted = row.chart_id, row.revision, row.deleted
-    for column, least in (("chart_id", 0), ("revision", 1)):
-        if not _is_whole(value := getattr(row, column), least):
-            shown = chart_id if isinstance(chart_id, int) else -1
-            reason = f"{short(value)}: expected a whole number from {least} to 2**63 - 1"
-            return Unreadable(shown, 0 if column == "revision" else revision, column, reason)
-    stored = _hash(row.content_hash)
+    if not _is_whole(row.chart_id, 0):
+        shown = row.chart_id if isinstance(row.chart_id, int) else -1
+        return Unreadable(shown, UNKNOWN_REVISION, "chart_id", _no_number(row.chart_id, 0))
+    chart_id, revision, deleted, stored = row.chart_id, row.revision, row.deleted, _hash(row.content_hash)
+    if not _is_whole(revision, 1):
+        return Unreadable(chart_id, UNKNOWN_REVISION, "revision", _no_number(revision, 1), stored)
     if deleted not in (False, True):
         return Unreadable(chart_id, revision, "deleted", f"{short(deleted)}: expected true or false", stored)
     if deleted:
@@ -756,8 +782,12 @@ def _reading(row: Any) -> Change | Unreadable:
     return Change(chart_id, revision, chart, stored)
 
 
+def _no_number(value: object, least: int) -> str:
+    return f"{short(value)}: expected a whole number from {least} to 2**63 - 1"
+
+
 def _damages(row: Any) -> Iterator[tuple[str, str]]:
-    """The columns in which no chart can have what the row has, and why."""
+    """Yield the columns whose value no chart can have, and why."""
     for column in _WORDS:
         try:
             Chart(**{"chart_id": 0, "title": "any", column: _word(column, getattr(row, column))})
@@ -766,7 +796,7 @@ def _damages(row: Any) -> Iterator[tuple[str, str]]:
 
 
 def _word(column: str, value: Any) -> Any:
-    """What a chart has of the column ``value``: a list is stored as JSON."""
+    """Return what a chart takes for a stored value: a list is stored as JSON."""
     if column not in LISTS:
         return value
     try:
@@ -779,8 +809,12 @@ def _is_whole(value: object, least: int) -> bool:
     return type(value) is int and least <= value <= MAX_REVISION
 
 
-def _has_key(chart_id: object, revision: object, *_: object) -> bool:
-    return type(chart_id) is int and type(revision) is int and chart_id >= 0 < revision
+def _head(row: Any) -> tuple[int, int, bytes, bool] | None:
+    """Chart_id, revision, content_hash as it is stored, and whether it is deleted; None where the id is none."""
+    chart_id, revision, stored, deleted = row
+    if not _is_whole(chart_id, 0):
+        return None
+    return chart_id, revision if _is_whole(revision, 1) else UNKNOWN_REVISION, stored, deleted == 1
 
 
 def _hash(stored: object) -> bytes:
@@ -793,7 +827,7 @@ _strings = msgspec.json.Decoder(list[str]).decode
 
 
 def _fits(row: Any) -> bool:
-    """Whether the hash is that of the words, without making a chart of them; False too where that cannot be told."""
+    """Return whether the hash fits the words, without making a chart; False too where that cannot be told."""
     _, _, deleted, content_hash, *stored = row
     words = dict(zip(_WORDS, stored, strict=True))
     try:
@@ -805,7 +839,7 @@ def _fits(row: Any) -> bool:
 
 
 def _edited(change: Change) -> Chart | None:
-    """The chart, if its hash is not that of its words."""
+    """Return the chart if its hash does not fit its words."""
     return change.chart if change.chart and change.content_hash != change.chart.content_hash else None
 
 

@@ -1,4 +1,4 @@
-"""Embedder: what every model family shares. It checks, sorts, batches and normalises."""
+"""The base class of all models: it checks, sorts and batches texts, and normalises vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddingError(RuntimeError):
-    """A model could not be loaded, or gave something that is no vector."""
+    """A model could not be loaded, or returned something that is not a vector."""
 
 
 class ModelNotInstalled(EmbeddingError):
@@ -32,9 +32,9 @@ class UnknownModel(EmbeddingError, ValueError):
 
 
 class Embedder(ABC):
-    """Turns texts into unit vectors. Safe for several threads at once.
+    """Turn texts into unit vectors. Safe for several threads at once.
 
-    A model of your own is one subclass with one method::
+    To add a model of your own, subclass this and write one method::
 
         class Lengths(Embedder):
             def __init__(self):
@@ -65,7 +65,7 @@ class Embedder(ABC):
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
 
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
-        """The vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
+        """Return the vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
 
         What a text has beyond the model's limit is left out, see `cut`.
         Texts are composed first (Unicode's NFC): the same word typed on another system has the same vector.
@@ -94,10 +94,10 @@ class Embedder(ABC):
         return vectors
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Which of `texts` are longer than the model reads, by their place: what is beyond decides nothing.
+        """Return the positions of the texts that are longer than the model reads: the rest of them is ignored.
 
-        None, for a model that reads everything. The log says so once, with the beginning of such a text. Takes texts
-        apart as `embed` does and goes no further: some hundredths of its time. Raises as `embed` does.
+        Empty for a model that reads everything. The first time, the log shows the beginning of such a text. It only
+        splits texts into tokens, which takes a few hundredths of the time of `embed`, and raises as `embed` does.
         """
         texts = _checked(texts)
         too_long = self._too_long(texts)
@@ -112,21 +112,21 @@ class Embedder(ABC):
 
     @abstractmethod
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
-        """The vectors of one batch: numbers (len(batch), dim), of any length, in the order given.
+        """Return the vectors of one batch: numbers (len(batch), dim), of any length, in the order given.
 
-        It may run in several threads at once. A lock that it takes should not be held while it computes.
+        Several threads may call it at once. It should hold no lock while it computes.
         """
 
     def _too_long(self, texts: list[str]) -> list[int]:
-        """The places of the texts that `_encode` cuts; none, unless overridden."""
+        """Return the positions of the texts that `_encode` cuts; none, unless overridden."""
         return []
 
     def _lengths(self, texts: list[str]) -> list[int]:
-        """How much work each text is; texts of like length share a batch. Characters, unless overridden."""
+        """Return how much work each text is; texts of similar length share a batch. Characters, unless overridden."""
         return [len(text) for text in texts]
 
     def _batches(self, texts: list[str], batch_size: int) -> Iterator[list[int]]:
-        """Rows of `texts`, the longest first: what does not fit into memory fails at once, not at the end."""
+        """Yield rows of `texts`, the longest first: what does not fit into memory fails at once, not at the end."""
         rows = list(range(len(texts)))
         if len(rows) > batch_size:
             lengths = self._lengths(texts)

@@ -1,4 +1,4 @@
-"""A model whose vectors are rounded to half precision, so that they travel in half the bytes and lose nothing more."""
+"""A model whose vectors are rounded to half precision: they can be sent in half the bytes without losing more."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ SUFFIX = ":float16"
 
 
 class HalfPrecision(Embedder):
-    """``inner``, each component rounded to the nearest float16: at most 2**-11 of it away.
+    """Round each component of the vectors of ``inner`` to the nearest float16: by at most 2**-11 of it.
 
-    Its fingerprint is another, so nodes that round and nodes that do not never mix. Vectors stay float32 in memory.
+    Its fingerprint differs from that of ``inner``, so nodes that round and nodes that do not never mix. Vectors
+    stay float32 in memory.
     """
 
     def __init__(self, inner: Embedder) -> None:
@@ -23,11 +24,11 @@ class HalfPrecision(Embedder):
         self.inner = inner
 
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
-        """As `Embedder.embed`; of length 1 within 2**-11."""
+        """Embed as `Embedder.embed` does; vectors have length 1 within 2**-11."""
         return self.inner.embed(texts, progress=progress, batch_size=batch_size).astype(np.float16).astype(np.float32)
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """As `Embedder.cut`."""
+        """Return what `Embedder.cut` of the inner model does."""
         return self.inner.cut(texts)
 
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
@@ -35,5 +36,5 @@ class HalfPrecision(Embedder):
 
 
 def rounded(embedder: Embedder) -> Embedder:
-    """The model with vectors of half precision; one that has them is returned as it is."""
+    """Return the model with vectors of half precision; a model that has them already is returned as it is."""
     return embedder if isinstance(embedder, HalfPrecision) else HalfPrecision(embedder)

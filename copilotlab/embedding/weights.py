@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def package_folder(module: str) -> Path | None:
-    """The folder of an installed package, found without importing it; None where it is not installed."""
+    """Find the folder of an installed package without importing it; None where it is not installed."""
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -18,7 +18,7 @@ def package_folder(module: str) -> Path | None:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """16 hexadecimal digits that change when any of the files does; names and folders do not count."""
+    """Return 16 hexadecimal digits that change when the content of any file does; names and folders do not count."""
     stamps = [(path, path.stat()) for path in files]
     return _digest(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stamps))
 
@@ -33,7 +33,7 @@ def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def megabytes(paths: Iterable[Path]) -> float | None:
-    """Size on disk of files, and of folders with all they hold, in MB of 10**6 bytes; None if one is absent."""
+    """Return the size on disk of files and of whole folders, in MB of 10**6 bytes; None if one is absent."""
     total = 0
     for path in paths:
         if not path.exists():

@@ -43,7 +43,7 @@ class Graph:
         return int(self.index.memory_usage)
 
     def nearest(self, query: Floats, count: int) -> Ints:
-        """Serials of about the ``count`` nearest rows, dead ones among them."""
+        """Return the serials of about the ``count`` nearest rows, dead ones among them."""
         serials: Ints = self.index.search(query, count, threads=1).keys.astype(np.int64)
         return serials
 
@@ -76,7 +76,7 @@ class GraphBuild:
         )
 
     def add(self, count: int) -> None:
-        """Adds the next ``count`` rows."""
+        """Add the next ``count`` rows."""
         chosen = slice(self.done, self.done + count)
         rows = self.rows[chosen]
         if len(rows):
@@ -84,5 +84,5 @@ class GraphBuild:
         self.done += len(rows)
 
     def sealed(self) -> Graph | None:
-        """The graph, once every row is in it."""
+        """Return the graph once every row is in it, else None."""
         return Graph(self._index, self.start, self.stop, self.done) if self.done == len(self.rows) else None

@@ -1,6 +1,6 @@
-"""How much of what there is to find the graphs find: now and then a search is done again, exactly, beside the searches.
+"""Measure the recall of the graphs: now and then a search is repeated exactly, in the background.
 
-One query at a time is kept, and whoever builds the graphs asks it both ways, so nobody's search takes longer for it.
+One query at a time is kept. The thread that builds the graphs asks it both ways, so no search takes longer for it.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Recall:
 
     @property
     def value(self) -> float | None:
-        """The share, 0 to 1, of the right answers of late that were given; None before the first measurement."""
+        """The share, 0 to 1, of the right answers that recent searches found; None before the first measurement."""
         found = list(self._found)
         return sum(right for right, _ in found) / sum(there for _, there in found) if found else None
 
     def offer(self, query: Floats, k: int) -> bool:
-        """Keep this search, (dim,), for the next measurement unless it is too soon for one; whether one waits."""
+        """Keep this query, (dim,), for the next measurement unless it is too soon; return whether one is kept."""
         if self._query is None and time.monotonic() >= self._next:
             self._query = query.copy(), k
         return self.waits
 
     def measure(self, now: Snapshot) -> None:
-        """Ask what waits both ways, in the same snapshot.
+        """Ask the kept query both ways, in the same snapshot.
 
-        An answer is right if its score is as good as the exact answer's last: charts of like vectors are alike.
+        An answer is right if its score is as good as the exact answer's last: charts of equal vectors are equally good.
         """
         if self._query is None:
             return
@@ -75,7 +75,7 @@ class Recall:
             )
 
     def clear(self) -> None:
-        """Searches are exact: what was measured is over."""
+        """Forget all measurements: searches are exact now."""
         self._query = None
         self._found.clear()
 

@@ -51,14 +51,14 @@ class Record:
 
     @classmethod
     def of(cls, chart_id: int, revision: int, content_hash: bytes, vector: npt.ArrayLike) -> Record:
-        """A record with its own copy of ``vector``: any unit vector (dim,) of real numbers; ValueError otherwise."""
+        """Make a record with its own copy of ``vector``, a unit vector (dim,) of real numbers; ValueError otherwise."""
         own = as_floats(vector, f"the vector of chart {chart_id!r}").copy()
         own.setflags(write=False)
         return cls(chart_id, revision, content_hash, own, hash_vector(own))
 
     @classmethod
     def of_columns(cls, chart_ids: Ints, revisions: Ints, content_hashes: Bytes, vectors: Floats) -> list[Record]:
-        """Records of the rows of these arrays, (n,), (n,), (n, 16), (n, dim), checked all at once; ValueError.
+        """Make a record of each row of these arrays, (n,), (n,), (n, 16), (n, dim), checked all at once; ValueError.
 
         The vectors are kept, not copied, and become read-only. Numbers must be 0 or more.
         """
@@ -131,7 +131,7 @@ class Manifest:
         return f"Manifest({len(self)} charts, digest={self.digest})"
 
     def frame(self) -> pl.DataFrame:
-        """chart_id, revision, content_hash and vector_hash (both as 32 hex digits), one row per chart, by chart_id."""
+        """Return one row per chart, by chart_id: chart_id, revision, content_hash and vector_hash (32 hex digits)."""
         import polars as pl
 
         return pl.DataFrame(
@@ -145,7 +145,7 @@ class Manifest:
         ).with_columns(pl.col("content_hash", "vector_hash").bin.encode("hex"))
 
     def difference(self, other: Manifest) -> pl.DataFrame:
-        """The charts that differ, by chart_id; empty if both hold the same.
+        """List the charts that differ, by chart_id; empty if both hold the same.
 
         Columns: chart_id; difference, the first that applies of "missing here", "missing there", "revision", "content",
         "vector"; revision_here and revision_there (null where missing). "There" is ``other``.
@@ -178,12 +178,12 @@ class Manifest:
 
 
 def hash_vector(vector: Floats) -> bytes:
-    """blake2b of 16 bytes over the vector's little-endian float32 bytes."""
+    """Return the 16-byte blake2b hash of the vector's little-endian float32 bytes."""
     return blake2b(vector.astype("<f4", copy=False).tobytes(), digest_size=HASH_BYTES).digest()
 
 
 def as_floats(vector: npt.ArrayLike, what: str) -> Floats:
-    """``vector`` as a C-contiguous float32 array; ValueError if it is not made of real numbers."""
+    """Return ``vector`` as a C-contiguous float32 array; ValueError if it is not made of real numbers."""
     try:
         array = np.asarray(vector)
     except (TypeError, ValueError) as error:
@@ -195,14 +195,14 @@ def as_floats(vector: npt.ArrayLike, what: str) -> Floats:
 
 
 def as_integer(name: str, value: object, smallest: int = 0) -> int:
-    """``value`` as an int; ValueError unless it is an integer (no bool) from ``smallest`` to 2**63 - 1."""
+    """Return ``value`` as an int; ValueError unless it is an integer (no bool) from ``smallest`` to 2**63 - 1."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and smallest <= value <= LARGEST:
         return int(value)
     raise ValueError(f"{name} must be an integer from {smallest} to 2**63 - 1, got {_shown(value)}")
 
 
 def as_chart_ids(chart_ids: Iterable[int]) -> npt.NDArray[np.integer]:
-    """``chart_ids`` as an array (n,); ValueError unless all are integers. Whether such charts exist is not asked."""
+    """Return ``chart_ids`` as an array (n,); ValueError unless all are integers. They need not exist."""
     array = chart_ids if isinstance(chart_ids, np.ndarray) else np.array(list(chart_ids))
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
@@ -212,7 +212,7 @@ def as_chart_ids(chart_ids: Iterable[int]) -> npt.NDArray[np.integer]:
 
 
 def check_unit(vectors: Floats, what: str) -> None:
-    """ValueError unless every vector, the rows of ``vectors``, is finite and of unit length within 1e-3."""
+    """Raise ValueError unless every row of ``vectors`` is finite and of unit length within 1e-3."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.vecdot(vectors, vectors))
     # Written so that NaN, which compares as false with everything, fails it.

@@ -70,7 +70,7 @@ class Rows:
         self.serials[written] = range(serial, serial + len(records))
 
     def take(self, other: Rows, chosen: Ints) -> None:
-        """Copies the ``chosen`` rows of ``other`` to its own first rows."""
+        """Copy the ``chosen`` rows of ``other`` to the first rows here."""
         for start in range(0, len(chosen), ROWS_AT_ONCE):
             piece = chosen[start : start + ROWS_AT_ONCE]
             for array in fields(self):
@@ -120,7 +120,7 @@ class Snapshot:
     # --- which rows -------------------------------------------------------------------------------------------
 
     def row_of(self, chart_id: int) -> int | None:
-        """The row that holds the chart; None if this snapshot has no such chart."""
+        """Return the row that holds the chart; None if this snapshot has no such chart."""
         serial = self._serial_of(chart_id)
         if serial < 0:
             return None
@@ -130,12 +130,12 @@ class Snapshot:
         return row
 
     def rows_of(self, chart_ids: Iterable[int]) -> Ints:
-        """The rows that hold these charts, each once; charts that this snapshot has not are left out."""
+        """Return the rows that hold these charts, each once; charts that are not in this snapshot are left out."""
         serials = np.fromiter((self._serial_of(chart_id) for chart_id in chart_ids), dtype=np.int64)
         return self.rows_with(np.unique(serials))
 
     def rows_with(self, serials: Ints) -> Ints:
-        """The live rows among those that have these serials."""
+        """Return the live rows among those that have these serials."""
         known = self.rows.serials[: self.count]
         rows = np.searchsorted(known, serials)
         inside = rows < self.count
@@ -144,11 +144,11 @@ class Snapshot:
         return live
 
     def row_from(self, serial: int) -> int:
-        """The first row with this serial or a larger one; ``count`` if there is none."""
+        """Return the first row with this serial or a larger one; ``count`` if there is none."""
         return int(self.rows.serials[: self.count].searchsorted(serial))
 
     def live_rows(self, start: int = 0) -> Ints:
-        """The live rows from row ``start`` on, ascending."""
+        """Return the live rows from row ``start`` on, ascending."""
         rows: Ints = start + np.flatnonzero(self.rows.died[start : self.count] > self.clock)
         return rows
 
@@ -178,12 +178,12 @@ class Snapshot:
         return bytes(self.rows.vector_hashes[row])
 
     def entry(self, row: int, *, vector: bool = True) -> int:
-        """What the row's chart adds to the digest; without its ``vector``, to what the charts say."""
+        """Return what the row's chart adds to ``digest``, or, without its ``vector``, to ``content``."""
         vector_hash = self.vector_hash(row) if vector else b""
         return entry(int(self.rows.chart_ids[row]), self.revision(row), self.content_hash(row), vector_hash)
 
     def heads(self, chart_ids: Ints) -> tuple[Ints, Bytes]:
-        """Revisions, -1 where there is no such chart, and content hashes, in the order of ``chart_ids``."""
+        """Return revisions, -1 where there is no such chart, and content hashes, in the order of ``chart_ids``."""
         serials = np.fromiter(map(self._serial_of, chart_ids.tolist()), dtype=np.int64, count=len(chart_ids))
         known = self.rows.serials[: self.count]
         rows = np.minimum(np.searchsorted(known, serials), max(self.count - 1, 0))
@@ -193,13 +193,13 @@ class Snapshot:
         return np.where(live, self.rows.revisions[rows], -1), self.rows.content_hashes[rows]
 
     def columns(self, chart_ids: Iterable[int]) -> tuple[Ints, Ints, Bytes, Floats]:
-        """What is held of these charts: chart_ids, revisions, content hashes and vectors, row by row."""
+        """Return chart_ids, revisions, content hashes and vectors of these charts, row by row."""
         rows = self.rows_of(chart_ids)
         held = self.rows
         return held.chart_ids[rows], held.revisions[rows], held.content_hashes[rows], held.vectors[rows]
 
     def manifest(self, after: int = -1, most: int | None = None, *, up_to: int = LARGEST) -> Manifest:
-        """Of the charts after ``after`` and up to ``up_to``, at most so many; its digest is empty for a part."""
+        """List at most ``most`` charts after ``after`` and up to ``up_to``; the digest of a part is empty."""
         rows = self.live_rows()
         chart_ids = self.rows.chart_ids[rows]
         if after >= 0 or up_to < LARGEST:
@@ -218,7 +218,7 @@ class Snapshot:
         )
 
     def moved(self, capacity: int) -> Snapshot:
-        """The same content in new arrays, without the dead rows."""
+        """Return the same content in new arrays, without the dead rows."""
         live = self.live_rows()
         rows = Rows.empty(capacity, self.dim)
         rows.take(self.rows, live)
@@ -232,7 +232,7 @@ class Snapshot:
     # --- search -----------------------------------------------------------------------------------------------
 
     def search(self, queries: Floats, k: int, chart_ids: Iterable[int] | None, *, exact: bool) -> list[Matches]:
-        """The best ``k`` for each of ``queries``, (n, dim): exactly, among ``chart_ids`` if given, or by the graphs."""
+        """Find the best ``k`` for each of ``queries``, (n, dim): exactly, among ``chart_ids``, or by graphs."""
         found: Iterable[Ints]
         if chart_ids is not None:
             found = self._scan(queries, k, self.rows_of(chart_ids))
@@ -243,7 +243,7 @@ class Snapshot:
         return [self._ranked(query, rows, k) for query, rows in zip(queries, found, strict=True)]
 
     def _scan(self, queries: Floats, k: int, rows: slice | Ints) -> Iterator[Ints]:
-        """For each query, those of ``rows`` that may be among its best ``k``, by one product with the matrix."""
+        """Yield for each query those of ``rows`` that may be among its best ``k``, by one product with the matrix."""
         matrix, dead, columns = self.rows.vectors[: self.count], None, None
         if isinstance(rows, slice):
             matrix, start = matrix[rows], rows.start
@@ -264,7 +264,7 @@ class Snapshot:
                 yield start + best if isinstance(rows, slice) else rows[best]
 
     def _best(self, scores: Floats, k: int) -> Ints:
-        """Where the best ``k`` of ``scores`` may be: a product errs by less than half the margin, either way."""
+        """Return where the best ``k`` of ``scores`` may be: a product errs by less than half the margin, either way."""
         least = -2.0  # below any live score
         if k < len(scores):
             margin = 1.01 * self.dim * float(np.finfo(np.float32).eps)
@@ -272,7 +272,7 @@ class Snapshot:
         return np.flatnonzero(scores >= least)
 
     def _look_up(self, query: Floats, k: int) -> Ints:
-        """Rows that may be among the best ``k``: of each graph, and all that is newer than the graphs."""
+        """Return rows that may be among the best ``k``: from each graph, and from what is newer than the graphs."""
         newer = slice(self.row_from(self.indexed_to), self.count)
         return np.concatenate([*self._scan(query[None], k, newer), *(self._through(g, query, k) for g in self.graphs)])
 
@@ -287,7 +287,7 @@ class Snapshot:
         return rows
 
     def _ranked(self, query: Floats, rows: Ints, k: int) -> Matches:
-        """The best ``k`` of ``rows`` by their dot products in double precision, rounded once.
+        """Rank the best ``k`` of ``rows`` by their dot products in double precision, rounded once.
 
         A float32 product depends in its last bits on where in the matrix a row lies; this does not. So stores of equal
         content give equal answers, to the bit, and equal vectors tie.
@@ -303,10 +303,10 @@ class Snapshot:
 
 
 def _products(queries: Floats, vectors: Floats) -> Floats:
-    """All dot products, (queries, vectors).
+    """Return all dot products, (queries, vectors).
 
-    One query takes no BLAS product over several cores: beside other work, such as an embedding batch, its cores wait
-    for each other, and 3,000 rows take 16 ms instead of 0.1 (measured with OpenBLAS 0.3.31).
+    One query is not given to BLAS, which would use several cores: beside other work, such as an embedding batch, its
+    cores wait for each other, and 3,000 rows take 16 ms instead of 0.1 (measured with OpenBLAS 0.3.31).
     """
     products: Floats = np.vecdot(vectors, queries[0])[None] if len(queries) == 1 else queries @ vectors.T
     return products

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.lifetime import STOP_SECONDS
 from copilotlab.markup import facts_table
+from copilotlab.store.admission import Admission, Rank
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.recall import Recall
 from copilotlab.store.records import (
@@ -36,13 +37,10 @@ from copilotlab.store.snapshot import Rows, Snapshot
 
 EXACT_LIMIT = 20_000  # charts from which on a search through a graph is the quicker one: see the class
 SMALLEST_CAPACITY = 16
-MOST_ASIDE = 10_000  # records that are kept until the repository has confirmed what took their place
 PUT_AT_ONCE = 4096  # records that become visible together, and the longest that one writer keeps another waiting
 INDEXED_AT_ONCE = 256
 DEAD_SHARE = 1 / 4  # of the live rows: more dead ones than that, and the rows are compacted
 STALE_FACTOR = 2  # graphs over more than so many times the live rows are built anew
-
-_Rank = tuple[int, bytes, bytes]
 
 
 class Followed(NamedTuple):
@@ -89,13 +87,7 @@ class VectorStore:
         self._snapshot = Snapshot(Rows.empty(SMALLEST_CAPACITY, self.dim))
         self._lock = threading.Lock()  # of writers: all below, and replacing the snapshot
         self._change: _Change | None = None
-        self._tombstones: dict[int, int] = {}
-        self._horizon: tuple[int, frozenset[int]] = (-1, frozenset())
-        self._watermark = -1  # the repository's revision at which it was followed last
-        # What it named up to there and is not here: chart_id -> revision and content hash.
-        self._expected: dict[int, tuple[int, bytes]] = {}
-        self._aside: dict[int, Record] = {}  # what news took the place of, until the repository has confirmed it
-        self._doubtful_to = -1  # up to there, what is newer than the watermark may be of a past that was lost
+        self._admission = Admission()
         self._latest = -1
         self._index_lock = threading.Lock()  # of who builds the index; taken before the writers' lock
         self._build: GraphBuild | None = None
@@ -113,14 +105,14 @@ class VectorStore:
     # --- writing ----------------------------------------------------------------------------------------------
 
     def put(self, record: Record) -> bool:
-        """Takes the record in, or leaves things as they are if it must not; says which.
+        """Take the record in unless the rules keep it out; return whether it was taken.
 
-        ValueError if the record's vector is not of this store's dimension; TypeError if it is no `Record`.
+        ValueError if the record's vector is not of this store's dimension; TypeError if it is not a `Record`.
         """
         return self.put_many((record,)) == 1
 
     def put_many(self, records: Iterable[Record]) -> int:
-        """Puts the records in their order and returns how many were taken.
+        """Put the records in their order; return how many were taken.
 
         They become visible together (more than 4,096: so many at a time). Errors as in `put`, before anything changes.
         """
@@ -140,11 +132,12 @@ class VectorStore:
         return taken
 
     def remove(self, chart_id: int, revision: int = 0) -> bool:
-        """Drops the chart; True if it was there.
+        """Drop the chart; return True if it was there.
 
         Ordered: only if its revision is ``revision`` or less; then, or if it is unknown here, nothing up to
-        ``revision`` comes in any more; and no removal counts that the followed repository did not know of when it was
-        read. Not ordered: ``revision`` means nothing. ValueError for a negative number.
+        ``revision`` comes in any more. A removal up to the revision at which the followed repository was read has no
+        effect: the repository would have named it. Not ordered: ``revision`` means nothing. ValueError for a negative
+        number.
         """
         chart_id = as_integer("chart_id", chart_id)
         revision = as_integer("revision", revision)
@@ -153,24 +146,17 @@ class VectorStore:
             row = now.row_of(chart_id)
             tombstone = {}
             if self.ordered:
-                if revision <= max(self._watermark, self._doubtful_to) or (
-                    row is not None and now.revision(row) > revision
-                ):
+                if revision <= self._admission.settled or (row is not None and now.revision(row) > revision):
                     return False
-                tombstone = {chart_id: max(revision, self._tombstones.get(chart_id, 0))}
+                tombstone = {chart_id: max(revision, self._admission.tombstones.get(chart_id, 0))}
                 self._set_aside(now, chart_id)
             if row is not None or tombstone:
                 self._publish(now, dying=[] if row is None else [row], tombstones=tombstone)
         self._wake_indexer()
         return row is not None
 
-    def bury(self, tombstones: Mapping[int, int]) -> list[int]:
-        """`remove` for each chart_id -> revision that this store does not know yet; the ids that were dropped."""
-        new = [(i, r) for i, r in tombstones.items() if self._tombstones.get(i, -1) < r]
-        return [chart_id for chart_id, revision in new if self.remove(chart_id, revision)]
-
     def retain(self, chart_ids: Iterable[int], revision: int) -> list[int]:
-        """Drops the charts that are not among ``chart_ids``, all that exist at ``revision``; returns the dropped ids.
+        """Drop the charts that are not among ``chart_ids``, all that exist at ``revision``; return the dropped ids.
 
         Ordered: only records of ``revision`` or less are dropped, and a chart that is not listed comes in only above
         ``revision``, until a later list has it. Not ordered: ``revision`` means nothing. ValueError for ids that are no
@@ -184,10 +170,11 @@ class VectorStore:
             gone = rows[~np.isin(now.rows.chart_ids[rows], listed)]
             if self.ordered:
                 gone = gone[now.rows.revisions[gone] <= revision]
-                if revision >= self._horizon[0]:
-                    self._horizon = (revision, frozenset(listed.tolist()))
+                if self._admission.keep_to(revision, listed.tolist()):
                     self._latest = max(self._latest, revision)
-            dropped = self._drop(now, gone)
+            dropped: list[int] = np.sort(now.rows.chart_ids[gone]).tolist()
+            if dropped:
+                self._publish(now, dying=gone.tolist())
         self._wake_indexer()
         return dropped
 
@@ -224,7 +211,8 @@ class VectorStore:
             settled = same & (held == revisions)
             moved = same & ~settled & reuse
             lacking = ~deleted & ~newer & ~settled & ~moved
-            back_again = self._taken_back(chart_ids, revisions, content_hashes, lacking) if reuse else []
+            admission = self._admission
+            back_again = admission.taken_back(chart_ids, revisions, content_hashes, lacking) if reuse else []
             gone = (deleted & (held >= 0) & (held <= revisions)) | (lacking & (held >= revisions))
             dying = {row for chart_id in chart_ids[gone].tolist() if (row := now.row_of(chart_id)) is not None}
             if whole and self.ordered:
@@ -238,32 +226,26 @@ class VectorStore:
             if records or dying:
                 self._publish(now, records, sorted(dying))
             if back:
-                self._doubtful_to = max(self._doubtful_to, self._latest)
-                self._tombstones, self._expected, self._latest, self._watermark = {}, {}, -1, -1
-                self._horizon = (-1, frozenset())
-            if self.ordered and (whole or since <= self._watermark):
+                admission.go_back(self._latest)
+                self._latest = -1
+            if self.ordered:
                 wanted = zip(revisions[lacking].tolist(), map(bytes, content_hashes[lacking]), strict=True)
-                expected = dict(zip(chart_ids[lacking].tolist(), wanted, strict=True))
-                if not whole:
-                    told = set(chart_ids.tolist())
-                    expected |= {i: wanted for i, wanted in self._expected.items() if i not in told}
-                self._expect(expected, revision)
-                told = set(chart_ids.tolist())
-                self._aside = {} if whole else {i: kept for i, kept in self._aside.items() if i not in told}
-            elif self.ordered:  # what changed in between is not known
-                buried = zip(chart_ids[deleted].tolist(), revisions[deleted].tolist(), strict=True)
-                self._tombstones.update({i: t for i, t in buried if t > self._tombstones.get(i, -1)})
+                named = dict(zip(chart_ids[lacking].tolist(), wanted, strict=True))
+                buried = dict(zip(chart_ids[deleted].tolist(), revisions[deleted].tolist(), strict=True))
+                told = chart_ids.tolist()
+                if admission.follow(told, named, buried, since=since, revision=revision, holds=self._holds):
+                    self._latest = max(self._latest, revision)
         self._wake_indexer()
         return Followed(np.flatnonzero(lacking), dropped, len(records))
 
     def trust(self) -> None:
-        """Take in again what is newer than the repository was when it went back: who follows it has done so too."""
-        self._doubtful_to = -1
+        """Take in again what is newer than the repository was when it went back: by now all nodes have noticed."""
+        self._admission.trust()
 
     def known(self, chart_id: int) -> tuple[tuple[int, bytes] | None, int | None]:
-        """What is known of one chart: its `head`, and its `tombstone`."""
+        """Return what is known of one chart: its `head`, and its `tombstone`."""
         with self._lock:
-            return self.head(chart_id), self._tombstones.get(chart_id)
+            return self.head(chart_id), self.tombstone(chart_id)
 
     def correct(
         self,
@@ -281,132 +263,55 @@ class VectorStore:
         """
         with self._lock:
             now = self._base()
-            if (self.head(chart_id), self._tombstones.get(chart_id)) != known:
+            if (self.head(chart_id), self.tombstone(chart_id)) != known:
                 return
             row, fits = now.row_of(chart_id), self.head(chart_id) == head
             if row is not None and not fits:
                 self._publish(now, dying=[row])
             if self.ordered:
-                self._tombstones.pop(chart_id, None)
-                self._expected.pop(chart_id, None)
-                if head is not None and not fits:
-                    self._expected[chart_id] = head
-                elif head is None and removed:
-                    self._tombstones[chart_id] = removed
-
-    def _expect(self, charts: Mapping[int, tuple[int, bytes]], revision: int) -> None:
-        """Move the watermark on: up to ``revision``, only these still come in, with this revision and content."""
-        self._expected = {chart_id: wanted for chart_id, wanted in charts.items() if not self._holds(chart_id, *wanted)}
-        self._watermark = revision
-        self._latest = max(self._latest, revision)
-        # Of no other chart need it be known that it was removed by then: nothing of it comes in.
-        expected = self._expected
-        self._tombstones = {
-            i: t for i, t in self._tombstones.items() if t > revision or (i in expected and t < expected[i][0])
-        }
+                still = None if fits else head
+                self._admission.correct(chart_id, still, removed=removed if head is None else 0)
 
     def _holds(self, chart_id: int, revision: int, content_hash: bytes) -> bool:
         head = self.head(chart_id)
         return head is not None and (head[0] > revision or head == (revision, content_hash))
 
-    def forget_after(self, revision: int) -> list[int]:
-        """Drops all that is newer than ``revision``, as if it had never come: records, and what is known to be removed.
-
-        Returns the ids of the dropped records. ValueError for a negative revision.
-        """
-        revision = as_integer("revision", revision)
-        with self._lock:
-            now = self._base()
-            rows = now.live_rows()
-            gone = rows[now.rows.revisions[rows] > revision]
-            self._tombstones = {i: removed for i, removed in self._tombstones.items() if removed <= revision}
-            if self._horizon[0] > revision:
-                self._horizon = (-1, frozenset())
-            if self._watermark > revision:
-                self._watermark, self._expected, self._aside = -1, {}, {}
-            self._latest = min(self._latest, revision)
-            dropped = self._drop(now, gone)
-        self._wake_indexer()
-        return dropped
-
-    def _drop(self, now: Snapshot, gone: Ints) -> list[int]:
-        """Publish a state without these rows, if there are any; the ids that they had, in order."""
-        dropped: list[int] = np.sort(now.rows.chart_ids[gone]).tolist()
-        if dropped:
-            self._publish(now, dying=gone.tolist())
-        return dropped
-
     def _put(self, records: Sequence[Record]) -> int:
         now = self._base(room=len(records))
         taken = 0
         winners: dict[int, Record] = {}
-        for record in map(self._as_named, records):
+        for record in map(self._admission.as_named, records):
             rival = winners.get(record.chart_id)
             held = _rank(rival) if rival is not None else self._held_rank(now, record.chart_id)
-            if self.ordered and not self._outranks(record.chart_id, _rank(record), held):
+            if self.ordered and not self._admission.outranks(record.chart_id, _rank(record), held):
                 continue
             taken += 1
             if _rank(record) != held:
                 winners[record.chart_id] = record
         for chart_id, winner in winners.items():
-            if winner.revision > self._watermark:
+            if self._admission.is_news(winner.revision):
                 self._set_aside(now, chart_id)
         if winners:
             self._publish(now, list(winners.values()))
         return taken
 
     def _set_aside(self, now: Snapshot, chart_id: int) -> None:
-        """Keep what the repository has named, and news is about to replace: it may turn out not to be so."""
+        """Keep what the repository has named, and news is about to replace."""
         row = now.row_of(chart_id)
-        if row is None or now.revision(row) > self._watermark or len(self._aside) >= MOST_ASIDE:
-            return
-        if (record := now.record(chart_id)) is not None:
-            self._aside.setdefault(chart_id, record)
-
-    def _taken_back(
-        self, chart_ids: Ints, revisions: Ints, content_hashes: Bytes, lacking: npt.NDArray[np.bool_]
-    ) -> list[Record]:
-        """Of the ``lacking`` heads those whose words were set aside, at the repository's revision."""
-        found = []
-        for row in np.flatnonzero(lacking).tolist() if self._aside else ():
-            record = self._aside.get(int(chart_ids[row]))
-            if record is not None and record.content_hash == content_hashes[row].tobytes():
-                lacking[row] = False
-                found.append(replace(record, revision=int(revisions[row])))
-        return found
-
-    def _as_named(self, record: Record) -> Record:
-        """The record, at the revision that the repository gives its words, if those are what it named."""
-        revision = self._revision_of(record.chart_id, record.revision, record.content_hash)
-        return record if revision == record.revision else replace(record, revision=revision)
-
-    def _revision_of(self, chart_id: int, revision: int, content_hash: bytes) -> int:
-        """The revision that the repository gives these words, if it named them; else the one that they have."""
-        named = self._expected.get(chart_id)
-        if named is None or named[1] != content_hash or revision > max(self._watermark, self._doubtful_to):
-            return revision
-        return named[0]
-
-    def _outranks(self, chart_id: int, rank: _Rank, held: _Rank | None) -> bool:
-        """Whether a record of that rank takes the place of what is held, in an ordered store."""
-        if rank[0] <= max(self._watermark, self._doubtful_to):
-            named = self._expected.get(chart_id) if held is None or held[0] != rank[0] else (held[0], held[2])
-            if named != (rank[0], rank[2]):
-                return False
-        if held is not None:
-            return rank > held
-        complete_to, listed = self._horizon
-        return rank[0] > self._tombstones.get(chart_id, -1) and (rank[0] > complete_to or chart_id in listed)
+        if row is not None and self._admission.wants_aside(now.revision(row)):
+            record = now.record(chart_id)
+            if record is not None:
+                self._admission.set_aside(record)
 
     @staticmethod
-    def _held_rank(now: Snapshot, chart_id: int) -> _Rank | None:
+    def _held_rank(now: Snapshot, chart_id: int) -> Rank | None:
         row = now.row_of(chart_id)
         return None if row is None else (now.revision(row), now.vector_hash(row), now.content_hash(row))
 
     # --- publishing: with the writers' lock held ------------------------------------------------------------------
 
     def _base(self, room: int = 0) -> Snapshot:
-        """What a writer builds on: the present snapshot, with room for so many rows more."""
+        """Return what a writer builds on: the present snapshot, with room for so many more rows."""
         if self._change is not None:  # an interrupt hit the last writer; what it began is finished first
             self._apply(self._change)
         now = self._snapshot
@@ -421,7 +326,7 @@ class VectorStore:
         dying: Sequence[int] = (),
         tombstones: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        """Shows the records, and no more the rows that they replace nor those in ``dying``: all at once.
+        """Show the records, and hide the rows that they replace and those in ``dying``: all at once.
 
         The records' charts are distinct.
         """
@@ -455,12 +360,12 @@ class VectorStore:
             self._snapshot = after.moved(max(SMALLEST_CAPACITY, 2 * after.live))
 
     def _apply(self, change: _Change) -> None:
-        """May be cut short anywhere, and then done again. Readers notice nothing before the snapshot is replaced."""
+        """Apply the change; if cut short, it is done again. Readers see nothing until the snapshot is replaced."""
         after = change.after
         after.rows.died[change.dying] = after.clock
         after.older.update(change.older)
         after.newest.update(change.newest)
-        self._tombstones.update(change.tombstones)
+        self._admission.tombstones.update(change.tombstones)
         self._latest = max(self._latest, change.latest)
         self._snapshot = after
         self._change = None
@@ -468,7 +373,7 @@ class VectorStore:
     # --- reading ----------------------------------------------------------------------------------------------
 
     def search(self, vector: npt.ArrayLike, k: int = 10, chart_ids: Iterable[int] | None = None) -> Matches:
-        """The ``k`` charts whose vectors are nearest to ``vector``, a unit vector (dim,); all if there are fewer.
+        """Find the ``k`` charts whose vectors are nearest to ``vector``, a unit vector (dim,); all if there are fewer.
 
         chart_ids: only among these, and exactly, however many they are; unknown ones are ignored, an empty list gives
         no results. Exact answers of stores of equal content are equal to the bit. ValueError for a vector of another
@@ -485,31 +390,31 @@ class VectorStore:
         return self._search(queries, k, chart_ids)
 
     def get(self, chart_id: int) -> Record | None:
-        """The chart's record, with its own copy of the vector; None if the store has no such chart."""
+        """Return the chart's record, with its own copy of the vector; None if the store has no such chart."""
         return self._snapshot.record(chart_id)
 
     def revision(self, chart_id: int) -> int | None:
-        """The revision of the chart's record; None if the store has no such chart."""
+        """Return the revision of the chart's record; None if the store has no such chart."""
         now = self._snapshot
         row = now.row_of(chart_id)
         return None if row is None else now.revision(row)
 
     def head(self, chart_id: int) -> tuple[int, bytes] | None:
-        """Revision and content_hash of the chart's record; None if the store has no such chart."""
+        """Return revision and content_hash of the chart's record; None if the store has no such chart."""
         now = self._snapshot
         row = now.row_of(chart_id)
         return None if row is None else (now.revision(row), now.content_hash(row))
 
     def heads(self, chart_ids: Ints) -> tuple[Ints, Bytes]:
-        """`head` of many: revisions, int64 (n,), -1 where there is no such chart, and content_hashes, uint8 (n, 16)."""
+        """Return `head` of many: revisions, int64 (n,), -1 for no such chart, and content_hashes, uint8 (n, 16)."""
         return self._snapshot.heads(chart_ids)
 
     def columns(self, chart_ids: Iterable[int]) -> tuple[Ints, Ints, Bytes, Floats]:
-        """What is held of these charts, as arrays: chart_ids, revisions, content hashes, vectors."""
+        """Return what is held of these charts as arrays: chart_ids, revisions, content hashes, vectors."""
         return self._snapshot.columns(chart_ids)
 
     def lacks(self, manifest: Manifest) -> Ints:
-        """The charts, int64 ascending, of which a store with ``manifest`` has a record that would come in here."""
+        """Return the charts, int64 ascending, whose records in a store with ``manifest`` would come in here."""
         now = self._snapshot
         ends = manifest.chart_ids[[0, -1]].tolist() if len(manifest) else [0, 0]
         here = now.manifest(ends[0] - 1, up_to=ends[1])
@@ -523,33 +428,24 @@ class VectorStore:
                 & (here.vector_hashes[inside] == manifest.vector_hashes).all(axis=1)
                 & (here.content_hashes[inside] == manifest.content_hashes).all(axis=1)
             )
-        wanted = [
-            row
-            for row in np.flatnonzero(~same).tolist()
-            if self._outranks(
-                int(manifest.chart_ids[row]),
-                (
-                    self._revision_of(
-                        int(manifest.chart_ids[row]),
-                        int(manifest.revisions[row]),
-                        manifest.content_hashes[row].tobytes(),
-                    ),
-                    manifest.vector_hashes[row].tobytes(),
-                    manifest.content_hashes[row].tobytes(),
-                ),
-                self._held_rank(now, int(manifest.chart_ids[row])),
-            )
-        ]
-        return manifest.chart_ids[wanted]
+        admission = self._admission
+
+        def comes_in(row: int) -> bool:
+            chart_id, content_hash = int(manifest.chart_ids[row]), manifest.content_hashes[row].tobytes()
+            revision = admission.revision_of(chart_id, int(manifest.revisions[row]), content_hash)
+            rank = revision, manifest.vector_hashes[row].tobytes(), content_hash
+            return admission.outranks(chart_id, rank, self._held_rank(now, chart_id))
+
+        return manifest.chart_ids[[row for row in np.flatnonzero(~same).tolist() if comes_in(row)]]
 
     def tombstones(self) -> dict[int, int]:
-        """Every chart that was removed, as far as this store was told: chart_id -> revision."""
+        """Return every chart that was removed, as far as this store was told: chart_id -> revision."""
         with self._lock:
-            return dict(self._tombstones)
+            return dict(self._admission.tombstones)
 
     def tombstone(self, chart_id: int) -> int | None:
-        """The highest revision at which the chart was removed, as far as this store was told; None if it never was."""
-        return self._tombstones.get(chart_id)
+        """Return the highest known revision at which the chart was removed; None if it never was."""
+        return self._admission.tombstones.get(chart_id)
 
     @property
     def latest(self) -> int:
@@ -557,7 +453,7 @@ class VectorStore:
         return self._latest
 
     def manifest(self, after: int = -1, most: int | None = None) -> Manifest:
-        """What the store holds now, without the vectors.
+        """List what the store holds now, without the vectors.
 
         after, most: only of the charts after that one, and of so many. The digest of a part is empty.
         """
@@ -570,7 +466,7 @@ class VectorStore:
 
     @property
     def content(self) -> int:
-        """What the charts say, as a repository's digest (`copilotlab.digest`), without the vectors; kept up to date."""
+        """The digest of what is held, without the vectors, as a repository has it (`copilotlab.digest`)."""
         return self._snapshot.content
 
     @property
@@ -601,7 +497,7 @@ class VectorStore:
         return self._recall.value if self._uses_graphs(self._snapshot) else None
 
     def status(self) -> dict[str, object]:
-        """How the store is now; plain values only.
+        """Describe the store as it is now, in plain values.
 
         count: charts. dead: rows of replaced versions not yet compacted. index: "exact" or "graph", how a search is
         answered now. indexed: rows in the graphs, dead ones too. building: whether a graph is due and not there yet.
@@ -618,7 +514,7 @@ class VectorStore:
             "indexed": sum(graph.size for graph in now.graphs),
             "building": now.live > self.exact_limit and self._index_due(now),
             "recall": self.recall,
-            "tombstones": len(self._tombstones),
+            "tombstones": len(self._admission.tombstones),
             "digest": as_text(now.digest),
         }
 
@@ -658,9 +554,9 @@ class VectorStore:
     # --- the index --------------------------------------------------------------------------------------------
 
     def index_step(self) -> bool:
-        """One short step: of building the graphs that are due, a few hundred rows, and of measuring `recall`.
+        """Do one short step: index a few hundred rows of the graphs that are due, and measure `recall`.
 
-        True if there is more to do.
+        Return True if there is more to do.
         """
         with self._index_lock:
             now = self._snapshot
@@ -696,7 +592,7 @@ class VectorStore:
         return sum(graph.size for graph in now.graphs) > STALE_FACTOR * now.live
 
     def _plan(self, now: Snapshot) -> GraphBuild:
-        """A graph over all that is newer than the graphs, and over those youngest graphs that hold no more than itself.
+        """Plan a graph over all that is newer than the graphs, and over the youngest graphs that are no larger than it.
 
         So graphs double in size from young to old, a search asks few of them, and each row is indexed few times.
         """
@@ -710,13 +606,13 @@ class VectorStore:
         return GraphBuild(start, now.next_serial, now.rows.vectors, rows, now.rows.serials[rows])
 
     def _show_graphs(self, start: int, graphs: tuple[Graph, ...]) -> None:
-        """Replaces the graphs from serial ``start`` on."""
+        """Replace the graphs from serial ``start`` on."""
         with self._lock:
             now = self._base()
             self._snapshot = replace(now, graphs=(*(g for g in now.graphs if g.stop <= start), *graphs))
 
     def _wake_indexer(self, *, waits: bool = True) -> None:
-        """Have a thread do what is due. waits: for whoever else is about that; a search does not, and comes again."""
+        """Start a thread for what is due. waits: for another caller that does the same; a search need not."""
         if self._background and self._has_work() and self._indexer_lock.acquire(blocking=waits):
             try:
                 if self._indexer is None or not self._indexer.is_alive():
@@ -729,7 +625,7 @@ class VectorStore:
         return self._recall.waits or self._index_due(self._snapshot)
 
     def _index_on(self) -> bool:
-        """A step for the background thread; False if it shall end."""
+        """Do a step in the background thread; return False if it has to end."""
         if self.index_step():
             return True
         with self._indexer_lock:  # a writer either sees that the thread has gone, or is seen here
@@ -741,7 +637,7 @@ class VectorStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Change:
-    """What turns one snapshot into the next; doing it twice is doing it once."""
+    """What turns one snapshot into the next; applying it twice does no harm."""
 
     after: Snapshot
     dying: list[int]
@@ -752,7 +648,7 @@ class _Change:
 
 
 class _Indexer(threading.Thread):
-    """Builds a store's graphs until they are current, the store is gone or the interpreter ends.
+    """Build a store's graphs until they are current, the store is gone or the interpreter ends.
 
     The interpreter must not end while usearch adds: a daemon thread that is cut off in there aborts the process (2.26:
     "terminate called without an active exception"). So it is stopped before, which takes one step at most.
@@ -788,7 +684,7 @@ class _Indexer(threading.Thread):
         return store is not None and store._index_on()
 
 
-def _rank(record: Record) -> _Rank:
+def _rank(record: Record) -> Rank:
     return record.revision, record.vector_hash, record.content_hash
 
 

@@ -10,7 +10,7 @@ from typing import Self
 import polars as pl
 
 from copilotlab.charts import ChartRepository
-from copilotlab.charts.readers import read_file
+from copilotlab.charts.files import read_file
 from copilotlab.lab import catalogue
 from copilotlab.markup import GOOD, card
 

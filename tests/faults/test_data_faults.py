@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 from trial import wait_until
 
 from copilotlab import Chart, ChartRepository, Lab, Policy, load_embedder
@@ -128,6 +129,33 @@ def test_without_charts_there_is_no_bad_row():
     charts = FragileRepository()
     assert charts.spoil() == -1
     charts.mend_rows()
+
+
+@pytest.mark.parametrize(
+    ("column", "damaged"),
+    [("revision", "first"), ("revision", -3), ("revision", 1.5), ("deleted", "no"), ("deleted", 7), ("tags", "[")],
+)
+def test_a_row_damaged_in_any_column_is_named_by_who_comes_anew_and_comes_in_once_it_is_mended(lab, column, damaged):
+    def edit(value):
+        with lab.charts._transaction(writes=True) as connection:
+            statement = sa.text(f"UPDATE copilotlab_charts SET {column} = :value WHERE chart_id = 3")
+            connection.execute(statement, {"value": value})
+
+    mended = {"revision": 3, "deleted": False, "tags": "[]"}[column]
+    edit(damaged)
+    for node in lab.nodes:
+        node.stop()
+    node = lab.add_node()
+    wait_until(lambda: node.skipped()["column"].to_list() == [column], "the row is named")
+    (row,) = node.skipped().rows(named=True)
+    assert (row["chart_id"], row["revision"]) == (3, 1 if column == "revision" else 3)
+    assert repr(damaged) in row["reason"]
+    wait_until(lambda: len(node.store) == 9, "the others are there")
+
+    edit(mended)
+    wait_until(lambda: 3 in node.store, "it is back")
+    assert node.skipped().is_empty()
+    assert node.store.content == lab.charts.look(0).digest
 
 
 # --- the faults by name -----------------------------------------------------------------------------------------------

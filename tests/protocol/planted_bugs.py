@@ -106,17 +106,17 @@ BUGS = (
     Bug(
         "tombstones ignored",
         "a record that was on its way when its chart was deleted brings the chart back",
-        (Edit("store/store.py", "rank[0] > self._tombstones.get(chart_id, -1) and ", ""),),
+        (Edit("store/admission.py", "rank[0] > self.tombstones.get(chart_id, -1) and ", ""),),
     ),
     Bug(
         "older revisions accepted",
         "two updates in different orders leave nodes different",
-        (Edit("store/store.py", "            return rank > held\n", "            return True\n"),),
+        (Edit("store/admission.py", "            return rank > held\n", "            return True\n"),),
     ),
     Bug(
         "tie of equal revisions not settled",
         "the same words embedded twice while Redis was away stay different for ever",
-        (Edit("store/store.py", "            return rank > held\n", "            return rank[0] > held[0]\n"),),
+        (Edit("store/admission.py", "            return rank > held\n", "            return rank[0] > held[0]\n"),),
     ),
     Bug(
         "retains regardless of age",
@@ -249,7 +249,7 @@ BUGS = (
         "what the repository has said does not outrank a peer",
         "a record of words that it has not, at a revision that it has, stays for ever",
         (
-            Edit("store/store.py", "if rank[0] <= max(self._watermark, self._doubtful_to):", "if False:"),
+            Edit("store/admission.py", "if rank[0] <= self.settled:", "if False:"),
             Edit("protocol/follower.py", "if compare and self._context.policy.ordered and since and", "if False and"),
         ),
     ),
@@ -304,7 +304,7 @@ BUGS = (
         "what was deleted while it was made comes back",
         "a chart that is deleted while its update hangs is found again, by nodes that have seen the deletion",
         (
-            Edit("store/store.py", "                elif head is None and removed:\n", "                elif False:\n"),
+            Edit("store/admission.py", "        if removed:\n", "        if False:\n"),
             Edit(
                 "protocol/changes.py",
                 " and self._correct(chart.chart_id) == head:",

@@ -295,7 +295,7 @@ DAMAGED_ANYWHERE = [
         for value in ("", "[", "null", "{}", "7", '"x"', "[1]", "[null]", '[""]', '[" "]', "[" * 100_000, "a;b",
                       '["' + "x" * 201 + '"]', "[" + ",".join(['"x"'] * 65) + "]", '["\\ud800"]')
     ),
-    ("revision", -3),
+    *(("revision", value) for value in (-3, 0, None)),
     ("deleted", None),
 ]  # fmt: skip
 DAMAGED_IN_SQLITE = [
@@ -331,12 +331,17 @@ def check_that_one_bad_row_costs_one_row(repository, column, value, caplog):
         assert [one.chart_id for one in repository] == [1, 3]
         assert repository.frame()["chart_id"].to_list() == [1, 3]
         assert [change.chart_id for change in repository.changes_since(0)] == [1, 3]
-        assert {1, 3} <= set(repository.heads_since(0).chart_ids.tolist()) <= {1, 2, 3}
+        for heads in (repository.heads_since(0), repository.look(0).heads):
+            rows = zip(heads.chart_ids.tolist(), heads.revisions.tolist(), heads.deleted.tolist(), strict=True)
+            assert sorted(rows) == [(1, 1, False), (2, 1 if column == "revision" else 2, False), (3, 3, False)]
+            assert {row.tobytes() for row in heads.content_hashes} == {chart(1).content_hash}
         assert set(repository.get_many([1, 2, 3])) == {1, 3}
         changes, unreadable = repository.read_many([1, 2, 3, 4])
     assert set(changes) == {1, 3}
     assert set(unreadable) == {2}
-    assert unreadable[2][:3] == (2, 0 if column == "revision" else 2, column)
+    assert unreadable[2][:3] == (2, 1 if column == "revision" else 2, column)
+    assert unreadable[2].content_hash == chart(2).content_hash
+    assert len(repository) == 3
     assert any(said in unreadable[2].reason for said in ("expected", "leave it out", "which no database keeps"))
     assert len(unreadable[2].reason) < 250
     (said,) = [record.getMessage() for record in caplog.records]

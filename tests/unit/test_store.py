@@ -192,27 +192,6 @@ def test_put_many_takes_more_records_than_become_visible_together():
 # --- retain -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_newer_than_a_revision_is_forgotten_as_if_it_had_never_come():
-    told, never = VectorStore(DIM), VectorStore(DIM)
-    for store in (told, never):
-        store.put_many([record(1, 3), record(2, 4)])
-        store.remove(3, 2)
-    told.put_many([record(2, 9), record(4, 7)])
-    told.remove(1, 8)
-    told.remove(5, 6)
-    told.retain([2, 4], 9)
-    assert told.latest == 9
-
-    assert told.forget_after(5) == [2, 4]
-
-    assert (told.latest, told.tombstones()) == (5, {3: 2})
-    told.put_many([record(1, 3), record(2, 4)])  # it may come in again
-    assert told.digest == never.digest
-    assert told.forget_after(5) == []
-    with pytest.raises(ValueError, match="revision must be an integer"):
-        told.forget_after(-1)
-
-
 def test_retain_drops_what_is_not_listed_and_not_newer_than_the_list():
     store = VectorStore(DIM)
     store.put_many([record(1, 1), record(2, 2), record(3, 30)])

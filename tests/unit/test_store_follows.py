@@ -139,10 +139,10 @@ def test_a_look_that_leaves_a_gap_moves_no_watermark(store):
     assert store.tombstone(2) == 9
 
 
-def test_after_the_repository_went_back_nothing_is_known_of_what_it_named(store):
-    store.put(record(1, 3))
-    follow(store, [(1, 3, b"a"), (2, 8, b"b")], since=0, revision=10)
-    store.forget_after(5)
+def test_after_the_repository_went_back_what_an_older_list_left_out_may_come_in(store):
+    store.retain([1], 9)
+    assert not store.put(record(2, 4, b"c"))
+    store.follow(*columns([(2, 4, b"c")]), since=0, revision=5, back=True)
 
     assert store.put(record(2, 4, b"c"))
 
