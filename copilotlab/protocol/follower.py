@@ -88,8 +88,8 @@ class Follower:
         """Whether the repository was looked at since the store was new, or since it went back."""
         self.compared = False
         """Whether the last look took in the whole catalogue."""
-        self.looked_at: float | None = None
-        """When it was asked at the last look, on the node's clock; None before the first."""
+        self.last_look: tuple[float, int] | None = None
+        """When the repository was asked last, on the node's clock, and its revision then; None before the first."""
         self.dropped = 0
         """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
@@ -176,7 +176,7 @@ class Follower:
         elif self._context.clock.now() >= self._doubts_until:
             self._store.trust()
         heads = self._take_in(look, since, back=back)
-        self.looked_at = asked_at
+        self.last_look = asked_at, look.revision  # at once: the listening thread reads it
         if compare and self._context.policy.ordered and since and not self._agrees(look, version):
             heads = self._compare()
         self._try_again()

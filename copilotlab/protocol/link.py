@@ -27,6 +27,8 @@ from copilotlab.protocol.pages import PageBound, PageRefused, is_for_size
 REFUSED_PAUSE = 10.0  # seconds between two looks at a Redis that has refused us for as long
 SILENT_BEATS = 3  # heartbeats in a row that nothing was heard after: the subscription is dead, whatever TCP says
 
+CLOSED = "closed"  # the reason of a link that was left: what ends with it is no outage
+
 T = TypeVar("T")
 
 
@@ -162,7 +164,7 @@ class Link:
         """Leave Redis."""
         with self._lock:
             self.connected = False
-            self.reason = "closed"
+            self.reason = CLOSED
         self.carrier.close()
 
     # --- asking -----------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ class Link:
         """An outage begins, or a refusal. joins: of the connection that failed: an earlier one's end is no news."""
         refused = isinstance(error, CarrierRefused)
         with self._lock:
-            if joins is not None and joins != self._joins:
+            if self.reason == CLOSED or (joins is not None and joins != self._joins):
                 return
             now = self.context.clock.now()
             begins = self._away_since is None

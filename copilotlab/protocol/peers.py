@@ -116,18 +116,18 @@ class Strangers:
         self._told: dict[str, tuple[int, float]] = {}  # the repository's revision that a node told last, and when
 
     def note(
-        self, source: str, revision: int, now: float, *, read_to: int, looked_at: float | None, differs: bool
+        self, source: str, revision: int, now: float, *, last_look: tuple[float, int] | None, differs: bool
     ) -> None:
         """Take notice of the revision of the repository that a node has read.
 
-        read_to, looked_at: what this node found there at its last look, and when. differs: whether the repository had
-        another digest at that revision than the node says.
+        last_look: when this node has read it last, and its revision then. differs: whether the repository had another
+        digest at that revision than the node says.
         """
         before, heard_at = self._told.get(source, (0, inf))
         if len(self._told) >= MOST:
             self._told.clear()
         self._told[source] = revision, now
-        never_was = looked_at is not None and looked_at > heard_at and min(before, revision) > read_to
+        never_was = last_look is not None and last_look[0] > heard_at and min(before, revision) > last_look[1]
         self._strangers.discard(source)
         if (never_was or differs) and len(self._strangers) < MOST:
             self._strangers.add(source)

@@ -310,8 +310,7 @@ class Replica:
                 source,
                 event.revision,
                 self.context.clock.now(),
-                read_to=follower.read_to,
-                looked_at=follower.looked_at,
+                last_look=follower.last_look,
                 differs=follower.contradicts(event.revision, event.catalogue),
             )
         if source not in self.strangers:

@@ -196,8 +196,8 @@ class VectorStore:
         of ``revision``; with ``since`` 0, all live charts, and what is not among them goes. Words that are here stay,
         at the repository's revision (reuse=False: only where it is the same); other words of the same or a later
         revision up to ``revision`` are of a past that the repository does not have, and go. What is newer than
-        ``revision`` stays, unless the repository went ``back``: then nothing of the revisions that it has lost comes in
-        until `trust`, or until it is named. ValueError for a negative revision.
+        ``revision`` stays, and what was removed since stays away, unless the repository went ``back``: then nothing of
+        the revisions that it has lost comes in until `trust`, or until it is named. ValueError for a negative revision.
         """
         revision = as_integer("revision", revision)
         whole = since == 0
@@ -210,8 +210,9 @@ class VectorStore:
             same = here & ~newer & (hashes == content_hashes).all(axis=1)
             settled = same & (held == revisions)
             moved = same & ~settled & reuse
-            lacking = ~deleted & ~newer & ~settled & ~moved
             admission = self._admission
+            removed_since = [i for i, removed in admission.tombstones.items() if removed > newest]
+            lacking = ~(deleted | newer | settled | moved | np.isin(chart_ids, removed_since))
             back_again = admission.taken_back(chart_ids, revisions, content_hashes, lacking) if reuse else []
             gone = (deleted & (held >= 0) & (held <= revisions)) | (lacking & (held >= revisions))
             dying = {row for chart_id in chart_ids[gone].tolist() if (row := now.row_of(chart_id)) is not None}

@@ -240,7 +240,9 @@ while True:
     node = Node(catalogue(40), model, url, policy=Policy(redis_timeout=1.0, heartbeat_interval=0.05)).start()
     node.rebuild()
     owners = {"node": node, "replica": node.replica, "coordinator": node.coordinator, "store": node.store,
-              "counters": node.context.metrics, "details": node._details, "backlog": node.replica.backlog,
+              "link": node.coordinator.link, "view": node.replica.view, "threads": node.replica.threads,
+              "batches": node.replica.batches, "metrics": node.context.metrics, "details": node._details,
+              "backlog": node.replica.backlog,
               "transfers": node.replica.transfers, "carrier": node.coordinator.link.carrier}
     found = [(part, attribute) for part, owner in owners.items()
              for attribute, value in sorted(vars(owner).items()) if isinstance(value, kinds)]
@@ -275,7 +277,7 @@ def test_a_signal_handler_may_stop_a_node_while_the_code_that_it_interrupts_hold
         out, errors = process.communicate(timeout=2 * LIMIT)
     assert (process.returncode, errors) == (0, "")
     took = {name: float(seconds) for name, seconds in map(str.split, out.splitlines())}
-    assert {"link.speaking", "counters._lock", "store._lock"} <= took.keys()
+    assert {"link.speaking", "view._lock", "metrics._lock", "store._lock"} <= took.keys()
     assert max(took.values()) < 5.0, took  # it states 1 s; the machine is shared
 
 
@@ -494,7 +496,7 @@ class Slow(HashEmbedder):
 def test_a_node_that_does_not_start_leaves_nothing_running(server, monkeypatch):
     before = own_threads()
     node = Node(catalogue(), load_embedder("hash"), server.url, policy=QUICK)
-    monkeypatch.setattr(node.replica, "start", lambda: [].pop())
+    monkeypatch.setattr(node.replica.threads, "start", lambda: [].pop())
     with pytest.raises(IndexError), node:
         pytest.fail("it started")
     assert own_threads() <= before

@@ -301,6 +301,11 @@ BUGS = (
         (Edit("protocol/worklist.py", "                self._left.append(item)\n", ""),),
     ),
     Bug(
+        "what was deleted after the look is brought back by it",
+        "a whole look that takes as long as a deletion brings back the chart that every node saw deleted",
+        (Edit("store/store.py", " | np.isin(chart_ids, removed_since))", ")"),),
+    ),
+    Bug(
         "what was deleted while it was made comes back",
         "a chart that is deleted while its update hangs is found again, by nodes that have seen the deletion",
         (

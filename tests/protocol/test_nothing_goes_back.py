@@ -70,3 +70,16 @@ def test_a_deletion_that_is_late_leaves_what_was_saved_since(c, monkeypatch):
 
     assert c.nodes[0].store.head(2) == (c.charts.revision, simulated_chart(2, "Back again").content_hash)
     assert c.run_until_agreed(10) is not None
+
+
+def test_what_was_deleted_while_the_whole_repository_was_read_is_not_brought_back(c, monkeypatch):
+    def deleted_elsewhere():
+        c.nodes[1].delete_chart(2)
+        c.deliver()
+
+    after(monkeypatch, c.charts, "look", deleted_elsewhere)
+    batches = c.nodes[0].replica.batches
+    batches.begin("rebuild")
+    while batches.advance():
+        assert 2 not in c.nodes[0].store
+    assert c.run_until_agreed(10) is not None

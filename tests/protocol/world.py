@@ -625,7 +625,7 @@ class World:
         """Whether a node may hold, and pass on, what it was told, or what the repository had in another past."""
         if self._misled is None:
             return False
-        looked_at = [node.replica.follower.looked_at or 0.0 for node in self.nodes]
+        looked_at = [(node.replica.follower.last_look or (0.0, 0))[0] for node in self.nodes]
         arriving = any(carrier.arrived for carrier in self.carriers)
         if (
             min(looked_at, default=inf) > self._misled + LOOKS

@@ -101,6 +101,20 @@ def test_what_is_newer_than_the_look_stays(store):
     assert (store.revision(1), store.revision(2)) == (12, 13)
 
 
+@pytest.mark.parametrize("since", [0, 4])
+def test_what_was_removed_after_the_look_is_not_brought_back_by_it(store, since):
+    """The repository is read, the chart is deleted, this node hears of that; and only then takes in what was read."""
+    store.put_many([record(1, 3), record(2, 4)])
+    follow(store, [(1, 3, b"a"), (2, 4, b"a")], since=0, revision=4)
+    assert store.remove(1, 7)
+    followed = follow(store, [(1, 3, b"a"), (2, 4, b"a")], since=since, revision=6)
+
+    assert followed.lacking.tolist() == []
+    assert 1 not in store
+    assert store.tombstone(1) == 7
+    assert not store.put(record(1, 3))
+
+
 def test_tombstones_last_until_the_repository_was_read_beyond_them(store):
     follow(store, [(1, 1, b"a")], since=0, revision=1)
     store.put(record(1, 1))
