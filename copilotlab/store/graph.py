@@ -7,7 +7,9 @@ enough of it for another graph, and a graph that is rebuilt takes the place of t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +66,11 @@ class GraphBuild:
     _index: Index = field(init=False)
 
     def __post_init__(self) -> None:
-        from usearch.index import Index  # here, since most stores never need it
+        # Here, since most stores never need it; and behind onnxruntime where there is one: with usearch 2.26 in the
+        # process, importing onnxruntime 1.32 ends it (a segmentation fault), as a switch to an ONNX model would.
+        with suppress(ImportError):
+            import_module("onnxruntime")
+        from usearch.index import Index
 
         self._index = Index(
             ndim=self.vectors.shape[1],

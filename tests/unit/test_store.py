@@ -742,6 +742,18 @@ def test_an_interpreter_may_end_in_the_middle_of_a_build():
     assert (done.returncode, done.stdout, done.stderr) == (0, "building\n", "")
 
 
+def test_a_model_of_onnxruntime_may_be_loaded_beside_a_graph():
+    pytest.importorskip("onnxruntime")
+    done = run_python(
+        "import numpy as np; from copilotlab.store import Record, VectorStore\n"
+        "s = VectorStore(2, exact_limit=2, background=False)\n"
+        "s.put_many(Record.of(i, 1, bytes(16), [1, 0]) for i in range(20))\n"
+        "while s.index_step(): pass\n"
+        "import onnxruntime; print(s.index_state)"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "graph\n", "")
+
+
 def test_a_store_without_a_graph_loads_neither_usearch_nor_polars():
     done = run_python(
         "import sys; from copilotlab.store import Record, VectorStore\n"
