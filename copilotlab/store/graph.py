@@ -7,6 +7,7 @@ enough of it for another graph, and a graph that is rebuilt takes the place of t
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -68,8 +69,9 @@ class GraphBuild:
     def __post_init__(self) -> None:
         # Here, since most stores never need it; and behind onnxruntime where there is one: with usearch 2.26 in the
         # process, importing onnxruntime 1.32 ends it (a segmentation fault), as a switch to an ONNX model would.
-        with suppress(ImportError):
-            import_module("onnxruntime")
+        if "usearch" not in sys.modules:
+            with suppress(ImportError):
+                import_module("onnxruntime")
         from usearch.index import Index
 
         self._index = Index(
