@@ -272,10 +272,11 @@ class Replica:
 
     def _notice_sleep(self) -> None:
         """A process that was frozen finds its clock ahead: it knows nothing of the others, and waits for news."""
-        slept = self.view.listened(self.context.clock.now())
-        if slept:
+        now = self.context.clock.now()
+        if self.view.slept(now):
+            self.peers.went_silent(self.coordinator.heard_to)  # before the worker goes on: it would ask what they held
+        if slept := self.view.listened(now):
             self.context.tell(Slept(slept))
-            self.peers.went_silent(self.coordinator.heard_to)
 
     # --- what the others say ----------------------------------------------------------------------------------
 
@@ -310,8 +311,8 @@ class Replica:
                 source,
                 event.revision,
                 self.context.clock.now(),
+                looked_at=follower.looked_at,  # first: a look that ends meanwhile is not taken for an earlier one
                 read_to=follower.read_to,
-                looked_at=follower.looked_at,
                 differs=follower.contradicts(event.revision, event.catalogue),
             )
         if source not in self.strangers:
@@ -348,8 +349,8 @@ class Replica:
             return True
         if not (self.view.would_accept(epoch) and self.coordinator.lease.is_current(epoch)):
             return False
-        self.view.accept(batch, epoch)
-        return True
+        # Where leases have no epoch, none is kept: what another policy's node told would shut out all that follow.
+        return self.view.accept(batch, epoch if self.context.policy.fenced else 0)
 
     def _fetch_chunk(self, source: str, event: events.BatchChunkStored) -> None:
         payload = self.coordinator.get_bulk(event.bulk)

@@ -23,4 +23,4 @@ def _at_rest(nodes: tuple[Node, ...]) -> bool:
         flags = [node.coordinator.flags() for node in nodes]
     except CarrierAway:
         return False
-    return not any(flag.was_down or flag.batch_holder for flag in flags)
+    return not any(flag.owed or flag.batch_holder for flag in flags)
