@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from copilotlab.monitoring.happenings import Said
+from copilotlab.monitoring.happenings import NotSaid, Said
 from copilotlab.protocol import events, keys
+from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import PageRefused
 from copilotlab.store import Record
@@ -139,9 +140,14 @@ class WrittenLease(Lease):
         if self._policy.renew_lease or chunk or event is None:
             return super().keep(grant, event, chunk)
         link = self._link
-        with link.speaking:
-            payload = link.seal(event)
-            heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))
+        try:
+            link.check()  # before the lock: whoever has it may be waiting for a Redis that is away
+            with link.speaking:
+                payload = link.seal(event)
+                heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))
+        except CarrierAway:
+            link.context.tell(NotSaid())
+            raise
         link.context.tell(Said(len(payload)))
         return heard
 
