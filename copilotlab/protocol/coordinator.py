@@ -58,7 +58,8 @@ class Coordinator:
     "" by default, which gives those of the written design. A Redis Cluster needs one in braces, "{charts}": all keys
     then lie together.
 
-    Raises ValueError for a wrong URL, name, fingerprint or dim, TypeError for what is no policy or clock.
+    Raises ValueError for a wrong URL, name, fingerprint or dim, TypeError for what is no policy or clock, and for a
+    context together with parts of one.
 
     Source: the seed document's ChartVectorEventService, ChartDeletionService and RedisConnectionListener.
     """
@@ -73,6 +74,8 @@ class Coordinator:
         identity: Identity | None = None,
         **who: Unpack[Who],
     ) -> None:
+        if context is not None and who:
+            raise TypeError(f"Coordinator({', '.join(who)}=...) beside a context: leave it out, the context has it")
         self.context = Context.of(**who) if context is None else context
         policy, inbox = self.context.policy, f"{events.INBOX}:{self.context.node_id}"
         heard = [events.UPDATES, events.BATCHES, events.DELETIONS]

@@ -8,7 +8,6 @@ compared, by content, and the repository is right.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -93,7 +92,7 @@ class Follower:
         self.dropped = 0
         """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
-        self._looks: deque[tuple[int, str]] = deque(maxlen=LOOKS_KEPT)  # revision and digest at each; revisions grow
+        self._looks: tuple[tuple[int, str], ...] = ()  # revision and digest at each; revisions grow
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
 
@@ -105,7 +104,8 @@ class Follower:
     @property
     def catalogue(self) -> tuple[int, str]:
         """The repository's revision at the last look, and its digest then; 0 and zeros before the first."""
-        return self._looks[-1] if self._looks else (0, as_text(0))
+        looks = self._looks
+        return looks[-1] if looks else (0, as_text(0))
 
     def contradicts(self, revision: int, digest: str) -> bool:
         """Whether the repository had another digest at that revision: who says so reads another copy of it."""
@@ -203,11 +203,10 @@ class Follower:
             self._backlog.add(chart_id, lacking[chart_id][0], now, lacking[chart_id][1])
         self._stamped.clear()
         self.read_to = look.revision
-        if back or since == 0:
-            self._looks.clear()  # they are of a past that may be lost
-        if self._looks and self._looks[-1][0] == look.revision:
-            self._looks.pop()
-        self._looks.append((look.revision, as_text(look.digest)))
+        looks = () if back or since == 0 else self._looks  # else they are of a past that may be lost
+        if looks and looks[-1][0] == look.revision:
+            looks = looks[:-1]
+        self._looks = (*looks, (look.revision, as_text(look.digest)))[-LOOKS_KEPT:]  # at once: the listener reads them
         self.has_read = True
         self.compared = since == 0
         if self.compared:

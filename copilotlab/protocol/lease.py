@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from copilotlab.monitoring.happenings import Said
+from copilotlab.monitoring.happenings import NotSaid, Said
 from copilotlab.protocol import events, keys
+from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import PageRefused
 from copilotlab.store import Record
@@ -66,6 +67,13 @@ class Lease(ABC):
     @abstractmethod
     def is_current(self, epoch: int) -> bool:
         """Whether there is a lease of that epoch, as far as Redis knows. Raises CarrierAway."""
+
+    @abstractmethod
+    def counted(self, epoch: int) -> int:
+        """Return the epoch that a batch which says it has this one counts for; 0 where leases have none.
+
+        Kept there, the epoch of a node with another policy would shut out all that follow.
+        """
 
     @abstractmethod
     def has_run_out(self) -> bool:
@@ -139,9 +147,14 @@ class WrittenLease(Lease):
         if self._policy.renew_lease or chunk or event is None:
             return super().keep(grant, event, chunk)
         link = self._link
-        with link.speaking:
-            payload = link.seal(event)
-            heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))
+        try:
+            link.check()  # before the lock: whoever has it may be waiting for a Redis that is away
+            with link.speaking:
+                payload = link.seal(event)
+                heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))
+        except CarrierAway:
+            link.context.tell(NotSaid())
+            raise
         link.context.tell(Said(len(payload)))
         return heard
 
@@ -156,6 +169,9 @@ class WrittenLease(Lease):
 
     def is_current(self, epoch: int) -> bool:
         return True
+
+    def counted(self, epoch: int) -> int:
+        return 0
 
     def has_run_out(self) -> bool:
         return False
@@ -207,6 +223,9 @@ class FencedLease(Lease):
             (told,) = self._link.ask(lambda: self._link.carrier.get(key))
             self.learn_epoch(told or b"0")
         return 0 < epoch <= self.epoch
+
+    def counted(self, epoch: int) -> int:
+        return epoch
 
     def has_run_out(self) -> bool:
         return self._link.context.clock.now() >= self._lasts_until

@@ -230,8 +230,8 @@ class Link:
             self._refused = refused
             self.reason = str(error)
             self.connected = False
-        if news:
-            self.context.tell(ConnectionLost(str(error), refused))
+            if news:  # under the lock: nobody hears that it is back before hearing that it was lost
+                self.context.tell(ConnectionLost(str(error), refused))
 
     def _came_back(self) -> None:
         with self._lock:
@@ -244,8 +244,8 @@ class Link:
             self._joins += 1
             self.connected = True
             self.pages.reset()
-        if since is not None:
-            self.context.tell(ConnectionBack(now - since))
+            if since is not None:
+                self.context.tell(ConnectionBack(now - since))
 
     # --- who speaks -------------------------------------------------------------------------------------------
 

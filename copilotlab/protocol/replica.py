@@ -272,10 +272,11 @@ class Replica:
 
     def _notice_sleep(self) -> None:
         """A process that was frozen finds its clock ahead: it knows nothing of the others, and waits for news."""
-        slept = self.view.listened(self.context.clock.now())
-        if slept:
+        now = self.context.clock.now()
+        if self.view.slept(now):
+            self.peers.went_silent(self.coordinator.heard_to)  # before the worker goes on: it would ask what they held
+        if slept := self.view.listened(now):
             self.context.tell(Slept(slept))
-            self.peers.went_silent(self.coordinator.heard_to)
 
     # --- what the others say ----------------------------------------------------------------------------------
 
@@ -347,8 +348,7 @@ class Replica:
             return True
         if not (self.view.would_accept(epoch) and self.coordinator.lease.is_current(epoch)):
             return False
-        self.view.accept(batch, epoch)
-        return True
+        return self.view.accept(batch, self.coordinator.lease.counted(epoch))
 
     def _fetch_chunk(self, source: str, event: events.BatchChunkStored) -> None:
         payload = self.coordinator.get_bulk(event.bulk)

@@ -34,7 +34,8 @@ class Sync:
 
     def soon(self, *, whole: bool = False) -> None:
         """Look at the next step, without waiting for the heartbeat. whole: at the whole catalogue."""
-        self._whole = self._whole or whole
+        if whole:
+            self._whole = True
         self._at_once = True
 
     def done(self, now: float) -> None:

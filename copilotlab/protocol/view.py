@@ -86,10 +86,13 @@ class View:
         with self._lock:
             self._awaited_revision = max(self._awaited_revision, revision)
 
-    def accept(self, batch: str, epoch: int) -> None:
-        """Take the events of this batch from now on, and of no other."""
+    def accept(self, batch: str, epoch: int) -> bool:
+        """Take the events of this batch from now on, and of no other; False if a later one was accepted meanwhile."""
         with self._lock:
+            if epoch < self._accepted[1]:
+                return False
             self._accepted = (batch, epoch)
+            return True
 
     def accepts(self, batch: str, epoch: int) -> bool:
         """Whether the events of this batch are taken."""
