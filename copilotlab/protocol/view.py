@@ -1,7 +1,7 @@
-"""What one node knows of the cluster: the flags it saw in Redis, whose batch counts, which nodes it missed news from.
+"""What one node knows of the cluster: the flags seen in Redis, which batch counts, which nodes' news it missed.
 
-Nothing here asks anybody, and time is handed in: whoever reads the clock or Redis says what was found. All of it
-changes here, under one lock, which is held for no longer than that.
+Nothing here asks anybody: the caller reads the clock and Redis, and hands in what it found. All of it changes here,
+under one lock, which is held for no longer than that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class View:
         self._lock = threading.Lock()
         self._grace = grace
         self._flags = Flags(None, False)
-        self._accepted = ("", 0)  # the batch whose events are taken, and its epoch
+        self._accepted = ("", 0)  # the batch whose events are taken in, and its epoch
         self._awaited_revision = 0
         self._suspects: dict[str, None] = {}
         self._away = False
@@ -92,7 +92,7 @@ class View:
             self._accepted = (batch, epoch)
 
     def accepts(self, batch: str, epoch: int) -> bool:
-        """Tell whether the events of this batch are taken."""
+        """Tell whether the events of this batch are taken in."""
         return (batch, epoch) == self._accepted
 
     def would_accept(self, epoch: int) -> bool:
