@@ -1,6 +1,6 @@
 """What the repository has and one store lacks: the changes still to come, and when they become this node's to embed.
 
-Nothing here speaks to Redis or to the repository: it is told of changes that somebody saw there.
+Nothing here speaks to Redis or to the repository: it is told of changes that were seen there.
 """
 
 from __future__ import annotations
