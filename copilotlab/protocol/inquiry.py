@@ -37,7 +37,7 @@ class Inquiry:
         self.has_asked = False
         """Whether all who listened were asked for what they have."""
         self.answered = False
-        """Whether nobody is left to ask, since the last question."""
+        """Whether no node has been left to ask since the last question."""
 
     def begin(self) -> None:
         """Note that the batch is about to say that it begins."""
@@ -68,7 +68,7 @@ class Inquiry:
         if not link.connected:  # for a moment, it may be
             return self.has_asked or link.away_for >= link.context.policy.rejoin_grace
         if not self.has_asked and self._awaits_answers(now):
-            self._fetched = (transfers.taken, link.context.clock.now())  # nobody was asked yet, so nobody is silent
+            self._fetched = (transfers.taken, link.context.clock.now())  # no node was asked yet, so none is silent
             return False
         silent = self._silence()
         if silent >= LONGEST_SILENCE * transfers.patience:
