@@ -64,8 +64,8 @@ class Changes:
             return "away"
         self._view.saw(flags)
         if not granted and flags.owed and flags.batch_holder is None:
-            # The batch that the written design starts here reads the repository at its first step, after this change
-            # was saved: that step is taken by the worker, or by whoever drives the node.
+            # The batch that the written design starts here reads the repository at its first step, which the working
+            # thread, or the caller that drives the node, takes after this change was saved.
             self._batches.begin("rebuild")
         if granted:
             return "ours"
