@@ -334,7 +334,7 @@ class Replica:
                 self.context.tell(BatchHeard(source, f"begins, epoch {event.epoch}"))
                 self.batches.heard_of(event.epoch)
                 self.view.batch_began(source)
-                self._next_beat = self.context.clock.now()  # the holder asks whoever answers
+                self._next_beat = self.context.clock.now()  # the holder asks the nodes that answer
             case events.BatchChunk():
                 self._take(self.coordinator.records(event.records))
             case events.BatchChunkStored():
