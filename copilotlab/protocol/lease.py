@@ -79,7 +79,7 @@ class Lease(ABC):
         """Renew the lease, put the ``chunk`` where ``event`` says it is, and say ``event``, all in one step.
 
         Returns how many listened, this node among them; None, and nothing was said, if the lease is no longer ours.
-        Without epochs the event is said whoever has the lease. Raises PageRefused for a chunk that is too large,
+        Without epochs it is said even if another node has the lease. Raises PageRefused for a chunk that is too large,
         CarrierAway.
         """
         link, policy = self._link, self._policy
