@@ -89,7 +89,7 @@ class Follower:
         self.compared = False
         """Whether the last look took in the whole catalogue."""
         self.looked_at: float | None = None
-        """When the last look began, on the node's clock; None before the first."""
+        """When it was asked at the last look, on the node's clock; None before the first."""
         self.dropped = 0
         """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: no other node will send their vectors
