@@ -1,4 +1,4 @@
-"""Time, from one place: the system's clock in service, a clock under control in tests and studies."""
+"""Time, from one place: the system's clock in service, a controlled clock in tests and studies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Clock(Protocol):
     """What the protocol asks of a clock: seconds that only go forward."""
 
     def now(self) -> float:
-        """Seconds since a fixed but arbitrary moment."""
+        """Return the seconds since a fixed but arbitrary moment."""
         ...
 
 
 class SystemClock:
-    """The machine's monotonic clock, shared by all processes of the machine, deaf to changes of the wall clock."""
+    """The machine's monotonic clock, shared by all its processes; changes of the wall clock do not move it."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -52,6 +52,6 @@ class ManualClock:
 
 
 def check_clock(clock: object) -> None:
-    """TypeError for what is neither a `Clock` nor None."""
+    """Raise TypeError for what is neither a `Clock` nor None."""
     if clock is not None and not callable(getattr(clock, "now", None)):
         raise TypeError(f"clock={clock!r}: expected an object whose now() gives seconds, as in ManualClock()")

@@ -1,7 +1,7 @@
-"""How what runs in the background ends: with its owner, by a signal, with the interpreter, and in a forked child.
+"""How background work ends: with its owner, by a signal, with the interpreter, and in a forked child.
 
-What may be called by a signal handler or by the collector of garbage comes in the middle of anything, a lock of ours
-held by the very code that it has interrupted. So here it takes no lock, and waits only for a while.
+A signal handler or the garbage collector may interrupt any code, also while that code holds a lock of ours. So what
+they call here takes no lock, and waits for a bounded time only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Protocol
 
-STOP_SECONDS = 10.0  # how long an end waits for threads that are in a model or a database; what hangs there is left
+STOP_SECONDS = 10.0  # how long an ending waits for threads in a model or a database; what hangs there is left behind
 FORK_SECONDS = 5.0  # how long a fork waits for a transaction that is under way
-HANDLER_SECONDS = 1.0  # likewise in a signal handler, which holds up the very call that the threads may wait for
+HANDLER_SECONDS = 1.0  # how long an ending waits in a signal handler, which holds up the call it has interrupted
 
 
 class Latch:
-    """Unset, then set for good. Unlike `threading.Event` it may be set by a signal handler or a finalizer."""
+    """A flag that is set once, for good. Unlike a `threading.Event`, a signal handler or a finalizer may set it."""
 
     def __init__(self) -> None:
         self._set = False
@@ -35,20 +35,20 @@ class Latch:
         self._gate.acquire()
 
     def set(self) -> None:
-        """Let everybody pass, now and ever after."""
+        """Set it, and let all who wait go on."""
         self._set = True
-        with suppress(RuntimeError):  # it is open already
+        with suppress(RuntimeError):  # it is set already
             self._gate.release()
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Tell whether it is set."""
         return self._set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, at most ``timeout`` seconds; whether it is."""
+        """Wait until it is set, at most ``timeout`` seconds; return whether it is."""
         if not self._set and self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             with suppress(RuntimeError):
-                self._gate.release()  # for the next who waits
+                self._gate.release()  # for the next thread that waits
         return self._set
 
     def __repr__(self) -> str:
@@ -56,13 +56,13 @@ class Latch:
 
 
 class Bell:
-    """Wakes one thread that waits for it. It may be rung by a signal handler or a finalizer."""
+    """Wakes the one thread that waits for it. A signal handler or a finalizer may ring it."""
 
     def __init__(self) -> None:
-        self._rung: SimpleQueue[None] = SimpleQueue()  # whose put() is re-entrant, by its documentation
+        self._rung: SimpleQueue[None] = SimpleQueue()  # its put() is documented as re-entrant
 
     def set(self) -> None:
-        """Ring."""
+        """Ring the bell."""
         if self._rung.empty():
             self._rung.put(None)
 
@@ -79,10 +79,10 @@ class Bell:
 
 
 class Background(threading.Thread):
-    """A daemon thread that the end of the interpreter waits for, a while: cut off inside a model it aborts the process.
+    """A daemon thread that the end of the interpreter waits for, since one cut off inside a model aborts the process.
 
-    ended: set at its end. (`Thread.join` is not for a main thread that Ctrl-C may reach: in Python 3.11 a join that
-    was interrupted takes a thread that runs for one that has ended.)
+    The wait is bounded. ended: set at the thread's end. (`Thread.join` is not safe in a main thread that Ctrl-C may
+    reach: in Python 3.11, a join that was interrupted takes a running thread for one that has ended.)
     """
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
@@ -90,12 +90,12 @@ class Background(threading.Thread):
         self.ended = Latch()
 
     def start(self) -> None:
-        """As of every thread."""
+        """Start the thread, and have the end of the interpreter wait for it."""
         _threads.add(self)
         super().start()
 
     def run(self) -> None:
-        """As of every thread."""
+        """Call the target, and note when it has ended."""
         try:
             super().run()
         finally:
@@ -104,7 +104,7 @@ class Background(threading.Thread):
 
 
 class Mortal(Protocol):
-    """What the end of the interpreter ends. `let_go` says so, waiting for nothing; `stop` waits, a while."""
+    """What the end of the interpreter ends: `let_go` begins that and waits for nothing, `stop` waits for a while."""
 
     def let_go(self) -> None: ...
 
@@ -112,14 +112,14 @@ class Mortal(Protocol):
 
 
 class ForkGate:
-    """``with gate:`` around what a fork in another thread must not cut in two, since the child could never end it.
+    """``with gate:`` goes around what a fork in another thread must not cut in two: the child could not finish it.
 
-    A fork waits for those who are inside, at most FORK_SECONDS, and who comes meanwhile waits for the fork.
+    A fork waits for the threads inside, at most FORK_SECONDS, and threads that come meanwhile wait for the fork.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside: Counter[int] = Counter()  # threads
+        self._inside: Counter[int] = Counter()  # how often each thread has entered
         self._shut = False
 
     def __enter__(self) -> None:
@@ -137,7 +137,7 @@ class ForkGate:
             self._changed.notify_all()
 
     def shut(self) -> bool:
-        """Before a fork; whether nobody is inside now."""
+        """Close the gate before a fork; return whether no thread is inside now."""
         with self._changed:
             self._shut = True
             others = self._inside.keys() - {threading.get_ident()}
@@ -145,23 +145,25 @@ class ForkGate:
             return not self._inside
 
     def open(self) -> None:
-        """After it, in the parent."""
+        """Open the gate after a fork, in the parent."""
         with self._changed:
             self._shut = False
             self._changed.notify_all()
 
 
 class Heir(Protocol):
-    """What a forked child has a copy of. `before_fork` and `after_fork_in_parent` are called where it has them."""
+    """What a forked child has a copy of. `before_fork` and `after_fork_in_parent`, where defined, are called too."""
 
     def after_fork(self) -> None:
-        """In the child, before anything else runs there: no thread of the parent is here, and a lock that one held
-        stays locked; connections are the parent's."""
+        """Make the copy usable in the child, before anything else runs there.
+
+        No thread of the parent is there, locks that one held stay locked, and connections are the parent's.
+        """
         ...
 
 
 def ends_with_the_interpreter(mortal: Mortal) -> None:
-    """Have ``mortal`` stopped before the interpreter ends, and before what was made earlier is: a server, a model."""
+    """Have ``mortal`` stopped before the interpreter ends, and before what was made earlier (a server, a model)."""
     _mortals[next(_numbers)] = mortal
     atexit.unregister(_end)  # so that it comes first at the end: handlers are called in reverse
     atexit.register(_end)
@@ -173,19 +175,19 @@ def ends_with_the_interpreter(mortal: Mortal) -> None:
 
 
 def renewed_by_fork(heir: Heir) -> None:
-    """Have ``heir.after_fork()`` called in every child that is forked; in the order in which they were given here."""
+    """Have ``heir.after_fork()`` called in every forked child, in the order in which heirs were given here."""
     _heirs[next(_numbers)] = heir
 
 
 def interrupted_one_of_our_calls() -> bool:
-    """Whether the caller of this module's caller is a signal handler that has interrupted a call of this package.
+    """Tell whether we were called by a signal handler that has interrupted a call of this package.
 
-    Then locks may be held that are given back only after the handler has returned.
+    Then locks may be held that are released only after the handler has returned.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return False  # where no signal handler runs
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _package(frame) in ("copilotlab", "contextlib"):  # who has called, not who was cut
+    while frame is not None and _package(frame) in ("copilotlab", "contextlib"):  # the caller, not what was interrupted
         frame = frame.f_back
     while frame is not None and _package(frame) not in ("copilotlab", "redis", "logging"):
         frame = frame.f_back
@@ -196,7 +198,7 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-_threads: set[Background] = set()  # that run
+_threads: set[Background] = set()  # those that run
 _mortals: weakref.WeakValueDictionary[int, Mortal] = weakref.WeakValueDictionary()
 _heirs: weakref.WeakValueDictionary[int, Heir] = weakref.WeakValueDictionary()
 _numbers = count()

@@ -1,4 +1,4 @@
-"""Text shown in HTML: escaped, and isolated in its own direction of writing. And the tables and cards of a page."""
+"""Pieces of HTML: text that is escaped and isolated in its own direction of writing, tables, and cards."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TABLE = "<table style='border:none;margin:4px 0'>"
 
 
 def text(value: object) -> str:
-    """``value`` as text: markup in it is shown, not obeyed, and right-to-left text does not turn its neighbours."""
+    """Escape ``value``: markup in it is shown, not obeyed, and right-to-left text does not reverse its neighbours."""
     return f"<bdi>{html.escape(str(value))}</bdi>"
 
 
 def facts_table(facts: Mapping[str, object], *, caption: str = "") -> str:
-    """A table of a name and a fact a row."""
+    """Make a table with a name and a fact in each row."""
     rows = "".join(
         f"<tr><th style='{_CELL}' scope='row'>{text(name)}</th><td style='{_CELL}'>{text(fact)}</td></tr>"
         for name, fact in facts.items()
@@ -27,7 +27,7 @@ def facts_table(facts: Mapping[str, object], *, caption: str = "") -> str:
 
 
 def rows_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table with a heading for each column."""
+    """Make a table with a heading for each column."""
     head = "".join(f"<th style='{_HEAD}' scope='col'>{text(name)}</th>" for name in columns)
     cells = ("".join(f"<td style='{_CELL}'>{text(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -35,7 +35,10 @@ def rows_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def card(heading: str, facts: Mapping[str, object], *, colour: str, more: str = "") -> str:
-    """A heading and a table of facts beside a bar of that colour, on any background; ``more`` is HTML below them."""
+    """Make a card: a heading and a table of facts beside a bar of that colour, on any background.
+
+    more: HTML that stands below them.
+    """
     return (
         "<div style='display:flex;gap:12px'>"
         f"<div style='flex:none;width:8px;border-radius:4px;background:{colour}'></div>"

@@ -86,8 +86,9 @@ Outcome = Literal["published", "local", "deferred", "unchanged"]
 class UpdateResult(NamedTuple):
     """What became of one change.
 
-    outcome: "published" (embedded here, the other nodes told), "local" (embedded here, Redis is away), "deferred" (a
-    batch will do it, or the node that has claimed it) or "unchanged"; revision: the repository's, for this chart.
+    outcome: "published" (embedded here, and the other nodes were told), "local" (embedded here, while Redis is away),
+    "deferred" (a batch will do it, or the node that has claimed it) or "unchanged"; revision: the repository's, for
+    this chart.
     """
 
     outcome: Outcome
@@ -100,16 +101,16 @@ class Node:
     charts: the repository, shared by all nodes. embedder: text to vectors; all nodes of a cluster use the same model.
     redis: a URL (redis://, rediss://, unix://), a redis-py client, or a `Carrier`; redis://127.0.0.1:6379/0 by default.
     policy: `Policy()` by default. node_id: a random one by default. namespace: "" by default; see `Coordinator`.
-    clock: the system's by default. exact_limit: up to so many charts (20,000) a search compares the query with each of
-    them; above, a graph is built in the background, which costs a core for a minute per 100,000 charts.
+    clock: the system's by default. exact_limit: the most charts (20,000) for which a search compares the query with
+    each; above it a graph is built in the background, which costs a core for a minute per 100,000 charts.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
-    hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when nobody
-    holds it any more: then too its threads and connections go, and a batch gives its lease back.
+    hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when it is
+    garbage: in each case its threads and connections go, and a batch gives its lease back.
 
     In a forked child a node is another one: its name is followed by the process's id (a random name is drawn anew), its
-    session, connections and counters are new, its vectors are those of the fork. One that ran in the parent does not
-    run in the child: there it raises RuntimeError, whatever it is asked, until it is started.
+    session, connections and counters are new, and its vectors are those of the fork. One that ran in the parent does
+    not run in the child: there every call raises RuntimeError until it is started.
 
     Raises ValueError for a wrong URL, name or exact_limit, and TypeError for what is no policy, clock, repository or
     model, before it connects to anything.
@@ -136,17 +137,17 @@ class Node:
         )
         self.charts = charts
         self._given_id = node_id
-        self._listeners: tuple[Listener, ...] = ()  # those that were added here
+        self._listeners: tuple[Listener, ...] = ()  # those given to `listen_to`
         self._exact_limit = exact_limit
         self._details = Details(charts, self.context.listeners)
-        self._not_here = ""  # why it does not run in this process; "" where it may
+        self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
         self._stopping = Latch()
-        weakref.finalize(self, _abandon, self._living).atexit = False  # the interpreter's end stops it in order
+        weakref.finalize(self, _abandon, self._living).atexit = False  # the interpreter calls `stop` at its end
         renewed_by_fork(self)
 
     def _as_chosen(self, embedder: Embedder) -> Embedder:
@@ -172,7 +173,7 @@ class Node:
 
     @property
     def replica(self) -> Replica:
-        """What keeps the vectors of this node's model in step: the protocol, for whoever drives or studies it."""
+        """The protocol of this node's model, which keeps its vectors in step; for tests and studies that drive it."""
         self._check_here()
         return self._present
 
@@ -187,12 +188,12 @@ class Node:
 
     @property
     def policy(self) -> Policy:
-        """The choices that this node acts by."""
+        """The policy of this node."""
         return self.context.policy
 
     @property
     def clock(self) -> Clock:
-        """What this node takes for the time."""
+        """The clock that this node goes by."""
         return self.context.clock
 
     @property
@@ -218,11 +219,11 @@ class Node:
     # --- life -------------------------------------------------------------------------------------------------
 
     def connect(self) -> bool:
-        """Connect now, without threads, for whoever drives the node by its steps; False if Redis is away."""
+        """Connect now, without threads, to drive the node by its steps; False if Redis is away."""
         return self.replica.connect()
 
     def start(self) -> Self:
-        """Connect, listen and work in the background; what of that is at work already goes on.
+        """Connect, and listen and work in the background; a thread that runs already goes on.
 
         With Redis away the node starts all the same, says so once in the log and in `status`, and connects when Redis
         is there. Raises CarrierRefused for what time does not heal (password, access list, certificate, no Lua), and
@@ -241,14 +242,14 @@ class Node:
         return self
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
-        """End the threads, give a batch that is under way back, leave Redis. A second call does nothing.
+        """End the threads, give back the lease of a batch under way, leave Redis. A second call does nothing.
 
-        timeout: the seconds (10) that it takes at most. A thread that is then still in the model or the database is
-        left there, which the log says; it does the rest when it comes back.
+        timeout: the most seconds (10) that this takes. A thread that is then still in the model or the database is left
+        there, which the log says; it does the rest when it comes back.
 
-        A signal handler may call it. Where the signal has interrupted a call of this node, which may hold what the
-        threads need, it takes at most 1 second: they go on to the end after the handler has returned or raised, and the
-        end of the interpreter waits for them.
+        A signal handler may call it. Where the signal has interrupted a call of this node, which may hold locks that
+        the threads need, it takes at most 1 second: they end after the handler has returned or raised, and the end of
+        the interpreter waits for them.
         """
         interrupted = interrupted_one_of_our_calls()
         self.let_go()
@@ -260,7 +261,7 @@ class Node:
             replica.threads.stop(max(0.0, until - time.monotonic()), in_handler=interrupted) for replica in living
         ]
         if interrupted:
-            return  # the log may be what it has interrupted
+            return  # the signal may have interrupted the log
         if left := ", ".join(filter(None, stopped)):
             said = f"still at work after {timeout:g} s: {left}; it ends when it comes back"
             self.context.tell(LeftBehind(said))
@@ -269,14 +270,14 @@ class Node:
             self.context.tell(Stopped())
 
     def let_go(self) -> None:
-        """Begin to stop, and wait for nothing; it takes no lock."""
+        """Begin to stop, and wait for nothing. Takes no lock."""
         self._stopping.set()
         if not self._not_here:
             for replica in list(self._living):
                 replica.threads.let_go()
 
     def after_fork(self) -> None:
-        """In a forked child, before anything else runs there: be another node."""
+        """Become another node in a forked child, before anything else runs there."""
         former, stopped = self._present, self._stopping.is_set()
         if former.threads.began and not stopped:
             self._not_here = (
@@ -318,11 +319,11 @@ class Node:
         self.stop()
 
     def listen(self, timeout: float = 0.0) -> bool:
-        """One step of listening, for whoever drives the node; see `Replica.listen`."""
+        """Take one step of listening, to drive the node without threads; see `Replica.listen`."""
         return any([replica.listen(timeout) for replica in self._replicas()])
 
     def work(self) -> bool:
-        """One step of work, for whoever drives the node; see `Replica.work`."""
+        """Take one step of work, to drive the node without threads; see `Replica.work`."""
         return any([replica.work() for replica in self._replicas()])
 
     def _replicas(self) -> list[Replica]:
@@ -332,7 +333,7 @@ class Node:
     def listen_to(self, listener: Listener) -> None:
         """Have ``listener`` called with each `copilotlab.monitoring.Happening` on this node, from now on.
 
-        It is called on the thread on which that happens, so it must be quick, and must not call the node. One that
+        It is called on the thread on which something happens, so it must be quick, and must not call the node. One that
         raises is logged the first time, shown in `status`, and goes on being called. Raises TypeError for what cannot
         be called.
         """
@@ -351,12 +352,12 @@ class Node:
         """
         if not isinstance(chart, Chart):
             raise TypeError(f"update_chart({chart!r}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
-        replica = self.replica  # one and the same all along: a switch of models may come in between
+        replica = self.replica  # the same one all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
         if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
             return self._updated("unchanged", chart.chart_id, known.revision)
-        # Saving what is saved already gives no new revision: another node may have sent these very words a moment ago.
+        # Words that are saved already get no new revision: another node may have saved and sent them a moment ago.
         revision = 1 if known is None else known.revision + (known.chart != chart)
         need = Need(chart.chart_id, chart.content_hash, revision)
         if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
@@ -370,7 +371,7 @@ class Node:
         return self._spread(replica, chart, revision, vector)
 
     def chart_changed(self, chart_id: int) -> UpdateResult:
-        """The chart was saved or deleted elsewhere: read it, and do what `update_chart` or `delete_chart` would.
+        """Read a chart that was saved or deleted elsewhere, and do what `update_chart` or `delete_chart` would do.
 
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
@@ -390,7 +391,7 @@ class Node:
         return self._spread(replica, change.chart, change.revision, self._vector_of(replica, change.chart, need))
 
     def delete_chart(self, chart_id: int) -> UpdateResult:
-        """Delete the chart from the repository, from this node, and tell the other nodes.
+        """Delete the chart from the repository and from this node, and tell the other nodes.
 
         Raises ChartNotFound if there is no such chart, RepositoryError.
         """
@@ -399,7 +400,7 @@ class Node:
         return self._spread_deletion(chart_id, self.charts.delete(chart_id))
 
     def _read(self, chart_id: int) -> Change | None:
-        """The chart as it is in the repository; what was edited there by hand becomes a change first."""
+        """Read the chart as it is in the repository; what was edited there by hand becomes a change first."""
         change = self.charts.get_many([chart_id]).get(chart_id)
         if change is not None and change.chart is not None and change.content_hash != change.chart.content_hash:
             self.charts.restamp([chart_id])
@@ -417,7 +418,7 @@ class Node:
         return vector
 
     def _deferred(self, replica: Replica, admission: Admission, chart_id: int, revision: int) -> UpdateResult:
-        # How it was when it was left, and not how it is: the batch may have ended while the chart was saved.
+        # By how it was when the change was left, not by how it is now: the batch may have ended during the save.
         replica.changes.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
         self._follow(replica, chart_id, revision)
         return self._updated("deferred", chart_id, revision)
@@ -443,7 +444,7 @@ class Node:
         return UpdateResult(outcome, revision)
 
     def _follow(self, replica: Replica, chart_id: int, revision: int) -> None:
-        """The next model's vectors follow a change too, while they are built, or if they have just taken over."""
+        """Leave a change to the other model's vectors too: those that are being built, or have just taken over."""
         for other in self._replicas():
             if other is not replica:
                 other.changes.defer(chart_id, revision)
@@ -451,14 +452,14 @@ class Node:
     # --- search -----------------------------------------------------------------------------------------------
 
     def search(self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None) -> pl.DataFrame:
-        """The ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
+        """Find the ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
 
         chart_ids: only these, when given: the charts that a user may see.
         Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
         dimensions, measures, tags, description. Raises ValueError for an empty or overlong query or k < 1.
         """
         began = time.perf_counter()
-        replica = self.replica  # whose model embeds the query is whose store is asked, also while the model changes
+        replica = self.replica  # so that query and vectors are of one model, also while the model is switched
         vector = self._query_vector(replica.embedder, _question(query))
         found = self._described(replica.store.search(vector, k, chart_ids))
         self.context.tell(Searched(1, time.perf_counter() - began))
@@ -467,7 +468,7 @@ class Node:
     def search_many(
         self, queries: Sequence[str], k: int = 10, *, chart_ids: Collection[int] | None = None
     ) -> pl.DataFrame:
-        """`search` for several queries at once: one frame, with the query's text in a first column ``query``."""
+        """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({queries!r}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
@@ -490,7 +491,7 @@ class Node:
             name: [None if chart is None else plain(getattr(chart, name)) for chart in charts]
             for name in list(_FOUND)[3:]
         }
-        scores = matches.scores.tolist()  # of an array, polars imports a part of numpy each time: a lock, and a fork
+        scores = matches.scores.tolist()  # given an array, polars imports under a lock, which a fork copies
         return pl.DataFrame(
             {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns},
             schema=_FOUND,
@@ -501,14 +502,14 @@ class Node:
     def rebuild(self, *, progress: bool = False) -> BatchResult:
         """Bring the whole catalogue into this node and, unless Redis is away, into all others; wait for the end.
 
-        progress: a bar. Ctrl-C cancels the batch and gives the lease back. What the model or the repository raised in
-        the batch is raised here. While another node is at it: "deferred", and nothing was done. On a node that was
-        stopped: "cancelled".
+        progress: show a bar. Ctrl-C cancels the batch and gives the lease back. What the model or the repository raises
+        in the batch is raised here. While another node runs a batch the outcome is "deferred", and nothing was done; on
+        a node that was stopped it is "cancelled".
         """
         return self._run("rebuild", progress=progress)
 
     def sync(self, *, progress: bool = False) -> BatchResult:
-        """The scheduled sync, now: see to it that this node holds what the repository holds.
+        """Run the scheduled sync now: make this node hold what the repository holds.
 
         With `reconcile`, only what differs is fetched from other nodes, or, where none has it, embedded for all, as in
         `rebuild`. As written, it replaces all that this node holds, fills only this node, and is left out ("deferred")
@@ -522,7 +523,7 @@ class Node:
         replica = self.replica
         ends_with_the_interpreter(self)
         run = _Run(replica, kind)
-        # None: a bar where somebody watches, in a terminal or a notebook; none in a log file.
+        # None: show a bar in a terminal or a notebook, and none in a log file.
         bar = tqdm(total=0, desc=f"{kind} by {self.node_id}", unit="chart", disable=None if progress else True)
         try:
             run.start()
@@ -547,10 +548,10 @@ class Node:
         """Answer with the vectors of another model, once this node has all of them; until then nothing changes.
 
         The second set of vectors is built beside the first: fetched from nodes that have switched, or embedded once, by
-        one node under the lease. Changes go into both. The nodes of a cluster switch one after the other or all at
-        once; those of either model follow each other meanwhile, and never mix.
-        progress: a bar. Ctrl-C drops the second set. Raises TypeError for what is no Embedder, RuntimeError if a switch
-        is under way or the node is not running, and what the model or the repository raised while embedding.
+        one node under the lease. Changes go into both. The nodes of a cluster may switch one after the other or all at
+        once; meanwhile nodes of the same model follow each other, and the two models never mix.
+        progress: show a bar. Ctrl-C drops the second set. Raises TypeError for what is no Embedder, RuntimeError if a
+        switch is under way or the node is not running, and what the model or the repository raised while embedding.
         """
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
@@ -584,10 +585,10 @@ class Node:
             self._living.remove(replica)
 
     def wait_complete(self, timeout: float | None = None, *, progress: bool = False) -> None:
-        """Wait until this node holds all that the repository holds, by whomever it was embedded.
+        """Wait until this node holds all that the repository holds, whichever node embeds it.
 
-        timeout: seconds; None waits for as long as it takes. progress: a bar. Raises TimeoutError, which says how much
-        is missing, RuntimeError if the node is not running, and what its last batch has failed with.
+        timeout: seconds; None waits for as long as it takes. progress: show a bar. Raises TimeoutError, which says how
+        much is missing, RuntimeError if the node is not running, and the error that its last batch failed with.
         """
         self._await_complete(self.replica, progress=progress, timeout=timeout)
 
@@ -609,7 +610,7 @@ class Node:
                     and not replica.coordinator.connected
                     and replica.batches.present is None
                 ):
-                    # Redis is away: there is nobody to fetch from, and nobody who could be at it too.
+                    # Redis is away: there is no node to fetch from, and none that could be embedding the same.
                     replica.batches.begin("rebuild", without_redis=True)
                     replica.threads.wake.set()
                 self._stopping.wait(0.05)
@@ -618,7 +619,7 @@ class Node:
     # --- to look at -------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
-        """How this node is now: who, how many charts, digest, connection, batch, what it owes; plain values only."""
+        """Describe this node as it is now: name, charts, digest, connection, batch and so on; plain values only."""
         replica, link = self.replica, self.coordinator.link
         batch, successor = replica.batches.present, self._successor
         return {
@@ -655,10 +656,10 @@ class Node:
         return "running" if self.running else "failed"
 
     def skipped(self) -> pl.DataFrame:
-        """The charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.
+        """List the charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.
 
-        column: of the row that cannot be read, or "text" where the model fails on the words. A row that is mended comes
-        in by itself; a text is tried again after a while.
+        column: the one of the row that cannot be read, or "text" where the model fails on the words. A row that is
+        mended comes in by itself; a text is tried again after a while.
         """
         left_out = sorted(self.replica.follower.skipped.copy().items())
         rows = [(i, skipped.revision, skipped.column, skipped.reason, skipped.tries) for i, skipped in left_out]
@@ -666,8 +667,8 @@ class Node:
         return pl.DataFrame(rows, schema={**schema, "tries": pl.Int64}, orient="row")
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the node was made, and gauges: charts, bytes of vectors, connected (1 or 0), and recall (0 to
-        1; left out while searches are exact or none was measured)."""
+        """Return counters since the node was made, and gauges: charts, store_bytes (of vectors), connected (1 or 0) and
+        recall (0 to 1; left out while searches are exact or none was measured)."""
         recall = self.store.recall
         return {
             **self.context.metrics.as_dict(),
@@ -704,8 +705,9 @@ class Node:
 class _Run(Background):
     """One batch that a caller waits for.
 
-    It begins, and without other threads goes on, in a thread of its own, where no signal is handled: so an interrupt
-    only ever cuts the waiting short, and never a step between the lease in Redis and what is known of it here.
+    It begins in a thread of its own, and goes on there where the node has no threads. No signal is handled in that
+    thread, so an interrupt only cuts the waiting short, and never a step between the lease in Redis and what is known
+    of it here.
     """
 
     def __init__(self, replica: Replica, kind: Kind) -> None:
@@ -717,7 +719,7 @@ class _Run(Background):
         self._cancelled = False
 
     def cancel(self) -> None:
-        """End it after the chunk that is under way."""
+        """End the batch after the chunk that is under way."""
         self._cancelled = True
         if self.batch is not None:
             self.batch.cancel()
@@ -736,19 +738,19 @@ class _Run(Background):
                 replica.follower.adopt_edits()  # so what was edited by hand is embedded anew
             batch = replica.batches.present
             if batch is None or batch.kind != self._kind:
-                # A node without threads hears nobody while this drives the batch, so it asks nobody either.
+                # A node without threads hears no others while this drives the batch, so it asks none either.
                 batch = (
                     replica.batches.begin(self._kind, without_redis=True, ask_peers=replica.threads.running)
                     or replica.batches.present
                 )
             if batch is None or batch.kind != self._kind:
-                return  # another's; what this node's own thread began just now is waited for
+                return  # another node has the lease; what our own thread has just begun is waited for
             self.batch = batch
             if self._cancelled:
                 batch.cancel()
             self._go_through(batch)
             self.error = batch.error
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+        except BaseException as error:  # noqa: BLE001 - the caller, who waits, gets it
             self.error = error
 
     def _go_through(self, batch: Batch) -> None:
@@ -763,12 +765,12 @@ class _Run(Background):
             pass
         if (
             not replica.threads.began and replica.threads.stopping.is_set()
-        ):  # by somebody who did not wait for as long as this took
+        ):  # by a caller that did not wait for as long as this took
             replica.threads.leave()
 
 
 def _abandon(replicas: list[Replica]) -> None:
-    """Nobody holds the node any more."""
+    """Let the replicas of a node go that has become garbage."""
     for replica in replicas:
         replica.threads.let_go()
 

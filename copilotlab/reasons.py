@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what it says, or the name of its type where it says nothing."""
+    """Return the first line of an error's message, or the name of its type where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

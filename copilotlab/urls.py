@@ -9,12 +9,12 @@ _IN_QUERY = re.compile(r"([?&][^=&]*(?:password|passwd|pwd)=)[^&]*", re.IGNORECA
 
 
 def hide_password(url: str) -> str:
-    """``url`` without its passwords, those of its options too, for logs, errors and status."""
+    """Hide the passwords in ``url``, those in its options too, for logs, errors and status."""
     url = _IN_QUERY.sub(r"\1***", url)
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url.rpartition("@")[2]  # what cannot be taken apart is shown without what may be a password
+        return url.rpartition("@")[2]  # it cannot be parsed: leave out what may be a password
     if parts.password is None:
         return url
     host = parts.netloc.rpartition("@")[2]

@@ -1,6 +1,6 @@
-"""All that happens on a node, by typed names: how each is counted, and what the journal says of it.
+"""All that happens on a node, by typed names: how each happening is counted, and what the journal says of it.
 
-A new one is a class here, told where it happens by ``context.tell``; who listens is told of it from then on.
+A new one is a class here, told by ``context.tell`` where it happens; every listener hears of it from then on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 class Line(NamedTuple):
     """What the journal writes of a happening.
 
-    event: its name there; level: in the log; once: warn the first time for this ``event`` only, and whisper afterwards.
+    event: its name there; level: in the log; once: use ``level`` the first time for this ``event`` only, DEBUG after.
     """
 
     event: str
@@ -29,12 +29,12 @@ class Happening(msgspec.Struct, frozen=True):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """The counters that grow by it, and by how much."""
+        """The counters that it adds to, and how much."""
         return {}
 
     @property
     def line(self) -> Line | None:
-        """What the journal says; None by default: nothing."""
+        """What the journal writes; None, the default, for nothing."""
         return None
 
 
@@ -60,7 +60,7 @@ class Stopped(Happening, frozen=True):
 
 
 class LeftBehind(Happening, frozen=True):
-    """A thread did not end in time. what: which, and how long it was waited for."""
+    """A thread did not end in time. what: which thread, and how long it was waited for."""
 
     what: str
 
@@ -70,7 +70,8 @@ class LeftBehind(Happening, frozen=True):
 
 
 class StepFailed(Happening, frozen=True):
-    """A thread's step raised what nobody knew. said: the step and the error; again: it said so the last time too."""
+    """A thread's step raised an unknown error. said: the step and the error; pause: seconds until it is tried again;
+    again: whether the step before raised the same."""
 
     said: str
     pause: float
@@ -87,7 +88,7 @@ class StepFailed(Happening, frozen=True):
 
 
 class ThreadFailed(Happening, frozen=True):
-    """A thread has ended by an error."""
+    """A thread was ended by an error. said: which thread and which error."""
 
     said: str
 
@@ -97,7 +98,7 @@ class ThreadFailed(Happening, frozen=True):
 
 
 class Slept(Happening, frozen=True):
-    """The process did not run for so many seconds, longer than the others wait for a sign of life."""
+    """The process did not run for some seconds, longer than the other nodes wait for a sign of life."""
 
     seconds: float
 
@@ -111,7 +112,7 @@ class Slept(Happening, frozen=True):
 
 
 class ModelSwitched(Happening, frozen=True):
-    """The node answers with the vectors of another model."""
+    """The node answers with the vectors of another model from now on. fingerprint: the new model's."""
 
     fingerprint: str
 
@@ -124,7 +125,7 @@ class ModelSwitched(Happening, frozen=True):
 
 
 class ConnectionLost(Happening, frozen=True):
-    """Redis is away, or, where ``refused``, there and forbids what a node must do."""
+    """Redis is away; or, where ``refused``, it is there but forbids what a node must do."""
 
     reason: str
     refused: bool
@@ -139,7 +140,7 @@ class ConnectionLost(Happening, frozen=True):
 
 
 class ConnectionBack(Happening, frozen=True):
-    """Redis is back, after so many seconds."""
+    """Redis is back. seconds: how long it was away."""
 
     seconds: float
 
@@ -161,7 +162,7 @@ class MemoryLost(Happening, frozen=True):
 
 
 class PageTurnedAway(Happening, frozen=True):
-    """Redis did not take a page. bound: the most bytes of a page from now on; 0: it is tried once more as it is."""
+    """Redis did not take a page. bound: the most bytes of a page from now on; 0: the same page is tried once more."""
 
     refusal: str
     bound: int
@@ -182,7 +183,7 @@ class PageTurnedAway(Happening, frozen=True):
 
 
 class Said(Happening, frozen=True):
-    """An event, a page or both were sent: so many bytes."""
+    """An event, a page or both were sent. size: bytes."""
 
     size: int
 
@@ -200,7 +201,7 @@ class NotSaid(Happening, frozen=True):
 
 
 class Heard(Happening, frozen=True):
-    """A message arrived, whatever it is."""
+    """A message arrived, of whatever kind."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -223,7 +224,7 @@ class Dropped(Happening, frozen=True):
 
 
 class PageFetched(Happening, frozen=True):
-    """A page that another node put into Redis was read: so many bytes."""
+    """A page that another node put into Redis was read. size: bytes."""
 
     size: int
 
@@ -233,7 +234,7 @@ class PageFetched(Happening, frozen=True):
 
 
 class Applied(Happening, frozen=True):
-    """What others or the repository said has changed so many charts of the store."""
+    """News of other nodes or of the repository was taken in. charts: how many of the store's changed by that."""
 
     charts: int
 
@@ -243,7 +244,7 @@ class Applied(Happening, frozen=True):
 
 
 class GapSeen(Happening, frozen=True):
-    """Something that ``source`` said was missed."""
+    """An event of node ``source`` was missed."""
 
     source: str
 
@@ -253,7 +254,7 @@ class GapSeen(Happening, frozen=True):
 
 
 class ChunkMissed(Happening, frozen=True):
-    """A chunk of the batch of ``source`` was gone from Redis before it was fetched."""
+    """A chunk of a batch of node ``source`` was gone from Redis before it was fetched."""
 
     source: str
 
@@ -273,7 +274,7 @@ class DigestsDiffered(Happening, frozen=True):
 
 
 class Reconciling(Happening, frozen=True):
-    """What ``peer`` holds is compared, and fetched where it is newer."""
+    """A comparison with ``peer`` begins; what is newer there is fetched."""
 
     peer: str
 
@@ -287,7 +288,7 @@ class Reconciling(Happening, frozen=True):
 
 
 class TransferEnded(Happening, frozen=True):
-    """What was asked of ``peer`` came, or was given up: so many records were taken in."""
+    """What was asked of ``peer`` came, or was given up. records: how many the store took in."""
 
     peer: str
     records: int
@@ -317,7 +318,7 @@ class Deleted(Happening, frozen=True):
 
 
 class Owed(Happening, frozen=True):
-    """A change could not be said to the others: it is owed to them until Redis is back."""
+    """The other nodes could not be told of a change: that is done when Redis is back."""
 
     chart_id: int
 
@@ -337,7 +338,7 @@ class ClaimLeft(Happening, frozen=True):
 
 
 class Embedded(Happening, frozen=True):
-    """So many texts were embedded, and ``truncated`` of them were longer than the model reads."""
+    """Texts were embedded. charts: how many; truncated: how many of them are longer than the model reads."""
 
     charts: int
     truncated: int
@@ -353,8 +354,8 @@ class Embedded(Happening, frozen=True):
 class BatchBegan(Happening, frozen=True):
     """A batch of this node begins.
 
-    kind: "rebuild" or "sync"; epoch: of its lease, 0 where leases have none; alone: Redis is away, and it is for this
-    node only; taken_over: the lease was another's, who is gone.
+    kind: "rebuild" or "sync"; epoch: of its lease, 0 where leases have none; alone: whether Redis is away, so that it
+    is for this node only; taken_over: whether the lease was left behind by a holder that is gone.
     """
 
     kind: str
@@ -374,7 +375,7 @@ class BatchBegan(Happening, frozen=True):
 
 
 class BatchFailed(Happening, frozen=True):
-    """The model or the repository has ended a batch of this node."""
+    """An error of the model or the repository has ended a batch of this node."""
 
     kind: str
     error: str
@@ -433,7 +434,7 @@ class RepositoryAway(Happening, frozen=True):
 
 
 class WentBack(Happening, frozen=True):
-    """The repository is at a revision before one that was read of it: it was restored."""
+    """The repository is at a lower revision than was seen of it: it was restored. seen: the highest seen before."""
 
     revision: int
     seen: int
@@ -449,7 +450,7 @@ class WentBack(Happening, frozen=True):
 
 
 class AnotherCatalogue(Happening, frozen=True):
-    """The repository holds another catalogue than before; both are told by the beginning of their incarnation."""
+    """The repository holds another catalogue than before. now, before: how their incarnations begin."""
 
     now: str
     before: str
@@ -480,7 +481,7 @@ class ComparedAnew(Happening, frozen=True):
 
 
 class EditsLeft(Happening, frozen=True):
-    """What was edited by hand cannot be made a change: the repository does not take it."""
+    """What was edited by hand cannot be made a change, since the repository takes none."""
 
     reason: str
 
@@ -491,7 +492,7 @@ class EditsLeft(Happening, frozen=True):
 
 
 class Skipped(Happening, frozen=True):
-    """A chart is left out. column: of its row that cannot be read, "text" where the model fails on its words."""
+    """A chart is left out. column: the one that cannot be read, or "text" where the model fails on its words."""
 
     chart_id: int
     revision: int
@@ -512,7 +513,7 @@ class Skipped(Happening, frozen=True):
 
 
 class Searched(Happening, frozen=True):
-    """So many queries were answered, in so many seconds altogether."""
+    """Queries were answered. queries: how many; seconds: how long they took altogether."""
 
     queries: int
     seconds: float
@@ -523,7 +524,7 @@ class Searched(Happening, frozen=True):
 
 
 class DetailsMissing(Happening, frozen=True):
-    """So many charts were found and could not be described in time."""
+    """Charts were found, and could not be described in time. charts: how many; reason: of the delay, in words."""
 
     charts: int
     reason: str

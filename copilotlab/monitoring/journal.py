@@ -1,4 +1,4 @@
-"""What happened on a node, for people."""
+"""The journal: what happened on a node, for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The last things that happened on one node, newest last; also sent to the node's logger. Safe for threads.
+    """The last things that happened on one node, the newest last; also sent to the node's logger. Safe for threads.
 
     limit: how many entries are kept, 10,000 by default: a journal never grows without bound.
     """
@@ -36,7 +36,7 @@ class Journal:
         self._said: set[str] = set()
 
     def __call__(self, happening: Happening) -> None:
-        """Write what is to be said of ``happening``; a journal is a listener."""
+        """Write the line of ``happening``, if it has one; this makes a journal a listener."""
         line = happening.line
         if line is None:
             return
@@ -52,7 +52,7 @@ class Journal:
         self._log.log(level, "node %s: %s %s", self._node_id, event.replace("_", " "), detail)
 
     def entries(self) -> list[Entry]:
-        """A copy of what is kept."""
+        """Return a copy of the entries that are kept."""
         return list(self._entries)
 
     def __len__(self) -> int:
@@ -63,9 +63,9 @@ class Journal:
 
 
 def timeline(journals: list[Journal], *, start: float = 0.0) -> pl.DataFrame:
-    """The entries of several journals by time: ``seconds`` since ``start``, ``node``, ``event``, ``detail``.
+    """Merge the entries of several journals by time: ``seconds`` since ``start``, ``node``, ``event``, ``detail``.
 
-    What happened at one moment stands in the order of the journals, and of each journal's own entries.
+    Entries of the same moment are in the order of the journals, and of each journal's own entries.
     """
     import polars as pl
 

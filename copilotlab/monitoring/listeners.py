@@ -1,4 +1,4 @@
-"""Who is told of all that happens on a node."""
+"""The listeners of a node, which are told of all that happens on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("copilotlab.node")
 
 class Listeners:
     """The listeners of one node. Each is called on the thread on which something happens, so it must be quick, and must
-    not call the node: locks of it may be held.
+    not call the node, whose locks may be held.
 
     One that raises is logged the first time, and goes on being called: it harms neither the node nor the others.
     """
@@ -22,7 +22,7 @@ class Listeners:
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
         self.trouble: dict[str, str] = {}
-        """What a listener has raised last, by the listener's name."""
+        """The last error that each listener raised, by the listener's name."""
 
     def add(self, listener: Listener) -> None:
         """Tell ``listener`` of all that happens from now on. Raises TypeError for what cannot be called."""
@@ -31,7 +31,7 @@ class Listeners:
         self._listeners = (*self._listeners, listener)
 
     def tell(self, happening: Happening) -> None:
-        """Tell all of ``happening``, in the order in which they were added."""
+        """Tell every listener of ``happening``, in the order in which they were added."""
         for listener in self._listeners:
             try:
                 listener(happening)

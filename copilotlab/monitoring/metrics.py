@@ -1,4 +1,4 @@
-"""The counters of one node, for machines."""
+"""The metrics of one node: counters, for machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Metrics:
         self._lock = threading.Lock()
 
     def __call__(self, happening: Happening) -> None:
-        """Count ``happening``; the counters are a listener."""
+        """Count ``happening``; this makes the counters a listener."""
         if counts := happening.counts:
             with self._lock:
                 for name, by in counts.items():
@@ -27,7 +27,7 @@ class Metrics:
             return self._counts[name]
 
     def as_dict(self) -> dict[str, int]:
-        """All counters, by name, in order."""
+        """Return all counters, in the order of their names."""
         with self._lock:
             return dict(sorted(self._counts.items()))
 

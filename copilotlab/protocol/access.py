@@ -1,4 +1,4 @@
-"""What Redis has to let a node do, and what it means, in words, that it does not."""
+"""What Redis has to allow a node, and, in words, what its refusals mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEPLOYMENT = "docs/deployment.md"
 
 
 def least(namespace: str = "") -> str:
-    """The least that a node's user needs, as ``ACL SETUSER`` takes it."""
+    """Write the least rules that a node's user needs, as ``ACL SETUSER`` takes them."""
     scope = f"{namespace}:" if namespace else ""
     commands = ["PING", *KEY_COMMANDS, "EVALSHA", "|".join(SCRIPT_COMMANDS), *reversed(CHANNEL_COMMANDS)]
     return (
@@ -29,14 +29,16 @@ def least(namespace: str = "") -> str:
 
 
 def needed(keys: Iterable[str], channels: Iterable[str]) -> list[tuple[str, str]]:
-    """All that a node does in operation, as pairs of a command and what it is for: what `rehearse.lua` takes."""
+    """List all that a node does in operation, as pairs of a command and its key or channel, as `rehearse.lua` takes."""
     on_keys = [(command, key) for command in KEY_COMMANDS for key in keys]
     return [*on_keys, *((command, channel) for command in CHANNEL_COMMANDS for channel in channels), SCRIPT_COMMANDS]
 
 
 def forbidden(pairs: Sequence[tuple[str, str]], allowed: Sequence[int]) -> str:
-    """What of ``pairs`` is not allowed, in words; "" if nothing. A command is named if none of its pairs is allowed,
-    and a key or a channel likewise; else the pairs are."""
+    """Say in words which of ``pairs`` are not allowed; "" if all are.
+
+    A command of which no pair is allowed is named alone, and so is such a key or channel; all else is named in pairs.
+    """
     refused = {pair for pair, let in zip(pairs, allowed, strict=False) if not let}
     commands = _wholly(refused, pairs, 0)
     names = _wholly([pair for pair in refused if pair[0] not in commands], pairs, 1)
@@ -47,7 +49,7 @@ def forbidden(pairs: Sequence[tuple[str, str]], allowed: Sequence[int]) -> str:
 
 
 def _wholly(refused: Iterable[tuple[str, str]], pairs: Sequence[tuple[str, str]], part: int) -> list[str]:
-    """The commands (part 0) or names (1) of which no pair is left."""
+    """List the commands (part 0) or names (part 1) of which every pair is refused."""
     candidates = dict.fromkeys(pair[part] for pair in pairs if pair in refused)
     return [this for this in candidates if all(pair in refused for pair in pairs if pair[part] == this)]
 
@@ -62,14 +64,14 @@ def _some(names: Sequence[str], most: int = 6) -> str:
 
 
 def asked(command: str, names: Iterable[str] = ()) -> str:
-    """A command and what it was for, in words."""
+    """Name a command and the keys or channels that it was for."""
     return f"{command} on {_some(list(names), 3)}" if names else command
 
 
 def refusal(error: BaseException, what: str) -> str | None:
-    """Why this is no outage, but a mistake that time does not heal, and what does; None for an outage.
+    """Say why an error is no outage but a mistake that time does not heal, and how to mend it; None for an outage.
 
-    what: was asked of Redis.
+    what: the operation that Redis was asked for.
     """
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -111,7 +113,7 @@ _MENDED_BY = {
 
 
 def _in_script(text: str) -> bool:
-    """How Valkey and Redis say that the access list forbids what a script was about to do."""
+    """Tell whether Valkey or Redis says that the access list forbids what a script was about to do."""
     return "ACL failure in script" in text or "user executing the script can't" in text
 
 
@@ -122,10 +124,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def misspoken(client: object, error: BaseException | None, timeout: float) -> str | None:
-    """Whether the other side speaks TLS where we do not, or the other way round: then what mends it, else None.
+    """Find out whether the other side speaks TLS where we do not, or the other way round; say what mends that, or None.
 
-    error: what became of the first word to it. A Redis with TLS cuts whoever speaks plainly; one without waits for the
-    end of a line that never comes. So this looks, with one more connection, for at most twice ``timeout`` seconds.
+    error: what the first command to it raised. A Redis with TLS cuts a client that speaks plainly; one without TLS
+    waits for the end of a line that never comes. So this looks, by one more connection, for at most twice ``timeout``
+    seconds.
     """
     place = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
     if "host" not in place:
@@ -148,7 +151,7 @@ def _was_cut(error: BaseException | None) -> bool:
 
 
 def speaks_tls(client: object) -> bool:
-    """Whether a redis-py client was made for TLS."""
+    """Tell whether a redis-py client was made for TLS."""
     kind = getattr(getattr(client, "connection_pool", None), "connection_class", object)
     return issubclass(kind, redis.SSLConnection)
 
@@ -173,7 +176,10 @@ def _shakes_hands(host: str, port: int, timeout: float) -> bool:
 
 
 def _wants_certificate(host: str, port: int, timeout: float) -> bool:
-    """With TLS 1.3 the server says so only after the handshake, and is heard only if nothing else is said."""
+    """Tell whether the server wants a certificate of ours.
+
+    With TLS 1.3 it says so only after the handshake, and is heard only if we say nothing else.
+    """
     try:
         with socket.create_connection((host, port), timeout) as line, _unverified().wrap_socket(line) as secure:
             secure.recv(1)
@@ -185,7 +191,7 @@ def _wants_certificate(host: str, port: int, timeout: float) -> bool:
 
 
 def _unverified() -> ssl.SSLContext:
-    """Only to see what is spoken there: nothing is said over it."""
+    """Make a context only to see what is spoken there: nothing is sent over it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,6 +1,6 @@
-"""What the repository has and one store has not: the changes that are still to come, and whose they are to embed.
+"""What the repository has and one store lacks: the changes still to come, and when they become this node's to embed.
 
-Nothing here speaks to Redis or to the repository. What goes in are changes that somebody saw there.
+Nothing here speaks to Redis or to the repository: it is told of changes that were seen there.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from copilotlab.store import VectorStore
 
 @dataclass(slots=True)
 class _Missing:
-    """A change that did not come yet.
+    """A change that has not come yet.
 
-    due: when it is ours to embed, if nobody sends it. content_hash: of its words, b"" where nobody told them.
+    due: when it becomes ours to embed, if nobody sends it. content_hash: of its words, b"" where it is not known.
     """
 
     revision: int
@@ -27,9 +27,9 @@ class _Missing:
 
 
 class Backlog:
-    """The changes that a store lacks, as far as anybody has looked. Safe for threads.
+    """The changes that a store is known to lack. Safe for threads.
 
-    store: whatever enters it is missing no longer.
+    store: whatever enters it is no longer missing.
     """
 
     def __init__(self, store: VectorStore) -> None:
@@ -41,7 +41,7 @@ class Backlog:
     def add(self, chart_id: int, revision: int, due: float, content_hash: bytes = b"") -> None:
         """Note a change that the store may lack. due: the time from which it is this node's to embed."""
         with self._lock:
-            # What is missed already is not waited for any longer because it has changed once more.
+            # A chart that is missing already does not get more time because it has changed once more.
             known = self._missing.setdefault(chart_id, _Missing(revision, due, content_hash))
             known.due = min(known.due, due)
             if revision > known.revision or (revision == known.revision and content_hash):
@@ -49,10 +49,10 @@ class Backlog:
             self._looked_at = -1  # it may have come just before
 
     def replace(self, missing: Mapping[int, tuple[int, bytes]], revision: int, due: float) -> None:
-        """Note what the whole catalogue was found to have, as of ``revision``, and the store lacks; the rest goes.
+        """Replace the backlog by what the store lacks of the whole catalogue, as it was at ``revision``.
 
-        missing: chart_id -> revision and content hash. What was missed before is not waited for any longer than it was,
-        and what is newer than ``revision`` stays.
+        missing: chart_id -> revision and content hash. What was missing before keeps its time if that is the earlier
+        one, and changes newer than ``revision`` stay.
         """
         with self._lock:
             before = self._missing
@@ -64,24 +64,24 @@ class Backlog:
             self._looked_at = -1
 
     def drop(self, chart_ids: Iterable[int]) -> None:
-        """These are missing no longer, whatever the store says of them."""
+        """Forget that these charts are missing, whatever the store holds of them."""
         with self._lock:
             for chart_id in chart_ids:
                 self._missing.pop(chart_id, None)
 
     def clear(self) -> None:
-        """Nothing is missing."""
+        """Forget all missing changes."""
         with self._lock:
             self._missing.clear()
 
     def due(self, now: float) -> int | None:
-        """The lowest revision that is ours to embed now; None if nothing is."""
+        """Return the lowest revision that is ours to embed now; None if nothing is."""
         self._drop_what_came()
         with self._lock:
             return min((missing.revision for missing in self._missing.values() if missing.due <= now), default=None)
 
     def chart_ids(self) -> list[int]:
-        """The charts that are missing, in order."""
+        """List the charts that are missing, in ascending order."""
         self._drop_what_came()
         with self._lock:
             return sorted(self._missing)
@@ -93,13 +93,13 @@ class Backlog:
             return max((missing.revision for missing in self._missing.values()), default=-1)
 
     def expected(self) -> dict[int, tuple[int, bytes]]:
-        """What is missing: chart_id -> revision and content hash, b"" where that is not known."""
+        """Return what is missing: chart_id -> revision and content hash, b"" where that is not known."""
         self._drop_what_came()
         with self._lock:
             return {i: (missing.revision, missing.content_hash) for i, missing in self._missing.items()}
 
     def complete_to(self, read_to: int) -> int:
-        """The revision up to which nothing is missing, given that the repository was read up to ``read_to``."""
+        """Return the revision up to which nothing is missing. read_to: up to where the repository was read."""
         self._drop_what_came()
         with self._lock:
             return min((missing.revision - 1 for missing in self._missing.values()), default=read_to)

@@ -1,8 +1,8 @@
-"""A batch: one pass over the catalogue, a chunk a step.
+"""A batch: one pass over the catalogue, one chunk per step.
 
 A rebuild brings every chart into this node and, under the lease, to all others; a scheduled sync, as written, fills
-only the node that runs it. Whoever drives a batch calls `advance` until it is `over`, so a test can stop between any
-two chunks.
+only the node that runs it. The thread that drives a batch calls `advance` until it is `over`, so a test can stop
+between any two chunks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Batch:
     """One run over the catalogue, or over what changed after revision ``since``.
 
     kind: "rebuild" tells the other nodes, "sync" does not.
-    grant: the lease that this node holds for it, and gives back at the end; None while Redis is away.
+    grant: the lease that this node holds for the batch, and gives back at the end; None while Redis is away.
     follower: reads the repository; it is told of charts that are left out.
     inquiry: asks the other nodes for what they have, before it is made here; None asks nobody.
     """
@@ -76,14 +76,14 @@ class Batch:
         self.grant = grant
         self.tally = Tally(coordinator.context.clock.now())
         self.revision = since
-        """The repository's, up to which it has read."""
+        """The repository's revision up to which the batch has read."""
         self.unsaid: set[int] = set()
-        """Charts that were embedded and that no other node was told of."""
+        """Charts that were embedded, and that the other nodes were not told of."""
         self.error: BaseException | None = None
         self.unreleased = False
-        """Whether the lease could not be given back, since Redis was away."""
+        """Whether the lease could not be given back, since Redis is away."""
         self.finished = threading.Event()
-        """Set by whose batch it is, once it is over and what follows from that is done."""
+        """Set by `Batches` once the batch is over and concluded."""
         self.inquiry = inquiry
         self._sharing = grant is not None and kind == "rebuild"
         self._embedder = embedder
@@ -102,17 +102,17 @@ class Batch:
 
     @property
     def epoch(self) -> int:
-        """The lease's; 0 without one, or where leases have none."""
+        """The lease's epoch; 0 without a lease, or where leases have none."""
         return self.grant.epoch if self.grant is not None else 0
 
     @property
     def whole(self) -> bool:
-        """Whether it takes in the whole catalogue, and not only what is new."""
+        """Whether the batch takes in the whole catalogue, and not only what is new."""
         return self._since == 0
 
     @property
     def result(self) -> BatchResult:
-        """What was done so far; its outcome is final once it is `over`."""
+        """What was done so far; the outcome is final once the batch is `over`."""
         outcome = self._outcome or ("published" if self._sharing else "local")
         tally, seconds = self.tally, self._context.clock.now() - self.tally.began
         return BatchResult(outcome, tally.total, tally.embedded, tally.reused, tally.removed, seconds)
@@ -131,11 +131,11 @@ class Batch:
         self._end_with = "fenced"
 
     def advance(self) -> bool:
-        """One step: read the catalogue, or do a chunk, or end; False if it has ended, or waits for its peers.
+        """Take one step: read the catalogue, or do a chunk, or end; False if the batch has ended, or waits for peers.
 
-        With `pick_up_deferred`, each step first takes what was saved since, so that a change is done next.
+        With `pick_up_deferred`, each step first takes in what was saved since, so that a new change is done next.
 
-        What the repository or the embedder raises passes through, after the flag is cleared.
+        What the repository or the embedder raises passes through, after the lease was given back.
         """
         if self.over:
             return False
@@ -164,14 +164,14 @@ class Batch:
             elif (chunk := work.next_texts()) is not None:
                 self._embed(chunk)
             elif work.has_left:
-                # It is not over before that came, or was made here: whoever had claimed it may be gone.
+                # The batch is not over before that came, or was made here: the node that claimed it may be gone.
                 return work.take_up_what_was_left(self._context.clock.now())
             else:
                 self._complete()
         return True
 
     def _begin(self) -> None:
-        self._planned_to = 0  # whatever becomes of the reading: it is tried once
+        self._planned_to = 0  # set first, so that a reading that fails is not tried again
         if self.inquiry is not None:
             self.inquiry.begin()
         self._tell(events.BatchStarted(self.name, self.epoch))
@@ -182,10 +182,10 @@ class Batch:
             self.inquiry.announced(said)
 
     def _picks_up(self) -> bool:
-        """Whether to take what was saved meanwhile.
+        """Tell whether to take in what was saved meanwhile.
 
-        What is saved while Redis is away is embedded by whoever saves it, and said when Redis is back: taken here too,
-        it would be embedded twice.
+        What is saved while Redis is away is embedded by the node that saves it, and said when Redis is back: taken in
+        here too, it would be embedded twice.
         """
         policy, link = self._context.policy, self._coordinator.link
         if not policy.pick_up_deferred or not (policy.reconcile and self._sharing):
@@ -200,9 +200,9 @@ class Batch:
             self._work.add(heads)
 
     def _gather(self) -> bool:
-        """Take what other nodes have before it is made here; False while some of it is on its way.
+        """Fetch what other nodes have before it is made here; False while some of it is on its way.
 
-        All are asked before the first chunk, and who comes back in the middle before the next one.
+        All nodes are asked before the first chunk; one that comes back in the middle is asked before the next chunk.
         """
         inquiry, work = self.inquiry, self._work
         if inquiry is None:
@@ -230,7 +230,7 @@ class Batch:
             self._send(made)
 
     def _made(self, todo: list[Words]) -> list[Record]:
-        """The records of these, without those on whose words alone the model fails; raises if it is down."""
+        """Embed these; leave out those whose text makes the model fail, and raise if the model is down."""
         try:
             vectors = self._embedder.embed([chart.text for chart, _ in todo])
         except Exception:  # noqa: BLE001 - the model is foreign code, and one text may be at fault, or all of it
@@ -245,7 +245,7 @@ class Batch:
         ]
 
     def _made_again(self, chart: Chart, revision: int) -> list[Record]:
-        """The record of a chart on whose words a model that works has failed once; none if it does so again."""
+        """Embed one chart once more, on whose text a model that works has failed; skip it if it fails again."""
         try:
             (vector,) = self._embedder.embed([chart.text])
             return [Record.of(chart.chart_id, revision, chart.content_hash, vector)]
@@ -257,10 +257,10 @@ class Batch:
             return []
 
     def _ours(self, todo: list[Words]) -> list[Words]:
-        """What of this is to be made here, without what another node has claimed.
+        """Return what of this is to be made here, without what another node has claimed.
 
-        A node that was told of a change just before the lease was taken may be at it: that is left to it, for as long
-        as a claim lasts.
+        A node that was told of a change just before the lease was taken may be embedding it: that is left to it, for as
+        long as a claim lasts.
         """
         policy = self._context.policy
         if self.grant is None or not (self.epoch and policy.claim and policy.reconcile):
@@ -278,13 +278,13 @@ class Batch:
         return ours
 
     def _without_redis(self, todo: list[Words]) -> list[Words]:
-        """What is done all the same: what was there when the batch began, and so is nobody else's."""
+        """Return what is done even without Redis: what was there when the batch began, so no other node embeds it."""
         planned = [] if self._lease_is_over() else [item for item in todo if item[1] <= (self._planned_to or 0)]
         self.tally.total -= len(todo) - len(planned)
         return planned
 
     def _still_ours(self, grant: Grant) -> bool:
-        """Whether the lease is still ours; if it is not, the batch ends."""
+        """Tell whether the lease is still ours; if it is not, end the batch."""
         try:
             if self._coordinator.lease.keep(grant) is not None:
                 return True
@@ -294,14 +294,14 @@ class Batch:
         return False
 
     def _lease_is_over(self) -> bool:
-        """Whether, without a word from Redis, the lease must have run out; then the batch ends."""
+        """Tell, without asking Redis, whether the lease must have run out; then end the batch."""
         if self.grant is not None and self._coordinator.lease.has_run_out():
             self._end("fenced")
             return True
         return False
 
     def _keep(self, chunk: list[Record]) -> None:
-        """Words that did not change, at a new revision: where nodes reconcile, each sees that for itself."""
+        """Keep vectors whose words did not change, at a new revision; where nodes reconcile, each does so by itself."""
         self._store.put_many(chunk)
         self.tally.done += len(chunk)
         if not self._context.policy.reconcile:
@@ -310,7 +310,7 @@ class Batch:
     # --- what is said -----------------------------------------------------------------------------------------
 
     def _complete(self) -> None:
-        # As written, a rebuild adds and never removes; a sync replaces the whole store of its own node.
+        # In the written design a rebuild adds and never removes; a sync replaces the whole store of its own node.
         chart_ids, policy = None, self._context.policy
         if self.whole and not policy.reconcile:  # where nodes reconcile, each follows the repository
             if policy.ordered or self.kind == "sync":
@@ -341,14 +341,14 @@ class Batch:
             self.unsaid.update(record.chart_id for record in chunk)
 
     def _tell(self, event: events.Event, chunk: list[Record] | None = None) -> bool:
-        """Say it to the others under the lease; False if that was not possible."""
+        """Say an event to the other nodes under the lease; False if that was not possible."""
         if not self._sharing or self.grant is None:
             return False
         try:
             heard = self._coordinator.lease.keep(self.grant, event, chunk or ())
         except CarrierAway:
             if not self.epoch:
-                # Redis left in the middle: finish for this node alone. Its return is followed by another rebuild.
+                # Redis went away in the middle: finish for this node alone. When it is back, another rebuild follows.
                 self._sharing = False
             else:
                 self._lease_is_over()

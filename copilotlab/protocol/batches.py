@@ -1,4 +1,4 @@
-"""When a batch begins, who drives it, and what follows when it ends."""
+"""When a batch begins, what drives it, and what follows when it ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGEST_PAUSE = 60.0  # seconds between two tries of a batch that fails
 class Batches:
     """The batches of one replica, one at a time.
 
-    stopping: set once none may begin any more. wake: rung when one has ended.
+    stopping: set once no batch may begin any more. wake: rung when one has ended.
     """
 
     def __init__(
@@ -63,20 +63,21 @@ class Batches:
         self.present: Batch | None = None
         """The batch under way."""
         self.failure: BaseException | None = None
-        """What the last one has failed with; None if it did not."""
+        """The error that the last batch failed with; None if it did not."""
 
     @property
     def are_owed(self) -> bool:
-        """Whether somebody has to rebuild, as far as this node has seen."""
+        """Whether a rebuild is owed that nodes begin by themselves, as far as this node has seen."""
         return self._view.flags.owed and self._coordinator.context.policy.rebuild_at_reconnect
 
     def begin(
         self, kind: Kind, *, without_redis: bool = False, since: int = 0, ask_peers: bool = True, if_owed: bool = False
     ) -> Batch | None:
-        """A new batch under the lease; None if another has it, if this replica was stopped, or, unless told otherwise,
-        if Redis is away.
+        """Begin a batch under the lease; None if another node has it, one is under way here, or this node was stopped.
 
-        if_owed: only if a rebuild is still owed: another node may have done it since this one looked.
+        without_redis: begin without a lease where Redis is away; else that gives None too. since: the revision after
+        which the catalogue is taken in, 0 for all of it. ask_peers: fetch what they have before it is made. if_owed:
+        begin only if a rebuild is still owed: another node may have done it since this one looked.
         """
         context = self._coordinator.context
         with self._lock:
@@ -109,12 +110,15 @@ class Batches:
             if batch.epoch:
                 self._view.accept(batch.name, batch.epoch)  # what was said under an earlier lease is over
             context.tell(BatchBegan(kind, batch.epoch, grant is None, grant is not None and grant.taken_over))
-            self.present = batch  # from now on somebody may drive it
+            self.present = batch  # from now on a thread may drive it
             return batch
 
     def begin_what_is_due(self, now: float, due: int | None) -> bool:
-        """Begin a batch if it is time for one. due: the revision after which something is ours to embed; None: nothing
-        is, and only a rebuild that is owed is begun."""
+        """Begin a batch if it is time for one; True if it began.
+
+        due: the revision after which something is ours to embed; None if nothing is: then only a rebuild that is owed
+        begins.
+        """
         if now < self._next_try or self._view.flags.batch_holder is not None:
             return False
         if due is None and not self.are_owed:
@@ -124,17 +128,17 @@ class Batches:
         return self.begin("rebuild", since=since, if_owed=due is None) is not None
 
     def advance(self) -> bool:
-        """One step of the present batch; False if there is none, or it waits for its peers."""
+        """Take one step of the present batch; False if there is none, or it waits for its peers."""
         batch = self.present
         if batch is None:
             return False
         progress = False
         try:
             progress = batch.advance()
-        except Exception as error:  # noqa: BLE001 - the model and the database are foreign code; whoever waits gets it
+        except Exception as error:  # noqa: BLE001 - the model and the database are foreign code; the caller gets it
             batch.error = error
             self._coordinator.context.tell(BatchFailed(batch.kind, repr(error)))
-        finally:  # after an interrupt of whoever drives it, too
+        finally:  # after an interrupt of the thread that drives it, too
             if batch.over:
                 self._conclude(batch)
         return progress or batch.over
@@ -160,13 +164,15 @@ class Batches:
         batch.finished.set()
 
     def heard_of(self, epoch: int) -> None:
-        """Another node's batch has that epoch: one of an earlier epoch here ends. It may wait for its peers, and say
-        nothing by which it would notice."""
+        """Fence the present batch if another node's has a later epoch.
+
+        A batch that waits for its peers says nothing, and would not notice by itself.
+        """
         if (own := self.present) is not None and own.epoch and own.epoch < epoch:
             own.fence()
 
     def connection_lost(self) -> None:
-        """Who was being asked has not answered."""
+        """Have the present batch ask its peers again: the connection was lost, and with it their answers."""
         if (batch := self.present) is not None and batch.inquiry is not None:
             batch.inquiry.forget()
 
@@ -182,8 +188,8 @@ class Batches:
             batch.cancel()
 
     def end(self) -> None:
-        """End the present batch now, once nobody begins or drives one any more."""
-        with self._lock:  # a caller may be about to begin one
+        """End the present batch now. To be called once no thread begins or drives one any more."""
+        with self._lock:  # a caller may be just beginning one
             batch = self.present
         if batch is not None:
             batch.cancel()

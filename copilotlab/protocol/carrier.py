@@ -1,7 +1,7 @@
 """The few Redis commands that the protocol stands on, each bounded in time.
 
-`Carrier` is what the coordinator needs; `RedisCarrier` gives it over redis-py. Studies and protocol tests give it over
-a server that exists in memory only, with time in their hands (`copilotlab.lab.simulated_redis`).
+`Carrier` is what the protocol needs; `RedisCarrier` gives it over redis-py. Studies and protocol tests use a server
+that exists in memory only, with the clock under their control (`copilotlab.lab.simulated_redis`).
 """
 
 from __future__ import annotations
@@ -49,36 +49,36 @@ class Carrier(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it leads, fit to be shown: no password."""
+        """Where the carrier leads, fit to be shown: without a password."""
         ...
 
     def ping(self) -> None: ...
 
     def get(self, *keys: str) -> list[bytes | None]:
-        """The values of ``keys``, in one round trip."""
+        """Read the values of ``keys``, in one round trip."""
         ...
 
     def set(self, key: str, value: bytes, *, ttl: float | None = None, if_absent: bool = False) -> bool:
-        """Set ``key``, for ``ttl`` seconds if given; False if ``if_absent`` and it was there."""
+        """Set ``key``, for ``ttl`` seconds if given; False, and nothing is set, if ``if_absent`` and it was there."""
         ...
 
     def delete(self, *keys: str) -> int:
-        """Delete ``keys``; how many there were."""
+        """Delete ``keys``; return how many there were."""
         ...
 
     def read(self, key: str, most: int) -> bytes:
-        """At most the first ``most`` bytes of the value of ``key``; b"" if it is not there."""
+        """Read the value of ``key``, at most its first ``most`` bytes; b"" if it is not there."""
         ...
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
-        """Run one of `copilotlab.protocol.scripts` by its name, in one step of the server; what it returns.
+        """Run one of `copilotlab.protocol.scripts` by its name, in one step of the server; return what it returns.
 
         arguments: bytes, strings and whole numbers.
         """
         ...
 
     def publish(self, channel: str, payload: bytes) -> int:
-        """Send to whoever listens now; how many that was."""
+        """Send to all who listen now; return how many that was."""
         ...
 
     def subscribe(self, channels: Sequence[str]) -> None:
@@ -86,11 +86,14 @@ class Carrier(Protocol):
         ...
 
     def receive(self, timeout: float) -> Message | None:
-        """The next message, waiting at most ``timeout`` seconds. A broken subscription raises, it is never renewed."""
+        """Return the next message, waiting at most ``timeout`` seconds; None if there is none.
+
+        A broken subscription raises CarrierAway, and is never renewed silently.
+        """
         ...
 
     def another(self) -> Carrier:
-        """One more, to the same server."""
+        """Make another carrier to the same server."""
         ...
 
     def close(self) -> None: ...
@@ -98,7 +101,7 @@ class Carrier(Protocol):
 
 @cache
 def script_source(name: str) -> str:
-    """The Lua text of one of `copilotlab.protocol.scripts`; a line ``--# name`` in it stands for another one's text."""
+    """Read one of `copilotlab.protocol.scripts` as Lua; a line ``--# name`` in it stands for that script's text."""
     text = files("copilotlab.protocol.scripts").joinpath(f"{name}.lua").read_text()
     return re.sub(r"^--# (\w+)$", lambda part: script_source(part[1]), text, flags=re.MULTILINE)
 
@@ -110,7 +113,7 @@ class RedisCarrier:
     is, so give it timeouts, and is not closed.
     timeout: seconds that one command waits at most, 0.25 by default.
 
-    clustered: whether it leads to a Redis Cluster: what one command or script touches must then be in one hash slot.
+    clustered: whether it leads to a Redis Cluster: all that a command or script touches must then be in one hash slot.
 
     Raises ValueError for anything that is not such a URL or client; connects only when first used.
     """
@@ -128,12 +131,12 @@ class RedisCarrier:
         renewed_by_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: connect anew. The connections are the parent's, and a lock of their pool may be held."""
+        """Connect anew in a forked child: the connections are the parent's, and a lock of their pool may be held."""
         if self._subscription is not None:
-            self._subscription.connection = None  # or its finalizer would give it back to the pool
+            self._subscription.connection = None  # otherwise its finalizer would give it back to the pool
             self._subscription = None
         if isinstance(self._target, str) and isinstance(self._client, redis.Redis):
-            self._client.auto_close_connection_pool = False  # likewise
+            self._client.auto_close_connection_pool = False  # otherwise it would close the parent's connections
             self._client = _client(self._target, self.timeout)
         self._scripts.clear()
 
@@ -188,7 +191,7 @@ class RedisCarrier:
                 if subscription.get_message(timeout=self.timeout) is None:
                     subscription.close()
                     raise CarrierAway(f"Redis at {self._address} did not confirm a subscription in {self.timeout:g} s")
-        # redis-py renews a broken subscription by itself and says nothing; what was published meanwhile is lost.
+        # redis-py silently renews a broken subscription by itself; what was published meanwhile is lost.
         # So its connect hook marks the subscription broken, and `receive` raises.
         self._broken = False
         assert subscription.connection is not None
@@ -239,7 +242,7 @@ def _client(url: str, timeout: float) -> redis.Redis:
             socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the coordinator decides when to ask again, not the client
         )
-        client.connection_pool.make_connection()  # connects to nothing; an option that there is not shows here
+        client.connection_pool.make_connection()  # connects to nothing, but raises for an unknown option
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"redis={hide_password(url)!r} is not a Redis URL ({error}); expected one such as redis://127.0.0.1:6379/0"
@@ -248,7 +251,7 @@ def _client(url: str, timeout: float) -> redis.Redis:
 
 
 def _check_url(url: str) -> None:
-    """ValueError for what redis-py would take in silence, and understand otherwise."""
+    """Raise ValueError for what redis-py would silently accept, and take for something else."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise ValueError("it starts with none of redis://, rediss:// and unix://")
@@ -278,7 +281,7 @@ def _checked(client: redis.Redis | redis.RedisCluster) -> redis.Redis | redis.Re
 
 
 def _address(client: redis.Redis | redis.RedisCluster) -> str:
-    """Where a client leads: a server, the sentinels that know of one, or the nodes that a cluster is entered by."""
+    """Name where a client leads: a server, the sentinels that know of one, or a cluster's startup nodes."""
     if isinstance(client, redis.RedisCluster):
         return f"redis-cluster://{','.join(sorted(client.nodes_manager.startup_nodes))}"
     pool = client.connection_pool
@@ -307,7 +310,7 @@ class _answering:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        # A cluster that cannot be reached raises what redis-py derives from nothing of its own.
+        # For a cluster that cannot be reached, redis-py raises what is no RedisError.
         if not isinstance(error, redis.exceptions.RedisError | redis.exceptions.RedisClusterException | OSError):
             return
         if isinstance(error, CarrierAway):

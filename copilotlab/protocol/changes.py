@@ -1,4 +1,4 @@
-"""What is changed on this node: whether it is this node's to embed, its vector, and its way to the others."""
+"""A change that is made on this node: whether it is this node's to embed, its vector, and its way to the others."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Admission = Literal["ours", "deferred", "claimed", "away"]
 
 
 class Changes:
-    """The changes that are made on one node, in one model's vectors. Safe for threads: each caller brings its own.
+    """The changes that are made on one node, in one model's vectors. Safe for threads: each runs on its caller's.
 
-    wake: rung where the working thread has something to do by a change.
+    wake: rung where a change leaves something to do for the working thread.
     """
 
     def __init__(
@@ -56,32 +56,32 @@ class Changes:
         self._wake = wake
 
     def admit(self, need: Need) -> Admission:
-        """Whether a change is ours to embed; "deferred" if a batch will do it, "claimed" if another node does, "away"
-        without Redis."""
+        """Ask who embeds a change: "ours" if we do, "deferred" if a batch will, "claimed" if another node does, "away"
+        while Redis is."""
         try:
             flags, (granted,) = self._coordinator.admit([need])
         except CarrierAway:
             return "away"
         self._view.saw(flags)
         if not granted and flags.owed and flags.batch_holder is None:
-            # The batch that the written design starts here reads the repository at its first step, after this change
-            # was saved: that step is taken by the worker, or by whoever drives the node.
+            # The batch that the written design starts here reads the repository at its first step, which the working
+            # thread, or the caller that drives the node, takes after this change was saved.
             self._batches.begin("rebuild")
         if granted:
             return "ours"
         return "deferred" if flags.owed or flags.batch_holder is not None else "claimed"
 
     def disclaim(self, need: Need) -> None:
-        """Give up what was admitted: it failed."""
+        """Give back the claim on a change that was admitted and failed."""
         try:
             self._coordinator.disclaim(need)
         except CarrierAway:
             self._context.tell(ClaimLeft(need.chart_id))
 
     def defer(self, chart_id: int, revision: int, *, patience: float = 0.0) -> None:
-        """Leave a change to a batch, or to the node that claimed it, and see to it that it comes.
+        """Leave a change to a batch, or to the node that claimed it, and note that it has to come.
 
-        patience: seconds until it is done here; without, it is done when the batch that it was left to has ended.
+        patience: seconds after which it is done here; 0.0: as soon as the batch that it was left to has ended.
         """
         if self._context.policy.reconcile:
             self._backlog.add(chart_id, revision, self._context.clock.now() + patience)
@@ -90,7 +90,8 @@ class Changes:
         self._wake.set()
 
     def vector_of(self, chart: Chart) -> np.ndarray:
-        """The chart's vector: the one that is here if the words are the same, else a new one. Raises EmbeddingError."""
+        """Return the chart's vector: the one held here if its words are the same, else a new one. Raises
+        EmbeddingError."""
         head = self._store.head(chart.chart_id)
         if head is not None and head[1] == chart.content_hash and (held := self._store.get(chart.chart_id)):
             return held.vector
@@ -99,7 +100,7 @@ class Changes:
         return vector
 
     def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:
-        """Hold the chart's vector and tell the other nodes; False if Redis is away."""
+        """Put the chart's vector into the store and tell the other nodes; False if Redis is away."""
         record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
         head = revision, chart.content_hash
         self._store.put(record)
@@ -115,9 +116,10 @@ class Changes:
         return self._outbox.say(events.ChartDeleted(chart_id, revision), chart_id)
 
     def _correct(self, chart_id: int) -> tuple[int, bytes] | None:
-        """Ask the repository for a chart that it has changed, and the store knows otherwise: it may have gone back.
+        """Ask the repository for a chart of which the store knows something else than was just saved or deleted.
 
-        Its revision and content hash there; None if it has no such chart, or does not answer.
+        The chart may have changed meanwhile, or the repository gone back. Returns the chart's revision and content hash
+        there; None if there is no such chart, or no answer.
         """
         known = self._store.known(chart_id)
         try:

@@ -1,4 +1,4 @@
-"""Who a node is and by which rules it acts: what every room of the protocol is given."""
+"""Who a node is and by which rules it acts: every room of the protocol is given this."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from copilotlab.protocol.policy import Policy, check_policy
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One node's name, namespace, policy and clock, and who is told what happens on it.
+    """One node's name, namespace, policy and clock, and the listeners that are told what happens on it.
 
-    Made by `of`, which checks; one is shared by all rooms of a node.
+    Make it with `of`, which checks its arguments; all rooms of a node share one.
     """
 
     node_id: str
@@ -34,7 +34,7 @@ class Context:
         clock: Clock | None = None,
         listeners: tuple[Listener, ...] = (),
     ) -> Context:
-        """A new context, with a journal and counters of its own.
+        """Make a context, with a journal and counters of its own.
 
         node_id: 1 to 200 characters; namespace: "" by default, or likewise; policy: `Policy()` by default; clock: the
         system's by default; listeners: told of all that happens, beside the journal and the counters. Raises ValueError
@@ -55,12 +55,12 @@ class Context:
         self.listeners.tell(happening)
 
     def scope(self, name: str) -> str:
-        """A key or channel of this namespace."""
+        """Return the name of a key or channel in this namespace."""
         return f"{self.namespace}:{name}" if self.namespace else name
 
 
 def check_name(field: str, value: object) -> str:
-    """The name itself; ValueError for what is no text of 1 to 200 characters that can be sent."""
+    """Return the name; ValueError for anything but a text of 1 to 200 characters that can be sent."""
     if not isinstance(value, str) or not 1 <= len(value) <= 200:
         raise ValueError(f"{field}={value!r}: expected 1 to 200 characters")
     if any("\ud800" <= character <= "\udfff" for character in value):

@@ -1,7 +1,7 @@
 """All that one node says to Redis and hears from it: heartbeats, claims, events and pages.
 
-The lease has a room of its own (`lease`), and so has the connection (`link`). While Redis is known to be away, nothing
-here waits for it: every call raises `CarrierAway` at once.
+The lease (`lease`) and the connection (`link`) have rooms of their own. While Redis is known to be away, nothing here
+waits for it: every call raises `CarrierAway` at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from copilotlab.store.records import as_integer
 
 
 class Need(NamedTuple):
-    """A vector that a node is about to make: of these words of a chart, for at least this revision."""
+    """A vector that a node is about to make: of which chart, which words, and at least which revision."""
 
     chart_id: int
     content_hash: bytes
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Who(TypedDict, total=False):
-    """The parts of a `Context`, for whoever makes a coordinator alone."""
+    """The parts of a `Context`, for a coordinator that is made without a node."""
 
     node_id: str
     namespace: str
@@ -53,7 +53,7 @@ class Coordinator:
     clock. A node skips its own events.
     fingerprint, dim: of the model whose vectors are sent; events of another model are dropped and counted.
     identity: of the catalogue that is spoken of, `ChartRepository.identity`; events of another one are dropped and
-    counted, and so is what was signed with another key. None by default: of no repository's.
+    counted, and so is what was signed with another key. None by default: no repository's.
     A namespace gives keys and channels of its own: nodes of two namespaces that share a Redis never hear each other;
     "" by default, which gives those of the written design. A Redis Cluster needs one in braces, "{charts}": all keys
     then lie together.
@@ -93,7 +93,7 @@ class Coordinator:
         )
         self.lease = lease_of(self.link)
         self.echoed = 0
-        """The number of the last of this node's events that came back: what was said before it was received here."""
+        """The number of this node's last event that came back to it: all that was said before has been received."""
         self._generation = ""
         self._beats_unanswered = 0
         self._on_their_way: deque[tuple[int, float]] = deque()  # own heartbeats: number, when said
@@ -108,7 +108,7 @@ class Coordinator:
 
     @property
     def heard_to(self) -> float:
-        """All that was said to this node until then has been received, on its clock; it grows by heartbeats.
+        """The time, on this node's clock, up to which it has received all that was said to it; heartbeats move it on.
 
         What this node says to all comes back to it behind whatever was said before. So a node that lags behind, or that
         was busy with something else, sees by its own heartbeats how much it has not heard yet.
@@ -117,18 +117,18 @@ class Coordinator:
 
     @property
     def beats_under_way(self) -> int:
-        """How many heartbeats of this node have not come back to it: whoever was heard until now will hear them."""
+        """How many heartbeats of this node have not come back to it yet; every node heard so far will hear them."""
         return len(self._on_their_way)
 
     def connect(self) -> bool:
-        """Connect and subscribe now; False, and an outage begins, if Redis is away.
+        """Connect and subscribe now; if Redis is away an outage begins, and False is returned.
 
         Raises CarrierRefused if Redis is there but does not let us do what we must: a mistake to mend, not an outage.
         """
         return self.link.connect(self._greet)
 
     def probe(self) -> bool:
-        """While Redis is away: look, at most every `probe_interval`, whether it is back; True if it is.
+        """Look whether a Redis that was away is back, at most once per `probe_interval`; True if it is.
 
         Without `tell_blips`, as the written design's connection listener does, an outage is then marked in Redis.
         """
@@ -145,7 +145,7 @@ class Coordinator:
             self.link.carrier.set(self._scoped(keys.WAS_DOWN), b"true")
 
     def close(self) -> None:
-        """Leave Redis: what this node had claimed is nobody's from now on."""
+        """Leave Redis, and with it all that this node had claimed."""
         if self.connected and self.context.policy.claim:
             with suppress(CarrierAway):  # it has gone too: then the claims end by themselves
                 self.link.carrier.delete(self.link.sign_of_life)
@@ -154,7 +154,7 @@ class Coordinator:
     # --- heartbeats, flags and claims -------------------------------------------------------------------------
 
     def beat(self, heartbeat: events.Heartbeat | None = None) -> Flags:
-        """Say that this node lives, and see how things stand, in one round trip. An outage is noticed by this."""
+        """Say that this node lives, and read the flags, in one round trip. This is how an outage is noticed."""
         flags = self.link.ask(lambda: self._look(heartbeat))
         if heartbeat is not None:
             self._beats_unanswered += 1
@@ -188,7 +188,7 @@ class Coordinator:
         self._generation = generation
 
     def flags(self) -> Flags:
-        """Both flags, in one round trip."""
+        """Read both flags, in one round trip."""
         return self.link.ask(self._plain_flags)
 
     def _plain_flags(self) -> Flags:
@@ -196,10 +196,10 @@ class Coordinator:
         return Flags(self.lease.holder(held or b""), owed is not None, self.lease.epoch)
 
     def admit(self, needs: Sequence[Need], grant: Grant | None = None) -> tuple[Flags, list[bool]]:
-        """May this node embed these now? The flags, and for each whether it is ours to do.
+        """Ask whether this node may embed these now; return the flags, and for each of them whether it is ours to do.
 
-        While another node runs a batch of our model, or a rebuild is owed, nothing is; otherwise, with `claim`, what
-        no other node has claimed. grant: of this node's own batch. Bounded by `redis_timeout`.
+        While another node runs a batch of our model, or a rebuild is owed, nothing is ours; otherwise, with `claim`,
+        what no other node has claimed. grant: of this node's own batch. Bounded by `redis_timeout`.
         """
         policy, link = self.context.policy, self.link
         if not policy.claim:
@@ -214,7 +214,7 @@ class Coordinator:
         return Flags(self.lease.holder(held), bool(owed), self.lease.epoch), [bool(answer) for answer in granted]
 
     def disclaim(self, need: Need) -> None:
-        """Give a claim back, if it is still this node's: nothing came of it."""
+        """Give a claim back from which nothing came, if it is still this node's."""
         link = self.link
         if self.context.policy.claim:
             link.ask(lambda: link.carrier.run("disclaim", [self._claim(need)], [link.session_name]))
@@ -222,11 +222,11 @@ class Coordinator:
     # --- events -----------------------------------------------------------------------------------------------
 
     def publish(self, event: events.Event, need: Need | None = None) -> int:
-        """Say ``event`` to all nodes, and note on the claim of ``need`` that it was sent; how many listened."""
+        """Say ``event`` to all nodes, and note on the claim of ``need`` that it was sent; return how many listened."""
         link, policy = self.link, self.context.policy
         channel = self._scoped(events.CHANNEL_OF[type(event)])
         try:
-            link.check()  # before the lock: whoever has it may be waiting for a Redis that is away
+            link.check()  # before the lock: the thread that holds it may be waiting for a Redis that is away
             with link.speaking:
                 payload = link.seal(event)
                 if need is None or not policy.claim:
@@ -249,9 +249,9 @@ class Coordinator:
         self.context.tell(Said(len(payload)))
 
     def receive(self, timeout: float = 0.0) -> events.Envelope | None:
-        """The next event of another node, waiting at most ``timeout`` seconds; None if there is none.
+        """Return the next event of another node, waiting at most ``timeout`` seconds; None if there is none.
 
-        What is not an event of our model is counted, logged once a kind, and dropped.
+        What is not an event of our model is counted, logged once per kind, and dropped.
         Raises CarrierAway while Redis is away.
         """
         link = self.link
@@ -279,7 +279,7 @@ class Coordinator:
         return None
 
     def reject(self, error: events.EventRejected) -> None:
-        """Drop what was not accepted: it is counted, and the log warns the first time for its kind."""
+        """Count what was dropped, and warn in the log the first time for its kind."""
         self.context.tell(Dropped(error.kind, str(error)))
 
     # --- pages ------------------------------------------------------------------------------------------------
@@ -295,30 +295,30 @@ class Coordinator:
         self.context.tell(Said(len(payload)))
 
     def get_bulk(self, bulk: str) -> bytes | None:
-        """The page that another node put there; None if it is gone. More than MAX_BULK_BYTES are not read."""
+        """Read the page that another node put there, at most MAX_BULK_BYTES + 1 of it; None if it is gone."""
         payload = self.link.ask(lambda: self.link.carrier.read(self._bulk(bulk), events.MAX_BULK_BYTES + 1))
         self.context.tell(PageFetched(len(payload)))
         return payload or None
 
     def drop_bulk(self, bulk: str) -> None:
-        """What was fetched need not stay there."""
+        """Delete a page that was fetched."""
         self.link.ask(lambda: self.link.carrier.delete(self._bulk(bulk)))
 
     def decode_records(self, payload: bytes) -> list[Record]:
-        """The records of a page that another node put there. Raises EventRejected."""
+        """Decode the records of a page that another node put there. Raises EventRejected."""
         return self.decode_record_page(payload)[0]
 
     def decode_record_page(self, payload: bytes) -> tuple[list[Record], bool]:
-        """`decode_records`, and whether there are more of those that were asked for."""
+        """Decode a page's records, and whether there are more of those that were asked for. Raises EventRejected."""
         link = self.link
         return events.decode_record_page(payload, fingerprint=link.fingerprint, dim=self.dim, identity=link.identity)
 
     def decode_manifest(self, payload: bytes) -> tuple[Manifest, bool]:
-        """A page of another node's manifest, and whether there is more of it. Raises EventRejected."""
+        """Decode a page of another node's manifest, and whether there is more of it. Raises EventRejected."""
         return events.decode_manifest(payload, fingerprint=self.link.fingerprint, identity=self.link.identity)
 
     def records(self, packed: Iterable[events.WireRecord]) -> list[Record]:
-        """The store's records in an event's, without those whose vector is none of our model's: they are counted."""
+        """Unpack an event's records; those whose vector cannot be of our model are counted and left out."""
         unpacked = []
         for record in packed:
             try:

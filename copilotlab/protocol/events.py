@@ -2,11 +2,10 @@
 
 What travels is a version, a checksum, the catalogue, a signature and a MessagePack array (msgspec), never pickle: an
 `Envelope` on a channel, a `RecordPage` or a `ManifestPage` in a key that the reader fetches at its own pace. The
-signature (keyed BLAKE2b) is made with a key that is in the repository: so whoever may publish, but does not read the
-same repository, is not believed. A vector travels as raw little-endian
-float32, or as float16 where nothing is lost by that (`Policy(vectors="float16")`); its length tells which. What arrives
-is not trusted: it is bounded, typed and checked, and what fails raises `EventRejected`, so that a node can count it and
-go on.
+signature (keyed BLAKE2b) is made with a key that is in the repository, so a client that may publish, but does not read
+the same repository, is not believed. A vector travels as raw little-endian float32, or as float16 where nothing is lost
+by that (`Policy(vectors="float16")`); its length tells which. What arrives is not trusted: it is bounded, typed and
+checked, and what fails raises `EventRejected`, so that a node can count it and go on.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ UPDATES = "chart-vector-updates"
 BATCHES = "chart-vector-batches"
 DELETIONS = "chart-deletions"
 HEARTBEATS = "chart-vector-heartbeats"
-INBOX = "chart-vector-inbox"  # one a node: INBOX:node_id
+INBOX = "chart-vector-inbox"  # one for each node: INBOX:node_id
 
 WIRE_VERSION = 3
 MARK_BYTES = 16  # of the catalogue, and of the signature
@@ -38,7 +37,7 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
 MANIFEST_ROWS = 65_536  # in one page
-LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a float16 of normal size has not
+LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a normal float16 lacks
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -52,8 +51,8 @@ T = TypeVar("T")
 class EventRejected(ValueError):
     """What a node does not accept; ``kind`` says why, in one word that metrics count by.
 
-    kind: "oversized", "version", "damaged" (on its way: the checksum is another), "foreign_catalogue", "forged" (signed
-    by who does not know the catalogue's key), "copy" (by a node that reads another copy of this one), "malformed",
+    kind: "oversized", "version", "damaged" (on its way: the checksum does not fit), "foreign_catalogue", "forged"
+    (signed without the catalogue's key), "copy" (by a node that reads another copy of this one), "malformed",
     "foreign_model", "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
     """
 
@@ -89,7 +88,7 @@ class ChartDeleted(_Event, frozen=True):
 
 
 class BatchStarted(_Event, frozen=True):
-    """A node took the lease and begins (`chart-vector-batches`).
+    """A node took the lease and begins a batch (`chart-vector-batches`).
 
     epoch: the lease's fencing token; 0 in all events of a batch whose policy has none.
     """
@@ -118,8 +117,8 @@ class BatchFinished(_Event, frozen=True):
     """A batch's end, with its manifest.
 
     total: records sent in its chunks; revision: the repository revision that it read; whole: whether that was the whole
-    catalogue, and not only what had changed; chart_ids: then, where nodes do not ask the repository themselves, every
-    live chart at that revision, int64 little-endian, ascending; else None.
+    catalogue, and not only what had changed; chart_ids: of a whole catalogue, where nodes do not ask the repository
+    themselves, every live chart at that revision, int64 little-endian, ascending; else None.
     """
 
     batch: Name
@@ -133,9 +132,9 @@ class BatchFinished(_Event, frozen=True):
 class Heartbeat(_Event, frozen=True):
     """A node lives, and holds this much (`chart-vector-heartbeats`).
 
-    digest, charts: of its store; complete_to: the repository revision up to which it holds all; batch: the last that it
+    digest, charts: of its store; complete_to: the repository revision up to which it holds all; batch: the last one it
     heard of, "" before the first; newcomer: it has just connected, and asks to be answered with a heartbeat.
-    revision, catalogue: the repository's at its last look, and its digest then; 0 before the first.
+    revision, catalogue: the repository's revision and digest at the node's last look; 0 before the first.
     """
 
     digest: Digest
@@ -148,21 +147,23 @@ class Heartbeat(_Event, frozen=True):
 
 
 class ManifestWanted(_Event, frozen=True):
-    """The page of your manifest after chart ``after`` (-1: the first), please, in the key ``bulk`` (an inbox)."""
+    """A request in a peer's inbox: put the page of your manifest after chart ``after`` (-1: the first page) into the
+    key ``bulk``."""
 
     bulk: BulkId
     after: Annotated[int, msgspec.Meta(ge=-1, le=LARGEST)]
 
 
 class RecordsWanted(_Event, frozen=True):
-    """Your records of these charts, please, in the key ``bulk`` (an inbox); packed as in `pack_ids`."""
+    """A request in a peer's inbox: put your records of these charts into the key ``bulk``. chart_ids: packed by
+    `pack_ids`."""
 
     bulk: BulkId
     chart_ids: Annotated[bytes, msgspec.Meta(max_length=8 * MAX_RECORDS)]
 
 
 class BulkReady(_Event, frozen=True):
-    """What you asked for is in the key ``bulk`` (an inbox)."""
+    """An answer in the inbox of the node that asked: what it asked for is in the key ``bulk``."""
 
     bulk: BulkId
 
@@ -195,7 +196,7 @@ CHANNEL_OF: dict[type, str] = {
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """An event and who says it.
+    """An event and its sender.
 
     source: the node; fingerprint: of the model whose vectors it holds; session: a random number, new whenever the node
     starts; number: 1, 2, 3... for what it says to all in that session, 0 for what it says to one.
@@ -209,10 +210,10 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 class RecordPage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes, and `dim` floats a record,
-    all float32 or all float16.
+    """Records to be fetched, at most MAX_RECORDS, column by column: int64, int64, 16 bytes, and `dim` floats for each
+    record, all float32 or all float16.
 
-    more: whether, of what was asked for, there are charts after the last of these that did not fit.
+    more: whether charts that were asked for did not fit; they come after the last of these.
     """
 
     fingerprint: Name
@@ -245,33 +246,33 @@ _manifest_pages = msgspec.msgpack.Decoder(ManifestPage)
 
 
 NO_CATALOGUE = Identity("0" * 32, b"")
-"""Of those who speak for no repository."""
+"""The identity of a coordinator that speaks for no repository."""
 
 
 def encode(message: Envelope | RecordPage | ManifestPage, identity: Identity = NO_CATALOGUE) -> bytes:
-    """The message as bytes: version, checksum (CRC-32, little-endian), catalogue, signature, MessagePack."""
+    """Encode a message as bytes: version, checksum (CRC-32, little-endian), catalogue, signature, MessagePack."""
     body = _encoder.encode(message)
     rest = b"".join((bytes.fromhex(identity.incarnation), _signature(body, identity), body))
     return b"".join((_VERSION, crc32(rest).to_bytes(4, "little"), rest))
 
 
 def decode(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGUE) -> Envelope:
-    """The envelope in ``payload``, for a node of that catalogue whose model is ``fingerprint``; raises EventRejected.
+    """Decode the envelope in ``payload``, for a node of that catalogue whose model is ``fingerprint``.
 
-    Vectors are checked where they are unpacked (`unpack`).
+    Vectors are checked where they are unpacked (`unpack`). Raises EventRejected.
     """
     return _ours(_decoded(_envelopes, payload, MAX_EVENT_BYTES, identity), fingerprint)
 
 
 def decode_records(payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE) -> list[Record]:
-    """The records of the `RecordPage` in ``payload``; EventRejected, for all, if one is not what it should be."""
+    """Decode the records of the `RecordPage` in ``payload``; EventRejected, for the whole page, if one is wrong."""
     return decode_record_page(payload, fingerprint=fingerprint, dim=dim, identity=identity)[0]
 
 
 def decode_record_page(
     payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE
 ) -> tuple[list[Record], bool]:
-    """`decode_records`, and whether there are more."""
+    """Decode the records of a page as `decode_records` does, and whether there are more."""
     page = _ours(_decoded(_record_pages, payload, MAX_BULK_BYTES, identity), fingerprint)
     chart_ids, revisions, hashes = _numbers(page.chart_ids), _numbers(page.revisions), _hashes(page.content_hashes)
     if not len(chart_ids) == len(revisions) == len(hashes):
@@ -292,7 +293,7 @@ def record_page(
     *,
     more: bool = False,
 ) -> RecordPage:
-    """The page of these columns, one row a record."""
+    """Make a page of these columns, one row for each record."""
     return RecordPage(
         fingerprint,
         chart_ids.astype("<i8").tobytes(),
@@ -304,7 +305,7 @@ def record_page(
 
 
 def page_of(fingerprint: str, records: Sequence[Record]) -> RecordPage:
-    """The page of these records."""
+    """Make a page of these records."""
     hashes = b"".join(record.content_hash for record in records)
     return record_page(
         fingerprint,
@@ -316,9 +317,9 @@ def page_of(fingerprint: str, records: Sequence[Record]) -> RecordPage:
 
 
 def decode_manifest(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGUE) -> tuple[Manifest, bool]:
-    """The rows of the `ManifestPage` in ``payload``, and whether there are more.
+    """Decode the rows of the `ManifestPage` in ``payload``, and whether there are more.
 
-    The manifest's digest is empty: it is one page's. Raises EventRejected.
+    The manifest's digest is empty, since this is only a page of it. Raises EventRejected.
     """
     page = _ours(_decoded(_manifest_pages, payload, MAX_BULK_BYTES, identity), fingerprint)
     chart_ids, revisions = unpack_ids(page.chart_ids), _numbers(page.revisions)
@@ -332,7 +333,7 @@ def decode_manifest(payload: bytes, *, fingerprint: str, identity: Identity = NO
 
 
 def manifest_page(fingerprint: str, manifest: Manifest, *, after: int, rows: int = MANIFEST_ROWS) -> ManifestPage:
-    """The page of ``manifest`` that begins after chart ``after``."""
+    """Make the page of ``manifest`` that begins after chart ``after``."""
     start = int(np.searchsorted(manifest.chart_ids, after, side="right"))
     chosen = slice(start, start + rows)
     return ManifestPage(
@@ -346,12 +347,12 @@ def manifest_page(fingerprint: str, manifest: Manifest, *, after: int, rows: int
 
 
 def pack(record: Record) -> WireRecord:
-    """A store's record, ready to travel."""
+    """Pack a store's record, ready to travel."""
     return WireRecord(record.chart_id, record.revision, record.content_hash, _packed(record.vector))
 
 
 def unpack(record: WireRecord, *, dim: int) -> Record:
-    """The store's record in a wire record; EventRejected if its vector is not a unit vector of ``dim`` floats."""
+    """Unpack a store's record; EventRejected if its vector is not a unit vector of ``dim`` floats."""
     vector = _unpacked(record.vector, dim, f"the vector of chart {record.chart_id}")
     try:
         return Record.of(record.chart_id, record.revision, record.content_hash, vector)
@@ -360,7 +361,7 @@ def unpack(record: WireRecord, *, dim: int) -> Record:
 
 
 def _packed(vectors: npt.NDArray[np.float32]) -> bytes:
-    """The floats as float16 if every one of them is one, else as float32."""
+    """Pack floats as float16 if that loses nothing of any of them, else as float32."""
     packed = np.ascontiguousarray(vectors, dtype="<f4").tobytes()
     if int.from_bytes(packed[:4], "little") & LOST_IN_HALF:  # nearly always: the first of them tells
         return packed
@@ -378,12 +379,12 @@ def _unpacked(packed: bytes, count: int, what: str) -> npt.NDArray[np.float32]:
 
 
 def pack_ids(chart_ids: Iterable[int] | Sequence[int] | npt.NDArray[np.int64]) -> bytes:
-    """Chart ids, ascending, as little-endian int64."""
+    """Pack chart ids as little-endian int64, ascending."""
     return np.sort(np.fromiter(chart_ids, dtype="<i8")).tobytes()
 
 
 def unpack_ids(packed: bytes) -> npt.NDArray[np.int64]:
-    """What `pack_ids` packed, int64 (n,); EventRejected if it is no such list."""
+    """Unpack what `pack_ids` packed, int64 (n,); EventRejected for anything else."""
     chart_ids = _numbers(packed)
     if len(chart_ids) and (np.diff(chart_ids) <= 0).any():
         raise EventRejected("malformed", "chart ids are not ascending")
@@ -434,7 +435,7 @@ def _signature(body: bytes | memoryview, identity: Identity) -> bytes:
 
 
 def _speaker(body: memoryview) -> str:
-    """Who says that it says this, for a message that is not believed."""
+    """Name the sender that a message which is not believed claims to come from."""
     try:
         return f"a node that calls itself {_envelopes.decode(body).source!r}"
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,9 +1,9 @@
-"""The repository, followed: what it says is taken in, and what it has and the store lacks goes on the backlog.
+"""Following the repository: what changed there is taken in, and what the store still lacks goes on the backlog.
 
-A look reads what changed since the last one, and compares: the repository keeps a digest of all that it holds, the
-store one of what it holds, and with what is on the backlog they have to be the same. Where they are not, whatever the
+A look reads what changed since the last one, and compares. The repository keeps a digest of all that it holds, and the
+store one of what it holds; corrected by the backlog, they have to be the same. Where they are not, whatever the
 revisions show (the database was restored and written on, a peer lied, a record was lost), the whole catalogue is
-compared, by content, and the repository is right.
+compared by content, and the repository is right.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from copilotlab.protocol.backlog import Backlog
 from copilotlab.protocol.context import Context
 from copilotlab.store import VectorStore
 
-DOUBT_BEATS = 10  # heartbeats by which every node has noticed that the repository went back
+DOUBT_BEATS = 10  # heartbeats after which every node has noticed that the repository went back
 LONGEST_PAUSE = 60.0  # seconds between two comparisons of the whole catalogue that find a difference each time
-MOST_MISSING = 5_000  # charts on the backlog, beyond which a comparison costs too much for each heartbeat
-LOOKS_KEPT = 64  # of the last looks, what the repository's digest was
-SKIPPED_AGAIN = 100  # rows that could not be read, and are read once more at each look
-HASH = "content_hash"  # the column of what was skipped, where it was edited by hand and no change can be made of it
-TEXT = "text"  # the column of what was skipped, where it was the model that failed
+MOST_MISSING = 5_000  # charts on the backlog, beyond which a comparison at each heartbeat costs too much
+LOOKS_KEPT = 64  # last looks whose digest is remembered
+SKIPPED_AGAIN = 100  # rows, at most, that could not be read and are tried again at each look
+HASH = "content_hash"  # named as the column of a row that was edited by hand and cannot be made a change
+TEXT = "text"  # named as the column where the model fails on a chart's words
 LONGEST_SKIP = 3600.0  # seconds between two tries of a text that the model fails on
 
 Words = tuple[Chart, int]
@@ -35,8 +35,8 @@ Words = tuple[Chart, int]
 class Skipped(NamedTuple):
     """A chart that could not be taken in as it is in the repository, and why.
 
-    column: of its row, "text" where the model failed on it. again: when it is tried once more, on the node's clock; a
-    row that could not be read is read at every look. tries: how often it was tried.
+    column: of its row; "text" where the model failed on it. again: when a text is tried once more, on the node's clock;
+    a row that could not be read is tried at every look. tries: how often it was tried.
     """
 
     revision: int
@@ -50,12 +50,12 @@ class Skipped(NamedTuple):
 class Follower:
     """One store's view of the repository.
 
-    store, backlog: what it keeps in step. new_patience: seconds until what was there before this store was is its own
-    to embed; what changes later is waited for as long as the policy's `adopt_after`.
-    went_back: called where the repository is not what was followed: all that was read of it may be of another past.
+    store, backlog: what it keeps in step. new_patience: seconds until charts that are older than this store become its
+    own to embed; for later changes it waits as long as the policy's `adopt_after`.
+    went_back: called where the repository is not what was followed, so that all that was read of it is in doubt.
     is_another: called with the identity of a catalogue that has taken the place of the one that was followed.
 
-    Not safe for threads: whoever works for the store looks.
+    Not safe for threads: only the thread that works for the store may look.
     """
 
     def __init__(
@@ -77,28 +77,28 @@ class Follower:
         self._tell_went_back = went_back
         self._tell_is_another = is_another
         self._identity = charts.identity
-        self._offset = 0  # by which the repository's digest differs from that of its rows: somebody edited those
+        self._offset = 0  # between the repository's digest and that of its rows, where those were edited by hand
         self._pause = context.policy.heartbeat_interval
         self._next_comparison = context.clock.now()
-        self._doubts_until = context.clock.now()  # since it went back: the other nodes may not have noticed yet
+        self._doubts_until = context.clock.now()  # other nodes may not have noticed until then that it went back
         self.read_to = 0
         """The repository's revision at the last look."""
         self.has_read = False
-        """Whether the repository was looked at since the store was new, or since it went back."""
+        """Whether the repository was looked at since this store was new, or since the repository went back."""
         self.compared = False
         """Whether the last look took in the whole catalogue."""
         self.last_look: tuple[float, int] | None = None
         """When the repository was asked last, on the node's clock, and its revision then; None before the first."""
         self.dropped = 0
         """How many charts the last look dropped."""
-        self._stamped: set[int] = set()  # charts that were given a revision here: nobody else will bring their vectors
+        self._stamped: set[int] = set()  # charts that were given a revision here: no other node will send their vectors
         self._looks: tuple[tuple[int, str], ...] = ()  # revision and digest at each; revisions grow
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
 
     @property
     def complete_to(self) -> int:
-        """The repository's revision up to which the store holds all, as far as was looked."""
+        """The repository's revision up to which the store holds all that the looks have found."""
         return self._backlog.complete_to(self.read_to)
 
     @property
@@ -108,11 +108,11 @@ class Follower:
         return looks[-1] if looks else (0, as_text(0))
 
     def contradicts(self, revision: int, digest: str) -> bool:
-        """Whether the repository had another digest at that revision: who says so reads another copy of it."""
+        """Tell whether the repository had another digest at that revision: then who says this reads another copy."""
         return dict(self._looks).get(revision, digest) != digest
 
     def start_over(self) -> None:
-        """Take in the whole catalogue at the next look, by content; what was edited by hand becomes a change before."""
+        """Take in the whole catalogue at the next look, by content; first make changes of what was edited by hand."""
         self.adopt_edits()
         self.read_to = 0
 
@@ -129,19 +129,19 @@ class Follower:
         return True
 
     def changes_since(self, revision: int) -> tuple[Heads, int]:
-        """What changed in the repository after ``revision``, 0 for all, and how many charts left the store by that.
+        """Read what changed in the repository after ``revision``, 0 for all, and how many charts were dropped by that.
 
-        Where nodes reconcile it is a look. Raises RepositoryError.
+        Where nodes reconcile, this is a look, which takes the changes in. Raises RepositoryError.
         """
         if not self._context.policy.reconcile:
             return self._charts.heads_since(revision), 0
         return self.look(revision, compare=False), self.dropped
 
     def read(self, chart_ids: list[int]) -> list[Words]:
-        """The words of these charts, as they are now, in this order. Raises RepositoryError.
+        """Read these charts as they are now, in this order. Raises RepositoryError.
 
-        Rows that cannot be read are skipped. What was edited by hand is left out, where nodes reconcile: it becomes a
-        change, which the next look brings like any other.
+        Rows that cannot be read are skipped. Where nodes reconcile, what was edited by hand is left out: it becomes a
+        change, which the next look brings like any other, or is skipped if the repository takes no changes.
         """
         if not chart_ids:
             return []
@@ -159,13 +159,13 @@ class Follower:
         return [(c.chart, c.revision) for c in there if c.chart is not None and c.chart_id not in edited]
 
     def look(self, since: int | None = None, *, compare: bool = True) -> Heads:
-        """Take in what changed after revision ``since``, by default since the last look; what that was.
+        """Take in what changed after revision ``since``, by default since the last look, and return it.
 
-        0 is the whole catalogue: all live charts. compare: also see, as of that moment, whether both now hold the same.
-        Raises RepositoryError; then nothing was changed.
+        0 is the whole catalogue: all live charts. compare: also check that store and repository hold the same, as of
+        that moment. Raises RepositoryError; then nothing was changed.
         """
         since = self.read_to if since is None else since
-        # Before it is asked: what it then has not, it never had.
+        # Noted before the repository is asked: what is not there then was never there.
         seen = max(self._store.latest, self.read_to, self._backlog.latest)
         version, asked_at = self._store.version, self._context.clock.now()
         look = self._charts.look(since)
@@ -195,7 +195,7 @@ class Follower:
         if since == 0:
             self._backlog.replace(lacking, look.revision, due)
         else:
-            # Also what the store is not told of: a deletion, where it keeps no order.
+            # All of them: where the store keeps no order, it is not told of deletions.
             self._backlog.drop(chart_id for chart_id, *_ in rows if chart_id not in lacking)
             for chart_id, (revision, content_hash) in lacking.items():
                 self._backlog.add(chart_id, revision, due, content_hash)
@@ -216,7 +216,7 @@ class Follower:
     def _skip_on(
         self, lacking: dict[int, tuple[int, bytes]], rows: list[tuple[int, int, bytes]], *, whole: bool
     ) -> None:
-        """What was skipped and has not changed since is skipped on; the rest gets its chance."""
+        """Go on skipping what has not changed since it was skipped, and give the rest another chance."""
         told = {chart_id for chart_id, *_ in rows}
         for chart_id, skipped in list(self.skipped.items()):
             if lacking.get(chart_id) == (skipped.revision, skipped.content_hash):
@@ -234,7 +234,7 @@ class Follower:
         self._context.tell(SkippedNow(chart_id, revision, column, reason))
 
     def _try_again(self) -> None:
-        """Give what was skipped another chance: a row once it can be read, a text after a while, what came at once."""
+        """Give what was skipped another chance: a row once it can be read, a text after a while."""
         now = self._context.clock.now()
         rows = [i for i, skipped in self.skipped.items() if skipped.column != TEXT][:SKIPPED_AGAIN]
         mended = self._charts.read_many(rows).changes if rows else {}
@@ -248,7 +248,7 @@ class Follower:
                 self._backlog.add(chart_id, skipped.revision, now, skipped.content_hash)
 
     def _agrees(self, look: Look, version: int) -> bool:
-        """Whether the store and its backlog are what the repository is; True if that cannot be told at this moment."""
+        """Tell whether store and backlog add up to the repository; True if that cannot be told at this moment."""
         if len(self._backlog) > MOST_MISSING:
             return True
         at = self._store.version
@@ -256,18 +256,18 @@ class Follower:
         skipped = {i: (left_out.revision, left_out.content_hash) for i, left_out in self.skipped.items()}
         for chart_id, (revision, content_hash) in (skipped | self._backlog.expected()).items():
             if not content_hash and revision > look.revision:
-                return True  # it was left to somebody since
+                return True  # it was left to a batch or another node since
             held = self._store.head(chart_id)
             here += entry(chart_id, revision, content_hash) - (0 if held is None else entry(chart_id, *held))
         if self._store.version != at or (at != version and self._store.latest > look.revision):
-            return True  # news came in the meantime: the next look tells
+            return True  # news came in the meantime: the next look will tell
         differs = (look.digest - self._offset - here) % MODULUS != 0
         if not differs:
             self._pause = self._context.policy.heartbeat_interval
         return not differs or self._context.clock.now() < self._next_comparison
 
     def _compare(self) -> Heads:
-        """Take in the whole catalogue, since what was followed is not what is there."""
+        """Take in the whole catalogue, since it is not what was followed."""
         self._tell_went_back()
         self._context.tell(ComparedAnew(self.read_to))
         self._next_comparison = self._context.clock.now() + self._pause
@@ -276,9 +276,9 @@ class Follower:
         return self._take_in(self._charts.look(0), 0)
 
     def _go_back(self, look: Look, seen: int) -> None:
-        """Forget what was known of a past that the repository does not have, or of a catalogue that is no more there.
+        """Forget what was known of a past that the repository has lost, or of a catalogue that is no longer there.
 
-        It was restored from a backup, or a peer told of what never was: the repository says what is so.
+        It was restored from a backup, or a peer told of what never was: the repository is right.
         """
         self._tell_went_back()
         self._backlog.clear()

@@ -1,7 +1,7 @@
-"""Who is asked before a batch embeds: what other nodes have is fetched, and not made again.
+"""Before a batch embeds, it asks its peers: what they have is fetched, and not made again.
 
-Whoever hears that a batch begins answers with a heartbeat, and Redis says how many heard it. The node that holds the
-lease hears it too, after all that was said before.
+Every node that hears that a batch begins answers with a heartbeat, and Redis says how many heard it. The node that
+holds the lease hears it too, after all that was said before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_SILENCE = 3  # times the patience with one peer: the longest that a batc
 
 
 class Inquiry:
-    """The questions of one batch to its peers. batch: its name."""
+    """The questions of one batch to its peers. batch: the batch's name."""
 
     def __init__(self, batch: str, coordinator: Coordinator, view: View, peers: Peers, transfers: Transfers) -> None:
         self._batch = batch
@@ -37,28 +37,28 @@ class Inquiry:
         self.has_asked = False
         """Whether all who listened were asked for what they have."""
         self.answered = False
-        """Whether nobody is left to ask, since the last question."""
+        """Whether no node has been left to ask since the last question."""
 
     def begin(self) -> None:
-        """The batch says now that it begins."""
+        """Note that the batch is about to say that it begins."""
         self._begun = self._coordinator.context.clock.now()
 
     def announced(self, number: int) -> None:
-        """It has said so, by its event of that number, and knows what it lacks."""
+        """Note that the batch has said so, by this node's event of that number, and knows what it lacks."""
         self._announced = number
         self._asking_since = self._coordinator.context.clock.now()
 
     def begin_anew(self) -> None:
-        """Ask all once more: something that was left to others is still not here."""
+        """Ask all peers once more: something that was left to others has still not come."""
         self._times += 1
         self._asking_since = self._coordinator.context.clock.now()
 
     def forget(self) -> None:
-        """The connection was lost: who was being asked has not answered."""
+        """Forget who was asked: the connection was lost, and with it their answers."""
         self._asked.clear()
 
     def step(self, wanted: Callable[[], list[int]]) -> bool:
-        """Fetch what peers have of the ``wanted`` charts; True once each that is there, or expected back, was asked."""
+        """Fetch what peers have of the ``wanted`` charts; True once all who live or are expected were asked."""
         over = self._step(wanted)
         self.answered = self.answered and over
         return over
@@ -68,12 +68,12 @@ class Inquiry:
         if not link.connected:  # for a moment, it may be
             return self.has_asked or link.away_for >= link.context.policy.rejoin_grace
         if not self.has_asked and self._awaits_answers(now):
-            self._fetched = (transfers.taken, link.context.clock.now())  # nobody was asked yet, so nobody is silent
+            self._fetched = (transfers.taken, link.context.clock.now())  # no node was asked yet, so none is silent
             return False
         silent = self._silence()
         if silent >= LONGEST_SILENCE * transfers.patience:
             transfers.give_up()
-            return True  # however many there are, and under whatever names: all of them together had this long
+            return True  # this is the limit for all of them together, however many there are
         alive = self._peers.alive(now)
         left = [peer for peer in alive if peer.digest and (peer.node_id, self._times) not in self._asked]
         if transfers.peer and left and min(silent, now - self._asked_at) >= transfers.patience:
@@ -92,7 +92,7 @@ class Inquiry:
         return True
 
     def _silence(self) -> float:
-        """Seconds for which nothing that this batch lacked came from any peer, while it could ask them."""
+        """Return for how many seconds no peer has sent anything that this batch lacked, although it could ask them."""
         taken, since = self._fetched
         if self._transfers.taken != taken:
             self._fetched = (self._transfers.taken, self._coordinator.context.clock.now())
@@ -100,7 +100,7 @@ class Inquiry:
         return self._coordinator.heard_to - max(since, self._asking_since, self._view.back_since)
 
     def _awaits_answers(self, now: float) -> bool:
-        """Whether somebody may still say what it has: who listens, or who is expected back after an outage."""
+        """Tell whether a node that listens, or is expected back after an outage, may still say what it holds."""
         view, peers = self._view, self._peers
         grace = self._coordinator.context.policy.rejoin_grace
         answered = sum(peer.batch == self._batch for peer in peers.alive(now))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 BATCH_IN_PROGRESS = "vector:batch:in_progress"
-"""The lease of a batch; the written design's name, as of the next."""
+"""The lease of a batch. This name, like the next, is the written design's."""
 WAS_DOWN = "vector:redis:was_down"
-"""There while a rebuild is owed."""
+"""Present while a rebuild is owed."""
 EPOCH = "vector:batch:epoch"
-"""Of the last lease."""
+"""The epoch of the last lease."""
 GENERATION = "vector:generation"
-"""The server's memory: gone or changed, it was lost."""
+"""A random id, by which a loss of the server's memory is noticed: it is gone then, or another."""
 CLAIM = "vector:claim"
-"""One a change that a node embeds."""
+"""One for each change that a node embeds."""
 BULK = "vector:bulk"
-"""One a page that another node fetches."""
+"""One for each page that another node fetches."""
 ALIVE = "vector:alive"
-"""One a session: whose it is has not been silent for three heartbeats."""
+"""One for each session: its sign of life, present until it was silent for three heartbeats."""
 
 EXAMPLES = (GENERATION, BATCH_IN_PROGRESS, WAS_DOWN, EPOCH, f"{CLAIM}:model:chart", f"{BULK}:id", f"{ALIVE}:session")
-"""One of each kind."""
+"""A key of each kind."""

@@ -1,9 +1,9 @@
-"""The lease of a batch and its fencing token: taken, kept, given back, and read, here and nowhere else.
+"""The lease of a batch and its fencing token. It is taken, kept, given back and read here, and nowhere else.
 
-One key in Redis says who may embed in a batch. As the written design has it, its value is a node's name, and time alone
-ends it (`WrittenLease`). With `Policy.fenced` it has an epoch, a fencing token that grows with every lease that is
-taken (M. Kleppmann, "How to do distributed locking", 2016); its holder deletes only its own, says nothing once it is
-another's, and loses it when it shows no sign of life (`FencedLease`).
+One key in Redis says who may embed in a batch. In the written design its value is a node's name, and only time ends it
+(`WrittenLease`). With `Policy.fenced` it has an epoch, a fencing token that grows with every lease that is taken
+(M. Kleppmann, "How to do distributed locking", 2016). Its holder then deletes no lease but its own, says nothing once
+another node has the lease, and loses it when it shows no sign of life (`FencedLease`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import PageRefused
 from copilotlab.store import Record
 
-MAX_EPOCH = 2**52  # a count beyond it is nobody's: Lua's numbers end at 2**53
+MAX_EPOCH = 2**52  # a count beyond it is ignored: Lua's numbers are exact up to 2**53
 
 
 class Grant(NamedTuple):
     """The right to run a batch.
 
-    value: as it stands in Redis; epoch: its fencing token, 0 where leases have none; owed: whether a rebuild was owed
-    when it was taken; taken_over: whether it was another's, who is gone.
+    value: of the lease, as it stands in Redis; epoch: its fencing token, 0 where leases have none; owed: whether a
+    rebuild was owed when it was taken; taken_over: whether it was left behind by a holder that is gone.
     """
 
     value: str
@@ -39,7 +39,7 @@ class Lease(ABC):
     """One node's side of the lease; `lease_of` chooses which."""
 
     ends_with_its_holder: ClassVar[bool]
-    """Whether a holder without a sign of life has lost it."""
+    """Whether a holder that shows no sign of life loses it."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -47,13 +47,13 @@ class Lease(ABC):
         self._key = link.context.scope(keys.BATCH_IN_PROGRESS)
         self._owed = link.context.scope(keys.WAS_DOWN)
         self.epoch = 0
-        """The highest that Redis was seen to have."""
+        """The highest epoch that was seen in Redis."""
 
     @abstractmethod
     def take(self, *, if_owed: bool = False) -> Grant | None:
         """Take the lease for `batch_timeout`; None if another node has it. Raises CarrierAway.
 
-        if_owed: only where a rebuild is owed; without epochs, regardless.
+        if_owed: take it only where a rebuild is owed. A lease without epochs does not look, and takes it anyway.
         """
 
     @abstractmethod
@@ -62,11 +62,11 @@ class Lease(ABC):
 
     @abstractmethod
     def holder(self, value: bytes) -> str | None:
-        """The node in the lease's ``value``, unless it is of another model, or of another catalogue."""
+        """Return the node named in the lease's ``value``; None if the lease is for another model or catalogue."""
 
     @abstractmethod
     def is_current(self, epoch: int) -> bool:
-        """Whether there is a lease of that epoch, as far as Redis knows. Raises CarrierAway."""
+        """Tell whether Redis knows of a lease of that epoch. Raises CarrierAway."""
 
     @abstractmethod
     def counted(self, epoch: int) -> int:
@@ -77,17 +77,18 @@ class Lease(ABC):
 
     @abstractmethod
     def has_run_out(self) -> bool:
-        """Whether, without a word from Redis, what was taken or kept last must have ended."""
+        """Tell, without asking Redis, whether the lease that was last taken or kept must have run out."""
 
     @abstractmethod
     def _say_regardless(self, page_key: str, page: bytes, channel: str, payload: bytes) -> int | None:
-        """What becomes of words for which the lease was needed, and is not there; how many listened."""
+        """Say an event whose lease is gone, or leave it unsaid; return how many listened, None if it was not said."""
 
     def keep(self, grant: Grant, event: events.Event | None = None, chunk: Sequence[Record] = ()) -> int | None:
-        """Renew the lease, and say ``event`` under it; with a ``chunk``, put that where the event says. In one step.
+        """Renew the lease, put the ``chunk`` where ``event`` says it is, and say ``event``, all in one step.
 
-        How many listened, this node among them; None, and nothing was said, if the lease is not ours any more. Without
-        epochs, the event is said whoever has the lease. Raises PageRefused for a chunk that is too large, CarrierAway.
+        Returns how many listened, this node among them; None, and nothing was said, if the lease is no longer ours.
+        Without epochs it is said even if another node has the lease. Raises PageRefused for a chunk that is too large,
+        CarrierAway.
         """
         link, policy = self._link, self._policy
         page, page_key = b"", link.context.scope(f"{keys.BULK}:")
@@ -103,7 +104,7 @@ class Lease(ABC):
             try:
                 heard = int(link.put(lambda: link.carrier.run("keep_lease", where, what), len(page)))
             except PageRefused:
-                link.said -= 1  # it was not said: nobody shall miss it
+                link.said -= 1  # it was not said, and must leave no gap in the numbers
                 raise
         if heard >= 0 and policy.renew_lease:
             self._was_renewed()
@@ -114,10 +115,10 @@ class Lease(ABC):
 
     @abstractmethod
     def _was_renewed(self) -> None:
-        """It lasts for another `batch_timeout`."""
+        """Note that the lease lasts for another `batch_timeout`."""
 
     def learn_epoch(self, told: bytes) -> None:
-        """Take notice of the count of epochs in Redis; what is no count is nobody's."""
+        """Note the count of epochs in Redis; what is no count is ignored."""
         text = told.decode(errors="replace")
         if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < MAX_EPOCH:
             self.epoch = max(self.epoch, int(text))
@@ -127,7 +128,7 @@ class Lease(ABC):
 
 
 class WrittenLease(Lease):
-    """The written design's: a node's name, for `batch_timeout`; whoever ends a batch deletes it, whoever's it is.
+    """The written design's lease: a node's name, for `batch_timeout`. At a batch's end it is deleted, whoever holds it.
 
     Source: the seed document, "Chart Update Workflow".
     """
@@ -181,10 +182,10 @@ class WrittenLease(Lease):
 
 
 class FencedLease(Lease):
-    """A lease with an epoch. Its value: epoch, model, session and node, with a space between.
+    """A lease with an epoch. Its value: epoch, model, session and node, separated by spaces.
 
-    A holder that is gone has left it to whoever comes: it has not beaten for three heartbeats, or is this very node in
-    an earlier session.
+    A lease whose holder is gone is free to take: one that has not beaten for three heartbeats, or that is this very
+    node in an earlier session.
     """
 
     ends_with_its_holder = True
@@ -235,5 +236,5 @@ class FencedLease(Lease):
 
 
 def lease_of(link: Link) -> Lease:
-    """The kind of lease that the policy has chosen."""
+    """Make the kind of lease that the policy chooses."""
     return FencedLease(link) if link.context.policy.fenced else WrittenLease(link)

@@ -1,4 +1,4 @@
-"""One node's connection to Redis, bounded in time and watched, and how the node signs what it says there.
+"""One node's connection to Redis, bounded in time and watched, and the numbering and signing of what is said there.
 
 While Redis is known to be away, nothing here waits for it: every call raises `CarrierAway` at once, and `probe` looks
 now and then whether Redis is back.
@@ -24,8 +24,8 @@ from copilotlab.protocol.carrier import Carrier, CarrierAway, CarrierRefused, Re
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.pages import PageBound, PageRefused, is_for_size
 
-REFUSED_PAUSE = 10.0  # seconds between two looks at a Redis that has refused us for as long
-SILENT_BEATS = 3  # heartbeats in a row that nothing was heard after: the subscription is dead, whatever TCP says
+REFUSED_PAUSE = 10.0  # seconds, at most, between two looks at a Redis that refuses us
+SILENT_BEATS = 3  # heartbeats without any answer, after which the subscription is dead, whatever TCP says
 
 CLOSED = "closed"  # the reason of a link that was left: what ends with it is no outage
 
@@ -35,9 +35,9 @@ T = TypeVar("T")
 class Link:
     """One connection, with a session of its own.
 
-    redis: a URL, a redis-py client, or a `Carrier`. channels: what is listened to, in the context's namespace.
+    redis: a URL, a redis-py client, or a `Carrier`. channels: what to listen to, with the namespace.
     fingerprint, identity: of the model and the catalogue that are spoken of. scripted: whether scripts are run on it;
-    then `connect` finds out first whether Redis allows all that a node does.
+    then `connect` first finds out whether Redis allows all that a node does.
 
     Raises ValueError for a wrong URL, and for a Redis Cluster without a namespace in braces.
     """
@@ -68,16 +68,16 @@ class Link:
         self.back_since = -inf
         """When the last outage ended, on the node's clock; minus infinity if there was none."""
         self.reason = ""
-        """Why Redis counts as away; "" while connected."""
+        """Why Redis counts as away or refused; "" while connected."""
         self._channels = channels
         self._scripted = scripted
         self._lock = threading.Lock()
         self._away_since: float | None = None
         self._refused = False
-        self._troubled_since = -inf  # since then no connection has stood for SILENT_BEATS heartbeats
-        self._joins = 0  # which connection it is
+        self._troubled_since = -inf  # since then, no connection has lasted SILENT_BEATS heartbeats
+        self._joins = 0  # the number of the present connection
         self._next_probe = context.clock.now()
-        self._jitter = random.Random(context.node_id)  # nodes differ, and a test finds the same pauses each time
+        self._jitter = random.Random(context.node_id)  # nodes differ, and a test has the same pauses each time
 
     @property
     def state(self) -> str:
@@ -98,7 +98,7 @@ class Link:
     # --- connecting -------------------------------------------------------------------------------------------
 
     def connect(self, greet: Callable[[], object]) -> bool:
-        """Connect and subscribe now, and ``greet``; False, and an outage begins, if Redis is away.
+        """Connect and subscribe now, and call ``greet``; if Redis is away an outage begins, and False is returned.
 
         Raises CarrierRefused if Redis is there but does not let us do what we must: a mistake to mend, not an outage.
         """
@@ -114,9 +114,9 @@ class Link:
         return True
 
     def probe(self, greet: Callable[[], object]) -> bool:
-        """While Redis is away: look, at most every `probe_interval`, whether it is back; True if it is.
+        """Look whether a Redis that was away is back, at most once per `probe_interval`; True if it is.
 
-        The longer the trouble lasts, the longer the pauses; a connection that breaks again at once has not ended it.
+        The longer the trouble lasts, the longer the pauses; a connection that breaks again at once does not end it.
         """
         now = self.context.clock.now()
         if self.connected or now < self._next_probe:
@@ -133,9 +133,10 @@ class Link:
         return True
 
     def _pause(self) -> float:
-        """Seconds until the next look: `probe_interval`, and up to a share of how long the trouble has lasted.
+        """Draw the seconds until the next look: from `probe_interval` up to a share of how long the trouble has lasted.
 
-        Where Redis is away, at most half of what a batch waits for nodes to be back: what they hold is not made again.
+        Where Redis is away, that is at most half of what a batch waits for nodes to come back, so that what they hold
+        is not made again.
         """
         policy = self.context.policy
         troubled = self.context.clock.now() - self._troubled_since
@@ -150,7 +151,7 @@ class Link:
         greet()
 
     def _rehearse(self) -> None:
-        """Ask whether all is allowed that this node will do: else its first event would be refused, after each join."""
+        """Ask whether Redis allows all that this node will do; else it would join, be refused, and join again."""
         names = [self.context.scope(name) for name in keys.EXAMPLES]
         pairs = access.needed(names, self._channels)
         allowed = self.carrier.run("rehearse", names[:1], [part for pair in pairs for part in pair])
@@ -170,12 +171,12 @@ class Link:
     # --- asking -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """CarrierAway while Redis is away."""
+        """Raise CarrierAway while Redis is away."""
         if not self.connected:
             raise CarrierAway(self.reason or f"not connected to {self.address}")
 
     def ask(self, operation: Callable[[], T]) -> T:
-        """What ``operation`` on the carrier returns. Raises CarrierAway, at once while Redis is away."""
+        """Return what ``operation`` on the carrier returns. Raises CarrierAway, and at once while Redis is away."""
         self.check()
         joins = self._joins
         try:
@@ -185,7 +186,7 @@ class Link:
             raise
 
     def put(self, operation: Callable[[], T], size: int) -> T:
-        """`ask`, for what brings a page of ``size`` bytes: a refusal of that is no outage, and raises PageRefused."""
+        """`ask` for what sends a page of ``size`` bytes: where that is refused, raise PageRefused; it is no outage."""
         self.check()
         try:
             answer = operation()
@@ -202,7 +203,7 @@ class Link:
         return answer
 
     def _refuses(self, size: int, error: CarrierAway) -> bool:
-        """Whether Redis is there, and has answered to a page's size with an error or by cutting the line."""
+        """Tell whether Redis is there, and has refused a page for its size, by an error or by cutting the line."""
         silent = isinstance(error.__cause__, redis.exceptions.TimeoutError)
         if not is_for_size(str(error)) and (silent or isinstance(error, CarrierRefused)):
             return False
@@ -215,7 +216,7 @@ class Link:
     # --- watching ---------------------------------------------------------------------------------------------
 
     def lose(self, error: CarrierAway, joins: int | None = None) -> None:
-        """An outage begins, or a refusal. joins: of the connection that failed: an earlier one's end is no news."""
+        """Begin an outage, or a refusal. joins: the number of the connection that failed; an earlier one is no news."""
         refused = isinstance(error, CarrierRefused)
         with self._lock:
             if self.reason == CLOSED or (joins is not None and joins != self._joins):
@@ -250,28 +251,28 @@ class Link:
     # --- who speaks -------------------------------------------------------------------------------------------
 
     def seal(self, event: events.Event) -> bytes:
-        """An event to all as it travels, under the next number; to be sent while `speaking` is held."""
+        """Encode an event to all nodes, under the next number; hold `speaking` until it is sent."""
         self.said += 1
         return self.encode(event, self.said)
 
     def encode(self, event: events.Event, number: int = 0) -> bytes:
-        """An event as it travels; number: 0 for what is said to one node alone."""
+        """Encode and sign an event. number: 0 for what is said to one node alone."""
         envelope = events.Envelope(self.context.node_id, self.fingerprint, self.session, number, event)
         return events.encode(envelope, self.identity)
 
     @property
     def session_name(self) -> str:
-        """The session as claims and leases name it: 16 hex digits."""
+        """This session as claims and leases name it: 16 hex digits."""
         return f"{self.session:016x}"
 
     @property
     def model_name(self) -> str:
-        """16 hex digits for this model's vectors of this catalogue: claims and leases are theirs."""
+        """This model and catalogue as claims and leases name them: 16 hex digits."""
         return blake2b(f"{self.identity.incarnation} {self.fingerprint}".encode(), digest_size=8).hexdigest()
 
     @property
     def sign_of_life(self) -> str:
-        """The key that is there while this session lives."""
+        """The key that is present while this session lives."""
         return f"{self.signs_of_life}{self.session_name}"
 
     @property
@@ -281,13 +282,13 @@ class Link:
 
     @property
     def lives_for(self) -> float:
-        """Seconds without a heartbeat after which this node's lease and claims are nobody's."""
+        """Seconds without a heartbeat after which this node loses its lease and claims."""
         policy = self.context.policy
         return SILENT_BEATS * policy.heartbeat_interval + policy.redis_timeout
 
     @property
     def life(self) -> tuple[int, str]:
-        """`lives_for` in milliseconds, and `signs_of_life`: as scripts take them."""
+        """`lives_for` in milliseconds and `signs_of_life`, as scripts take them."""
         return round(self.lives_for * 1000), self.signs_of_life
 
     def __repr__(self) -> str:
@@ -296,7 +297,7 @@ class Link:
 
 
 def _check_slot(carrier: Carrier, namespace: str) -> None:
-    """ValueError for a Redis Cluster and a namespace that does not bring all keys to one server of it."""
+    """Raise ValueError for a Redis Cluster and a namespace that does not keep all keys on one of its servers."""
     if isinstance(carrier, RedisCarrier) and carrier.clustered and not re.match(r"[^{]*\{[^}]+\}", namespace):
         raise ValueError(
             f"namespace={namespace!r}: a Redis Cluster needs all keys in one hash slot; "

@@ -1,4 +1,4 @@
-"""What changed here and is not said yet: it is owed to the others until Redis is back."""
+"""What changed here and was not said yet, since Redis is away: it is said when Redis is back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the 
 
 
 class Outbox:
-    """The changes of one store that the others were not told of. Safe for the threads of a node."""
+    """The changes of one store that the other nodes were not told of. Safe for the threads of a node."""
 
     def __init__(self, store: VectorStore, coordinator: Coordinator) -> None:
         self._store = store
@@ -22,7 +22,7 @@ class Outbox:
         self._unsaid: dict[int, None] = {}
 
     def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
-        """Tell the others of a change; False, and it is owed to them, if Redis is away."""
+        """Tell the other nodes of a change; if Redis is away, keep it to be said later, and return False."""
         try:
             self._coordinator.publish(event, need)
         except CarrierAway:
@@ -32,11 +32,11 @@ class Outbox:
         return True
 
     def owe(self, chart_ids: Iterable[int]) -> None:
-        """Note changes that the others are still to be told of."""
+        """Note changes that the other nodes are still to be told of."""
         self._unsaid.update(dict.fromkeys(chart_ids))
 
     def hand_over(self) -> None:
-        """Say all that is owed; beyond a thousand changes, the others fetch them. Raises CarrierAway."""
+        """Say all that was not said, a thousand changes at most: the others fetch the rest. Raises CarrierAway."""
         for number, chart_id in enumerate(list(self._unsaid)):
             self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
             if number >= HANDED_OVER:

@@ -1,4 +1,4 @@
-"""How large the pages may be that nodes put into Redis for each other: what a server refuses is halved."""
+"""How large the pages may be that nodes put into Redis for each other: a size that a server refuses is halved."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import threading
 from copilotlab.store.records import HASH_BYTES
 
 PAGE_BYTES = 512 * 1024  # managed servers take requests of 1 MB, some of them no larger ones
-LEAST_PAGE_BYTES = 16 * 1024  # a server that refuses these is of no use
-ENVELOPE_BYTES = 1024  # of a page beside its rows: the model's name, lengths, the version and the checksum
+LEAST_PAGE_BYTES = 16 * 1024  # a server that refuses even these is of no use
+ENVELOPE_BYTES = 1024  # of a page, beside its rows: the model's name, lengths, the version and the checksum
 MANIFEST_ROW_BYTES = 16 + 2 * HASH_BYTES
 
 # Redis and Valkey (proto-max-bulk-len), Upstash and Azure, Envoy and twemproxy.
@@ -20,16 +20,16 @@ _FOR_ITS_SIZE = re.compile(
 
 
 def is_for_size(reason: str) -> bool:
-    """Whether a server's words say that what it was sent is too large."""
+    """Tell whether a server's words say that what it was sent is too large."""
     return _FOR_ITS_SIZE.search(reason) is not None
 
 
 class PageRefused(Exception):
-    """Redis did not take a page, most likely for its size: make it again, by the bound that holds now."""
+    """Redis did not take a page, most likely for its size: make it again, within the bound that holds now."""
 
 
 class PageBound:
-    """The most bytes that a page may have, as far as is known of the server; safe for threads.
+    """The most bytes that a page may have, as far as the server is known; safe for threads.
 
     bytes: 512 KiB at first.
     """
@@ -41,7 +41,7 @@ class PageBound:
         self._lock = threading.Lock()
 
     def records(self, dim: int) -> int:
-        """How many records of ``dim`` floats go into a page; 1 or more."""
+        """Return how many records of ``dim`` floats go into a page; 1 or more."""
         return max(1, (self.bytes - ENVELOPE_BYTES) // (16 + HASH_BYTES + 4 * dim))
 
     @property
@@ -50,14 +50,14 @@ class PageBound:
         return (self.bytes - ENVELOPE_BYTES) // MANIFEST_ROW_BYTES
 
     def taken(self, size: int) -> None:
-        """The server took a page of so many bytes."""
+        """Note that the server took a page of ``size`` bytes."""
         if size >= self._cut_at:
             self._cuts = 0
 
     def refused(self, size: int, reason: str) -> bool:
-        """The server answers, but not to a page of ``size`` bytes; False if no smaller one is worth a try.
+        """Note that a server that answers has refused a page of ``size`` bytes; False if no smaller one is worth a try.
 
-        Where it does not say why (the line was cut), the page has a second try as it is.
+        Where it does not say why (the line was cut), the same page gets a second try first.
         """
         with self._lock:
             if self.bytes <= LEAST_PAGE_BYTES or size <= LEAST_PAGE_BYTES:
@@ -70,7 +70,7 @@ class PageBound:
             return True
 
     def reset(self) -> None:
-        """Another server may be there, or another line to it."""
+        """Forget the bound: there may be another server now, or another line to it."""
         self.bytes = PAGE_BYTES
         self._cuts = 0
 

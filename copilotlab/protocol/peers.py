@@ -1,6 +1,6 @@
-"""Who else is there, as far as one node has heard: who lives, what was missed of whom, and who holds something else.
+"""The other nodes, as far as one node has heard: which live, which news of theirs was missed, which hold other data.
 
-Nothing here speaks to Redis. What goes in are envelopes, with the time at which they came.
+Nothing here speaks to Redis: it is told of envelopes, and of the time at which they came.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from math import inf
 from copilotlab.protocol import events
 
 ALIVE_BEATS = 3  # a node that was silent for so many heartbeats is not asked for anything
-MOST = 1_000  # nodes that are remembered, and as many strangers
+MOST = 1_000  # nodes that are remembered; as many strangers, too
 
 
 @dataclass(slots=True)
 class Peer:
     """Another node, by what it said last.
 
-    session, number: of its last event; heard: when; digest ("" before the first), charts, complete_to, batch: of its
-    last heartbeat; differed: its digest and ours at the last heartbeat at which they were unlike.
+    session, number: of its last event; heard: when that came; digest ("" before the first), charts, complete_to, batch:
+    of its last heartbeat; differed: its digest and ours at its last heartbeat, None if they were the same.
     """
 
     node_id: str
@@ -45,7 +45,7 @@ class Peers:
         self._expected: set[str] = set()
 
     def note(self, envelope: events.Envelope, now: float) -> bool:
-        """Take notice of an event; True if something that its sender said before it was missed."""
+        """Note an event; True if something that its sender said earlier was missed."""
         peer = self._peers.get(envelope.source)
         if peer is None or peer.session != envelope.session:
             self._forget_one()
@@ -59,10 +59,10 @@ class Peers:
         return missed
 
     def note_heartbeat(self, node_id: str, heartbeat: events.Heartbeat, own_digest: str) -> bool:
-        """Take notice of what a node holds; True if it and we have differed, unchanged, for a heartbeat.
+        """Note what a node holds; True if its digest and ours have differed, both unchanged, for a whole heartbeat.
 
-        While changes are on their way digests differ for a moment. That both stay as they are and still differ means
-        that something will not come by itself.
+        While changes are on their way, digests differ for a moment. If both stay as they are and still differ,
+        something will not come by itself.
         """
         peer = self._peers[node_id]
         peer.digest, peer.charts = heartbeat.digest, heartbeat.charts
@@ -73,24 +73,24 @@ class Peers:
         return settled
 
     def alive(self, now: float) -> list[Peer]:
-        """The nodes heard of late, the one that holds most first."""
-        everybody = list(self._peers.values())  # at once: the listener's thread adds to them
+        """List the nodes heard of late, the one that holds most first."""
+        everybody = list(self._peers.values())  # a copy, made at once: the listening thread adds to them
         living = [peer for peer in everybody if now - peer.heard <= self._limit]
         return sorted(living, key=lambda peer: (-peer.complete_to, -peer.charts, peer.node_id))
 
     def get(self, node_id: str, now: float) -> Peer | None:
-        """That node, if it was heard of late."""
+        """Return that node; None if it was not heard of late."""
         peer = self._peers.get(node_id)
         return peer if peer is not None and now - peer.heard <= self._limit else None
 
     def went_silent(self, now: float) -> None:
-        """The connection was lost: who lived now is expected back, and what they held is no news by then."""
+        """Note that the connection was lost: nodes alive now are expected back, and what they held is forgotten."""
         self._expected = {peer.node_id for peer in self.alive(now)}
         for peer in self._peers.values():
             peer.digest, peer.differed = "", None
 
     def expected(self) -> set[str]:
-        """Who lived when the connection was lost and was not heard of since."""
+        """Return the nodes that were alive when the connection was lost and have not been heard since."""
         return set(self._expected)
 
     def _forget_one(self) -> None:
@@ -108,17 +108,17 @@ class Peers:
 class Strangers:
     """The nodes that read another copy of the catalogue, such as a restored backup.
 
-    Such a one has the same incarnation, and the same key; that it went another way its heartbeats tell.
+    A copy has the same incarnation and the same key; its nodes' heartbeats show that it went another way.
     """
 
     def __init__(self) -> None:
         self._strangers: set[str] = set()
-        self._told: dict[str, tuple[int, float]] = {}  # the repository's revision that a node told last, and when
+        self._told: dict[str, tuple[int, float]] = {}  # the repository's revision that a node named last, and when
 
     def note(
         self, source: str, revision: int, now: float, *, last_look: tuple[float, int] | None, differs: bool
     ) -> None:
-        """Take notice of the revision of the repository that a node has read.
+        """Note the revision of the repository that a node has read.
 
         last_look: when this node has read it last, and its revision then. differs: whether the repository had another
         digest at that revision than the node says.

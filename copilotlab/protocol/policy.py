@@ -20,30 +20,30 @@ class Policy:
     sync_interval      between two scheduled syncs (3600)
     ordered            a record replaces only an older revision, a deletion leaves a tombstone, and the manifest at the
                        end of a rebuild removes only what is older than itself; off: the last writer wins
-    pick_up_deferred   a batch also takes what is saved while it runs, and a node that left a change to one sees to it
-                       that one did it; off: such a change is lost until the next sync
+    pick_up_deferred   a batch also takes what is saved while it runs, and a node that left a change to a batch checks
+                       that it came; off: such a change is lost until the next sync
     rebuild_at_reconnect  after an outage a node starts the rebuild by itself; off: the next edit does
     reuse_vectors      a batch embeds only text that this node holds no vector of; off: it embeds everything
     renew_lease        the holder renews its lease with every chunk; off: a long batch outlives its lease
-    fenced             a lease has an epoch: its holder stops once another has it, deletes only its own, and what it
-                       still says is dropped, so that a holder without a sign of life for three heartbeats can lose it;
-                       off: only time ends a lease, its holder goes on all the same and deletes whosever lease there is
+    fenced             a lease has an epoch: a holder that lost it stops, what it still says is dropped, and it deletes
+                       no lease but its own; so a holder without a sign of life for three heartbeats can lose it;
+                       off: only time ends a lease, and its holder goes on all the same and deletes the next one's
     tell_blips         the server's generation tells a blink (this node catches up) from a lost memory (one rebuild for
-                       all); off: whoever was cut off marks the whole cluster for a rebuild
+                       all); off: every node that was cut off marks the whole cluster for a rebuild
     reconcile          nodes notice what they missed (sequence numbers, heartbeats, the repository's revision) and pull
-                       just that from a peer; bulk goes where it is read at the reader's pace; off: at most once
-    claim              who embeds a change claims it first, so that a change told to three nodes is embedded once; off:
-                       each of them embeds it
+                       just that from a peer; bulk is put where it is read at the reader's pace; off: at most once
+    claim              a node claims a change before it embeds it, so that a change told to three nodes is embedded
+                       once; off: each of them embeds it
     redis_timeout      the longest that one call waits for Redis (0.25)
-    probe_interval     between two looks at Redis, connected or away (0.5); longer where it is away or refuses for long
+    probe_interval     between two looks at Redis, connected or away (0.5); longer while it stays away or refuses
     heartbeat_interval between two heartbeats of a node (1.0)
-    claim_timeout      how long a claim lasts, if whoever made it dies (10.0)
-    adopt_after        a change that the repository has, and that no node sent for so long, is embedded by another:
-                       whoever saved it died, or is cut off, or is no node at all (30.0)
-    bulk_ttl           how long what was put into Redis for others to fetch stays there (120.0)
+    claim_timeout      how long a claim is respected at most (10.0)
+    adopt_after        a change that is in the repository, and that no node has sent for so long, is embedded by any
+                       node: the one that saved it died, or is cut off, or is no node at all (30.0)
+    bulk_ttl           how long a page that was put into Redis for others to fetch stays there (120.0)
     chunk_size         charts in one step of a batch, and in one of its events (64)
-    vectors            "float32", or "float16": each node rounds what it embeds, and half the bytes travel; one choice
-                       for all nodes, since rounded vectors count as those of another model ("float32")
+    vectors            "float32", or "float16": each node rounds what it embeds, and half the bytes travel; give all
+                       nodes the same, since rounded vectors count as those of another model ("float32")
 
     Raises ValueError for a value that makes no sense, naming the field.
     """
@@ -89,7 +89,7 @@ class Policy:
 
     @classmethod
     def seed(cls, **changes: object) -> Policy:
-        """The written design to the letter, its faults included; ``changes`` switch fields on top of it.
+        """Make the written design to the letter, its faults included; ``changes`` are fields set on top of it.
 
         Source: the seed document, "Chart Update Workflow" and its three services.
         """
@@ -98,12 +98,12 @@ class Policy:
 
     @classmethod
     def remedies(cls) -> tuple[str, ...]:
-        """The names of the switches: each is one hole of the written design and what mends it."""
+        """Name the switches: each is one hole of the written design and its remedy."""
         return tuple(field.name for field in fields(cls) if field.type == "bool")
 
     @property
     def rejoin_grace(self) -> float:
-        """Seconds that nodes may take to be back after an outage: what they embedded is handed over by then.
+        """Seconds that nodes may take to come back after an outage; by then they have handed over what they embedded.
 
         At most half of `batch_timeout`: a lease has to outlast the wait for them.
         """
@@ -119,6 +119,6 @@ class Policy:
 
 
 def check_policy(policy: object) -> None:
-    """TypeError for what is neither a `Policy` nor None."""
+    """Raise TypeError for what is neither a `Policy` nor None."""
     if policy is not None and not isinstance(policy, Policy):
         raise TypeError(f"policy={policy!r}: expected a Policy, as in Policy(batch_timeout=60) or Policy.seed()")

@@ -1,12 +1,12 @@
 """The vectors of one model on one node, kept in step with those of the other nodes.
 
-A replica follows what the others say, says what changes here, and sees to it that nothing is missing in the end. All
-its work is in step methods (`listen`, `work`), so that a test or a study drives several of them in one thread, in any
-order, with time in its hands. `start` puts a thin thread around each.
+A replica follows what the others say, says what changes here, and makes sure that nothing is missing in the end. All
+its work is in step methods (`listen`, `work`), so that a test or a study can drive several replicas in one thread, in
+any order, with the clock under its control. `Threads` puts a thin thread around each.
 
-Three things tell it that it misses something: a gap in the numbers of what a node said (or a lost connection), a peer
-whose digest differs and stays so, and the repository's revision. The first two are mended by fetching from that peer
-what it has. The third is mended by asking the peers, and, if none has it, by a batch under the lease.
+It learns in three ways that something is missing: by a gap in the numbers of what a node said (or a lost connection),
+by a peer whose digest differs and stays so, and by the repository's revision. The first two are mended by fetching what
+that peer has; the third by asking the peers, and, if none has it, by a batch under the lease.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from copilotlab.protocol.view import ANYBODY, View
 from copilotlab.store import Record, VectorStore
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
-ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all who came before it, be they hundreds
+ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all that came before it, be they hundreds
 
 
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    went_back: see `Follower`. store: vectors of this model to begin with; `exact_limit` is of one that is made.
+    went_back: see `Follower`. store: vectors of this model to begin with; None makes one with this `exact_limit`.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Replica:
         return True
 
     def _leave(self) -> None:
-        """Give the batch back, and leave Redis."""
+        """End the present batch, give back its lease, and leave Redis."""
         self.batches.end()
         self.coordinator.close()
 
@@ -153,14 +153,14 @@ class Replica:
 
     @property
     def unsettled(self) -> bool:
-        """Whether something that was seen to be missing or unsaid is not mended yet."""
+        """Whether something is still missing here or unsaid, as far as this node has seen."""
         view = self.view
         return bool(view.awaited_revision or self.backlog or self.outbox or view.suspects()) or self.batches.are_owed
 
     # --- steps ------------------------------------------------------------------------------------------------
 
     def listen(self, timeout: float = 0.0) -> bool:
-        """One step of listening: apply one event, or, while Redis is away, look whether it is back.
+        """Take one step of listening: apply one event, or, while Redis is away, look whether it is back.
 
         Waits at most ``timeout`` seconds for an event; True if something happened.
         """
@@ -183,7 +183,7 @@ class Replica:
         return envelope is not None
 
     def work(self) -> bool:
-        """One step of work: a chunk of this node's batch, or what is due: to fetch, to look, to rebuild, to sync.
+        """Take one step of work: a chunk of this node's batch, or what is due: to fetch, to look, to rebuild, to sync.
 
         True if there may be more to do at once.
         """
@@ -191,7 +191,7 @@ class Replica:
             return self.batches.advance()
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         if self.view.slept(now):
-            return False  # first it listens to what was said meanwhile
+            return False  # first the listening thread hears what was said meanwhile
         connected = self.coordinator.connected
         if reconcile:
             self.looks.step(now)
@@ -204,7 +204,7 @@ class Replica:
         return self.looks.is_due(now) and self.sync()
 
     def _due(self) -> int | None:
-        """The revision after which something is this node's to embed now; None if nothing is."""
+        """Return the revision after which something is this node's to embed now; None if nothing is."""
         if self.view.awaited_revision:
             return 0
         heard_to = self.coordinator.heard_to
@@ -214,10 +214,10 @@ class Replica:
         return None if due is None else due - 1
 
     def sync(self) -> bool:
-        """The scheduled sync: as written, replace all here by what the repository has, under the lease.
+        """Run the scheduled sync; False if another node holds the lease, or Redis is away.
 
-        With `reconcile`: look at the whole repository again, and fetch only what differs. False if there was no need,
-        or another node is at it.
+        As written, all that is here is replaced by what the repository has, under the lease. With `reconcile`, the
+        whole repository is looked at again, and only what differs is fetched.
         """
         if not self.context.policy.reconcile:
             return self.batches.begin("sync") is not None
@@ -249,7 +249,7 @@ class Replica:
         )
 
     def _lose(self) -> None:
-        """Redis has gone."""
+        """Note, once for each outage, that Redis has gone."""
         heard_to = self.coordinator.heard_to
         if self.view.lost(heard_to):
             self.peers.went_silent(heard_to)
@@ -257,7 +257,7 @@ class Replica:
             self.batches.connection_lost()
 
     def _rejoin(self) -> None:
-        """Redis is there: say what it missed of us, then ask the others what we missed of them."""
+        """Say what could not be said while Redis was away, then a heartbeat; what was missed here is asked for next."""
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self.view.back(now, suspect_all=reconcile)
         try:
@@ -271,7 +271,7 @@ class Replica:
         self.threads.wake.set()
 
     def _notice_sleep(self) -> None:
-        """A process that was frozen finds its clock ahead: it knows nothing of the others, and waits for news."""
+        """After the process stood still, forget what was known of the other nodes: their news was missed."""
         now = self.context.clock.now()
         if self.view.slept(now):
             self.peers.went_silent(self.coordinator.heard_to)  # before the worker goes on: it would ask what they held
@@ -304,7 +304,7 @@ class Replica:
                 self._apply_batch(source, batch_event)
 
     def _reads_another_copy(self, source: str, event: events.Event) -> bool:
-        """Whether who says this reads another copy of the catalogue; then it is dropped."""
+        """Tell whether the source reads another copy of the catalogue; if so, drop its event."""
         if isinstance(event, events.Heartbeat):
             follower = self.follower
             self.strangers.note(
@@ -334,7 +334,7 @@ class Replica:
                 self.context.tell(BatchHeard(source, f"begins, epoch {event.epoch}"))
                 self.batches.heard_of(event.epoch)
                 self.view.batch_began(source)
-                self._next_beat = self.context.clock.now()  # the holder asks whoever answers
+                self._next_beat = self.context.clock.now()  # the holder asks the nodes that answer
             case events.BatchChunk():
                 self._take(self.coordinator.records(event.records))
             case events.BatchChunkStored():
@@ -343,7 +343,7 @@ class Replica:
                 self._finish_heard(source, event)
 
     def _accepts(self, batch: str, epoch: int) -> bool:
-        """One batch at a time: the first heard of the highest epoch, if Redis knows of such a one."""
+        """Accept one batch at a time: the first that is heard of the highest epoch, if Redis confirms that epoch."""
         if self.view.accepts(batch, epoch):
             return True
         if not (self.view.would_accept(epoch) and self.coordinator.lease.is_current(epoch)):
@@ -352,7 +352,7 @@ class Replica:
 
     def _fetch_chunk(self, source: str, event: events.BatchChunkStored) -> None:
         payload = self.coordinator.get_bulk(event.bulk)
-        if payload is None:  # this node slept for longer than it lay there
+        if payload is None:  # this node slept for longer than the chunk was kept
             self.context.tell(ChunkMissed(source))
             self.view.suspect(source)
             return
@@ -370,7 +370,7 @@ class Replica:
         if taken == len(records) or not policy.ordered or policy.reconcile:
             return
         # The same text embedded in another batch differs in its last bits. Where two vectors of one revision meet, the
-        # larger hash wins everywhere: so whoever holds the larger one says so. (Where nodes reconcile, digests tell.)
+        # larger hash wins everywhere, so a node that holds the larger one says so. (Where nodes reconcile, digests do.)
         for record in records:
             held = self.store.get(record.chart_id)
             if held is None or held.revision != record.revision or held.vector_hash <= record.vector_hash:
@@ -401,7 +401,7 @@ class Replica:
             self.threads.wake.set()
 
     def _speak_for(self, identity: Identity) -> None:
-        """The repository holds another catalogue than before: what is said from now on is about that one."""
+        """Speak for another catalogue from now on: the repository holds it in place of the one before."""
         self.coordinator.link.identity = identity
         self.view.suspect(ANYBODY)
 
@@ -416,10 +416,10 @@ class Replica:
             if not self.transfers.peer and self.backlog and self.view.flags.batch_holder is None:
                 self._ask_for_missing(now)
         except CarrierAway:
-            return  # the listener sees that too, and knows whether it is back already
+            return  # the listening thread sees that too, and knows whether Redis is back already
 
     def _reconcile(self) -> None:
-        """Begin with the first suspect that has said what it holds: one that never does keeps nobody waiting."""
+        """Fetch from the first suspect that has said what it holds; one that never does holds up nothing."""
         now = self.coordinator.heard_to
         for source in self.view.suspects():
             known = self.peers.get(source, now)
@@ -432,7 +432,7 @@ class Replica:
                     self.transfers.reconcile(told[0].node_id)
                     return
             elif not living and (source != ANYBODY or self.view.has_waited(now)):
-                self.view.clear(source)  # there is nobody to ask
+                self.view.clear(source)  # there is no node to ask
 
     def _ask_for_missing(self, now: float) -> None:
         ahead = [

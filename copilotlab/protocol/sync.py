@@ -10,7 +10,7 @@ from copilotlab.protocol.follower import Follower
 
 
 class Sync:
-    """The looks of one follower, and since when all that the repository holds is here."""
+    """When one follower looks at the repository, and when this node last held all of it."""
 
     def __init__(self, context: Context, follower: Follower, backlog: Backlog) -> None:
         self._context = context
@@ -23,27 +23,27 @@ class Sync:
         self._filling = False  # the whole catalogue was read, and something of it was missing
         self._next_sync = now + context.policy.sync_interval
         self.last: float | None = None
-        """When all that the repository held was here last, the whole catalogue compared; None if never."""
+        """When the whole catalogue was last compared and nothing of it was missing here; None if never."""
 
     def is_due(self, now: float) -> bool:
-        """Whether the scheduled sync is due; then the next one is due `sync_interval` later."""
+        """Tell whether the scheduled sync is due; if so, the next one is due `sync_interval` later."""
         if now < self._next_sync:
             return False
         self._next_sync = now + self._context.policy.sync_interval
         return True
 
     def soon(self, *, whole: bool = False) -> None:
-        """Look at the next step, without waiting for the heartbeat. whole: at the whole catalogue."""
+        """Look at the next step, without waiting for the heartbeat. whole: look at the whole catalogue."""
         if whole:
             self._whole = True
         self._at_once = True
 
     def done(self, now: float) -> None:
-        """All that the repository holds is here."""
+        """Note that all that the repository holds is here."""
         self.last = now
 
     def step(self, now: float) -> None:
-        """Look, if that is due: take in what changed there, and see what came of what was missing."""
+        """Look, if a look is due: take in what changed there, and see whether what was missing has come."""
         if now < self._next_look and not self._at_once:
             return
         self._next_look = now + self._context.policy.heartbeat_interval

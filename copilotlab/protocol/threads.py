@@ -1,4 +1,4 @@
-"""Two thin threads around a replica's steps, one listens and one works, and how all that ends."""
+"""Two thin threads around a replica's steps, one that listens and one that works, and how they end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LISTEN, WORK = "listen", "work"
 
 
 class Threads:
-    """They take their steps again and again, until they are told to end; a step that fails is tried again.
+    """Two threads that take their steps again and again until they are told to end; a step that fails is tried again.
 
     listen, work: one step each. cancel: ends a batch before its next chunk, and takes no lock. leave: called once, when
-    no step is taken any more: by the working thread, or where there are no threads by whoever drives the steps.
+    no step is taken any more: by the working thread, or by the caller that drives the steps where there are no threads.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Threads:
         self._leaving = threading.Lock()
         self._gone = Latch()
         self.driving = threading.Lock()
-        """Of whoever drives a batch where there are no threads."""
+        """Held by the caller that drives a batch where there are no threads."""
         self.stopping = Latch()
-        """Set once they are to end."""
+        """Set once the threads are to end."""
         self.wake = Bell()
         """Rung where the working thread has something to do."""
         self.trouble: dict[str, str] = {}
-        """What the last step of a thread has failed with, by the thread's name; empty once each works again."""
+        """What the last step of each thread failed with, by the thread's name; empty once all work again."""
 
     def start(self) -> None:
-        """Begin; where a thread has failed, that one begins again."""
+        """Start the threads, or those of them that have ended by an error."""
         with self._starting:
             for name in self._steps:
                 thread = self._threads.get(name)
@@ -61,7 +61,7 @@ class Threads:
                     self._threads[name].start()
 
     def let_go(self) -> None:
-        """Have them end, give a batch that is under way back and leave Redis; without waiting for it.
+        """Have the threads end, give back the lease of a batch under way and leave Redis; wait for nothing.
 
         It takes no lock, so a signal handler or a finalizer may call it.
         """
@@ -70,7 +70,7 @@ class Threads:
         self.wake.set()
 
     def stop(self, patience: float = STOP_SECONDS, *, in_handler: bool = False) -> str:
-        """`let_go`, and wait at most ``patience`` seconds until all that is done; "", or in words what is left.
+        """`let_go`, and wait until all that is done, at most ``patience`` seconds; return "", or in words what is left.
 
         in_handler: whether the calling thread may hold locks that this needs; then it takes none.
         """
@@ -86,7 +86,7 @@ class Threads:
         return ", ".join(left) or "who drives its batch"
 
     def leave(self, patience: float = STOP_SECONDS) -> None:
-        """Give the batch back and leave Redis, once nobody is at work; whoever is, does it when that is done."""
+        """Give the lease back and leave Redis; where a step is still under way, its thread does so afterwards."""
         if not self.driving.acquire(timeout=patience):
             return
         try:
@@ -99,7 +99,7 @@ class Threads:
 
     @property
     def began(self) -> bool:
-        """Whether there are threads; else whoever calls the steps drives them."""
+        """Whether there are threads; without them, the caller drives the steps."""
         return bool(self._threads)
 
     @property
@@ -110,7 +110,7 @@ class Threads:
 
     @property
     def gone(self) -> bool:
-        """Whether they were told to end, and Redis was left."""
+        """Whether the threads were told to end, and Redis was left."""
         return self._gone.is_set()
 
     def _go_on(self, name: str) -> None:
@@ -121,11 +121,11 @@ class Threads:
             while not self.stopping.is_set():
                 try:
                     self._steps[name]()
-                    # What is tried once a heartbeat has worked since, or there was no need for it.
+                    # Long enough for all that is tried once per heartbeat to have been tried again.
                     if name in self.trouble and clock.now() - failed_at > 2 * policy.heartbeat_interval:
                         del self.trouble[name]
                         pause = policy.probe_interval
-                except Exception as error:  # noqa: BLE001 - a driver, a model: what it is, nobody knows; it may pass
+                except Exception as error:  # noqa: BLE001 - an unknown error of a driver or a model, which may pass
                     self._tell_trouble(name, error, pause)
                     self.stopping.wait(pause)
                     pause = min(2 * pause, policy.heartbeat_interval)

@@ -2,7 +2,7 @@
 
 The reader asks in the peer's inbox; the peer puts one page into a key with a short life and says so; the reader
 fetches it and asks for the next. A few requests are under way at a time, so a reader that sleeps leaves a few pages in
-Redis and nothing else, and the peer keeps no state: what it is asked twice it answers twice. Who puts a page bounds it
+Redis and nothing else, and the peer keeps no state: what it is asked twice, it answers twice. The peer bounds each page
 in bytes; what did not fit is asked for again.
 """
 
@@ -54,26 +54,26 @@ class Transfers:
         self._ids: deque[npt.NDArray[np.int64]] = deque()  # pieces that were not asked for yet
         self._under_way: dict[str, _Request] = {}
         self.fetched = 0
-        """Records that were taken in the transfer under way, or in the last one."""
+        """Records that the store took from the transfer under way, or from the last one."""
         self.taken = 0
-        """Records that were taken in all transfers."""
+        """Records that the store took from all transfers."""
 
     @property
     def peer(self) -> str:
-        """Who is being asked; "" if nobody is."""
+        """The node that is being asked; "" if none is."""
         return self._peer or ""
 
     # --- asking -----------------------------------------------------------------------------------------------
 
     def reconcile(self, peer: str) -> bool:
-        """Begin: fetch the manifest of ``peer``, then what it has that is newer; False if a transfer is under way.
+        """Begin to fetch the manifest of ``peer``, then what is newer there; False if a transfer is under way.
 
         Raises CarrierAway.
         """
         return self._begin(peer, [], manifest=True)
 
     def ask(self, peer: str, chart_ids: Iterable[int]) -> bool:
-        """Begin: fetch what ``peer`` has of these charts; False if a transfer is under way. Raises CarrierAway."""
+        """Begin to fetch what ``peer`` has of these charts; False if a transfer is under way. Raises CarrierAway."""
         return self._begin(peer, chart_ids, manifest=False)
 
     def _begin(self, peer: str, chart_ids: Iterable[int], *, manifest: bool) -> bool:
@@ -115,7 +115,7 @@ class Transfers:
         self._under_way.clear()
 
     def give_up(self) -> None:
-        """End the transfer under way: its answers will not come."""
+        """End the transfer under way, whose answers will not come."""
         with self._lock:
             if self._peer is not None:
                 self._end()
@@ -134,11 +134,11 @@ class Transfers:
                 self._send(late.question, late.tries + 1)
 
     def arrived(self, source: str, event: events.BulkReady) -> None:
-        """An answer is there: fetch it, take it in, and ask for more. Raises CarrierAway."""
+        """Fetch an answer that is there, take it in, and ask for more. Raises CarrierAway."""
         with self._lock:
             request = self._under_way.get(event.bulk)
             if request is None or source != self._peer:
-                return  # asked twice, answered twice; or nobody asked
+                return  # it was asked and answered twice; or nobody asked
             try:
                 self._fetch(request.question)
             except CarrierAway:
@@ -150,7 +150,7 @@ class Transfers:
     def _fetch(self, question: Question) -> None:
         payload = self._coordinator.get_bulk(question.bulk)
         if payload is None:
-            return  # gone, since this reader slept: it is asked for again when it is late
+            return  # it is gone, since this reader slept: once it is late, it is asked for again
         del self._under_way[question.bulk]
         self._coordinator.drop_bulk(question.bulk)
         try:
@@ -186,7 +186,7 @@ class Transfers:
         """Put what ``source`` asks for where it can fetch it, and say so. Raises CarrierAway."""
         try:
             while not self._put(question):
-                pass  # it was too large: its bound is smaller now, or Redis counts as away
+                pass  # it was too large: the bound is smaller now, or Redis counts as away
         except events.EventRejected as error:
             self._coordinator.reject(error)
             return

@@ -1,7 +1,7 @@
-"""What one node knows of the cluster: what was seen in Redis, whose batch counts, whom it missed something of.
+"""What one node knows of the cluster: the flags seen in Redis, which batch counts, which nodes' news it missed.
 
-Nothing here asks anybody, and time is handed in: whoever reads the clock or Redis says what was found. All of it
-changes here, under one lock, which is held for no longer than that.
+Nothing here asks anybody: the caller reads the clock and Redis, and hands in what it found. All of it changes here,
+under one lock, which is held for no longer than that.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import threading
 from typing import NamedTuple
 
 ANYBODY = ""
-"""A suspect after a lost connection: something may have been missed of any node."""
+"""The suspect after a lost connection: news of any node may have been missed."""
 
 
 class Flags(NamedTuple):
-    """How things stand in Redis.
+    """The flags in Redis.
 
     batch_holder: the node that has the lease for a batch of our model, None if nobody has; owed: whether a rebuild is
     owed; epoch: of the last lease, 0 where leases have none.
@@ -29,14 +29,14 @@ class View:
     """One node's picture of the cluster. Safe for threads.
 
     now: seconds on the node's clock, as everywhere below. grace: seconds without a step of listening after which this
-    node has slept: the others took it for dead. Infinite where nodes hear no heartbeats.
+    node counts as having slept: by then the others take it for dead. Infinite where nodes hear no heartbeats.
     """
 
     def __init__(self, now: float, grace: float) -> None:
         self._lock = threading.Lock()
         self._grace = grace
         self._flags = Flags(None, False)
-        self._accepted = ("", 0)  # the batch whose events are taken, and its epoch
+        self._accepted = ("", 0)  # the batch whose events are taken in, and its epoch
         self._awaited_revision = 0
         self._suspects: dict[str, None] = {}
         self._away = False
@@ -57,21 +57,21 @@ class View:
 
     @property
     def awaited_revision(self) -> int:
-        """What was left to a batch reaches up to this revision; 0 if nothing was. Only where nodes do not reconcile."""
+        """The highest revision that was left to a batch; 0 if none was. Only where nodes do not reconcile."""
         return self._awaited_revision
 
     def saw(self, flags: Flags) -> None:
-        """Redis said so."""
+        """Note the flags that Redis has shown."""
         with self._lock:
             self._flags = flags
 
     def batch_began(self, holder: str) -> None:
-        """Another node said that its batch begins."""
+        """Note that another node's batch has begun."""
         with self._lock:
             self._flags = self._flags._replace(batch_holder=holder)
 
     def batch_ended(self, *, owed: bool, up_to: int | None) -> None:
-        """A batch is over, this node's or another's.
+        """Note that a batch is over, this node's or another's.
 
         owed: whether a rebuild that was owed still is; up_to: the repository's revision that it brought to all, None if
         it brought nothing.
@@ -82,7 +82,7 @@ class View:
                 self._awaited_revision = 0
 
     def await_revision(self, revision: int) -> None:
-        """A change of this revision was left to a batch."""
+        """Note that a change of this revision was left to a batch."""
         with self._lock:
             self._awaited_revision = max(self._awaited_revision, revision)
 
@@ -95,28 +95,28 @@ class View:
             return True
 
     def accepts(self, batch: str, epoch: int) -> bool:
-        """Whether the events of this batch are taken."""
+        """Tell whether the events of this batch are taken in."""
         return (batch, epoch) == self._accepted
 
     def would_accept(self, epoch: int) -> bool:
-        """Whether a batch that was not heard of is later than the one that was; where leases have no epoch, it is."""
+        """Tell whether a new batch of this epoch is later than the accepted one; always, where leases have no epoch."""
         known = self._accepted[1]
         return epoch > known or epoch == known == 0
 
     # --- what was missed --------------------------------------------------------------------------------------
 
     def suspect(self, source: str) -> None:
-        """Something that ``source`` said was missed, or it holds something else."""
+        """Note that news of ``source`` was missed, or that it holds something else than this node."""
         with self._lock:
             self._suspects[source] = None
 
     def suspects(self) -> list[str]:
-        """Whom something was missed of, the first first."""
+        """List the suspects, the oldest first."""
         with self._lock:
             return list(self._suspects)
 
     def clear(self, source: str) -> None:
-        """It is mended, or cannot be: nobody answers."""
+        """Forget a suspect: what was missed is mended, or cannot be, since nobody answers."""
         with self._lock:
             self._suspects.pop(source, None)
 
@@ -124,12 +124,12 @@ class View:
 
     @property
     def away(self) -> bool:
-        """Whether the connection is lost, as far as the listener has seen."""
+        """Whether the connection is lost, as far as the listening thread has seen."""
         return self._away
 
     @property
     def back_since(self) -> float:
-        """Since when this node hears the others without a break, as far as it knows."""
+        """Since when this node has heard the others without a break, as far as it knows."""
         return self._back_since
 
     @property
@@ -138,7 +138,7 @@ class View:
         return self._knew_all
 
     def lost(self, heard_to: float) -> bool:
-        """The connection has gone; False if that is known already. heard_to: what was said until then was heard."""
+        """Note that the connection has gone; False if that is known already. heard_to: see `Coordinator.heard_to`."""
         with self._lock:
             if self._away:
                 return False
@@ -147,7 +147,7 @@ class View:
             return True
 
     def back(self, now: float, *, suspect_all: bool) -> None:
-        """The connection is there."""
+        """Note that the connection is there again."""
         with self._lock:
             self._away = False
             self._back_since = now
@@ -155,7 +155,7 @@ class View:
                 self._suspects[ANYBODY] = None
 
     def has_waited(self, heard_to: float) -> bool:
-        """Whether the others had the time to say that they are there, and were heard."""
+        """Tell whether every living node has had time to be heard since the connection came back."""
         with self._lock:
             return self._has_waited(heard_to)
 
@@ -163,11 +163,11 @@ class View:
         return heard_to - self._back_since >= self._grace
 
     def slept(self, now: float) -> bool:
-        """Whether this node did not run for so long that it counted as dead, and does not know it yet."""
+        """Tell whether this node has just stood still for so long that the others took it for dead."""
         return now - self._listened_at > self._grace
 
     def listened(self, now: float) -> float:
-        """A step of listening begins; the seconds that were slept before it, 0.0 as a rule.
+        """Note that a step of listening begins; return the seconds slept before it, 0.0 as a rule.
 
         After a sleep this node knows nothing of the others any more.
         """

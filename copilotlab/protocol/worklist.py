@@ -1,7 +1,7 @@
-"""What a batch has left to do, in what order, and what came meanwhile from elsewhere.
+"""What a batch has left to do, in what order, and what other nodes have sent meanwhile.
 
-Newest changes go first, and texts of like length go together: a chunk is padded to its longest text. So the work is cut
-into windows by age, and each window is sorted by length.
+Newest changes go first, and texts of similar length go together, since a chunk is padded to its longest text. So the
+work is cut into windows by age, and each window is sorted by length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from copilotlab.protocol.policy import Policy
 from copilotlab.store import Record, VectorStore
 
 CHUNKS_PER_WINDOW = 8
-LOOK_AGAIN = 0.25  # seconds until it is seen what came of what other nodes had claimed
+LOOK_AGAIN = 0.25  # seconds between two looks at what other nodes have claimed
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Tally:
     sent: int = 0
 
     def count_kept(self, charts: int) -> None:
-        """So many need nothing: the vectors are here."""
+        """Count charts that need nothing, since their vectors are here."""
         self.reused += charts
         self.done += charts
 
@@ -46,7 +46,7 @@ class Tally:
 class WorkList:
     """The chunks that a batch has yet to do.
 
-    follower: reads the words. tally: of the batch, kept up to date. Only whoever drives the batch calls this.
+    follower: reads the words. tally: the batch's, kept up to date. Only the thread that drives the batch may call this.
     """
 
     def __init__(self, store: VectorStore, follower: Follower, policy: Policy, tally: Tally) -> None:
@@ -56,7 +56,7 @@ class WorkList:
         self._tally = tally
         self.live: set[int] = set()
         """Charts that the repository was seen to have."""
-        self._kept: list[list[Record]] = []  # both are stacks: the next chunk is the last
+        self._kept: list[list[Record]] = []  # like the next, a stack: the next chunk is the last
         self._texts: list[list[Words]] = []
         self._left: list[Words] = []  # to other nodes that have claimed them
         self._claimed_to: dict[int, float] = {}  # chart_id -> when another node's claim on it must be over
@@ -64,7 +64,7 @@ class WorkList:
         self._look_again = 0.0
 
     def add(self, heads: Heads) -> None:
-        """Put what changed on top: newest first, what needs no embedding before what does."""
+        """Put what changed on top: the newest first, and what needs no embedding before what does."""
         gone = heads.chart_ids[heads.deleted].tolist()
         self.live.difference_update(gone)
         live = np.flatnonzero(~heads.deleted)[::-1]
@@ -72,7 +72,7 @@ class WorkList:
         self.live.update(chart_ids.tolist())
         held, hashes = self._store.heads(chart_ids)
         same = (held >= 0) & (hashes == heads.content_hashes[live]).all(axis=1) & self._policy.reuse_vectors
-        # Where nodes reconcile there is nothing to do for what is here: whoever lacks it fetches it.
+        # Where nodes reconcile, there is nothing to do for what is here: a node that lacks it fetches it.
         there = same & (held >= revisions) & self._policy.reconcile
         self._tally.total += int(there.sum())
         self._tally.count_kept(int(there.sum()))
@@ -100,11 +100,11 @@ class WorkList:
         return bool(self._left)
 
     def next_kept(self) -> list[Record] | None:
-        """The next chunk whose words did not change; None if there is none."""
+        """Take the next chunk of charts whose words did not change; None if there is none."""
         return self._kept.pop() if self._kept else None
 
     def next_texts(self) -> list[Words] | None:
-        """The next chunk to embed, without what came from elsewhere; None if there is none."""
+        """Take the next chunk to embed, without what came from other nodes; None if there is none."""
         if not self._texts:
             return None
         chunk = self._texts.pop()
@@ -113,17 +113,17 @@ class WorkList:
         return todo
 
     def lacking(self) -> list[Words]:
-        """What is left to embed, in this order, without what came from elsewhere."""
+        """List what is left to embed, in order, without what came from other nodes."""
         return [item for chunk in reversed(self._texts) for item in chunk if not self._came(*item)]
 
     def drop_what_came(self) -> None:
-        """Leave out what came from elsewhere, and sort the rest anew."""
+        """Leave out what came from other nodes, and sort the rest anew."""
         lacking = self.lacking()
         self._tally.count_kept(sum(map(len, self._texts)) - len(lacking))
         self._texts = self._by_length(lacking)[::-1]
 
     def _came(self, chart: Chart, revision: int) -> bool:
-        """Whether there is nothing to make: the vector came from another node, or the chart was deleted meanwhile."""
+        """Tell whether there is nothing to make: the vector came from another node, or the chart was deleted."""
         bulk, store = self._policy.reconcile, self._store
         if bulk and (chart.chart_id not in self.live or (store.tombstone(chart.chart_id) or -1) >= revision):
             return True
@@ -137,10 +137,10 @@ class WorkList:
     # --- what other nodes have claimed ------------------------------------------------------------------------
 
     def share(self, todo: list[Words], granted: list[bool], now: float) -> tuple[list[Words], bool]:
-        """What is to be made now, and whether something is to be asked for before it is made.
+        """Return what is to be made now, and whether peers have to be asked for something before it is made.
 
-        What others have claimed is left for later. Whose claim is free by then, or has lasted for longer than any does,
-        comes back, and its owner may have made it.
+        What others have claimed is left for later. Once its claim is free, or is older than a claim can be, it comes
+        back; since its owner may have made it, peers are asked first.
         """
         ours, again = [], []
         for item, is_ours in zip(todo, granted, strict=True):
@@ -158,7 +158,7 @@ class WorkList:
         return ours, bool(again)
 
     def take_up_what_was_left(self, now: float) -> bool:
-        """Put what was left to others back at the end; False while it is early to look again."""
+        """Put what was left to others back at the end; False while it is too early to look again."""
         if now < self._look_again:
             return False
         self._look_again = now + LOOK_AGAIN
@@ -172,5 +172,5 @@ class WorkList:
 
 
 def cut(items: list[T], size: int) -> list[list[T]]:
-    """``items`` in pieces of ``size``; the last may be shorter."""
+    """Cut ``items`` into pieces of ``size``; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,15 +1,16 @@
--- May a node embed these changes now? Both flags and the claims, in one round trip.
+-- Read both flags, and claim what the caller may embed now, in one round trip.
 --
--- KEYS  lease, owed, the caller's sign of life, then one claim a change
+-- KEYS  lease, owed, the caller's sign of life, then one claim for each change
 -- ARGV  session, model, lease of the caller's batch ('' if it asks for no batch), claim's milliseconds, life's
---       milliseconds, signs of life, 1 if leases are fenced, then one revision a change: the least that is needed
--- returns lease ('' if nobody has it), owed (0 or 1), then 1 for each change that is the caller's to embed
+--       milliseconds, signs of life, 1 if leases are fenced, then for each change the least revision that is needed
+-- returns lease ('' if nobody has it), owed (0 or 1), then for each change 1 if it is the caller's to embed, else 0
 --
--- Nothing is claimed while another node's batch will do it, or the caller is about to begin one (owed, no lease), nor for
--- a batch whose lease is gone. A batch of another model concerns nobody here. A claim's value is the session that embeds,
--- and '=' with the revision once it was sent; one that was sent below the revision that is needed is of an earlier life of
--- the same words, and does not count. A claim of a session that is gone is nobody's, unless it was sent: then who was told
--- of the change late has it; a batch has asked everybody, so it takes that too.
+-- Nothing is claimed while another node's batch will do it, or while a rebuild is owed that the caller is about to begin,
+-- nor for a batch whose lease is gone. A batch of another model does not count. A claim's value is the session that
+-- embeds, followed by '=' and the revision once the vector was sent. One that was sent below the revision that is needed
+-- is from an earlier time at which the chart had the same words, and does not count. A claim of a session that is gone is
+-- free, unless its vector was sent: a caller that was told of the change late has that vector already. A batch has asked
+-- all nodes for it, so it takes such a claim too.
 
 local ALIVE = ARGV[6]
 --# standing

@@ -1,13 +1,13 @@
--- A heartbeat: say that the node lives, and see how things stand.
+-- Say that a node lives, and read the flags: a heartbeat.
 --
 -- KEYS  generation, lease, owed, epoch, the caller's sign of life
 -- ARGV  a generation to begin with ('' if the policy knows none), the highest epoch that the caller knows,
 --       channel ('' for none), payload, life's milliseconds, signs of life, 1 if leases are fenced
 -- returns generation, lease ('' if nobody has it), owed (0 or 1), epoch
 --
--- No generation: the server lost its memory, or is new. Whoever finds that begins one, and a rebuild is owed; since
--- this is one step, it is found once, however many nodes come back. Something is always written: a server that takes
--- no writes (read-only, out of memory) is away.
+-- Without a generation the server is new, or has lost its memory. The node that finds this sets one, and marks a rebuild
+-- as owed; since all this is one step, only one node finds it, however many come back. Something is always written, so
+-- that a server that takes no writes (read-only, out of memory) counts as away.
 
 local ALIVE = ARGV[6]
 --# standing

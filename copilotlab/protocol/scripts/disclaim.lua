@@ -1,8 +1,8 @@
--- Give a claim back, if it is still the caller's: nothing came of it.
+-- Give a claim back from which nothing came, if it is still the caller's.
 --
 -- KEYS  claim
 -- ARGV  session
--- returns 1, or 0 if it ran out, was sent, or is another's by now
+-- returns 1, or 0 if it ran out, its vector was sent, or it is another session's by now
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0

@@ -1,9 +1,9 @@
--- If the lease is still the caller's: renew it, put a chunk where others can fetch it, and say so. Else do nothing.
+-- If the lease is still the caller's, renew it, put a chunk where others can fetch it, and say so; else do nothing.
 --
 -- KEYS  lease, chunk, the caller's sign of life
 -- ARGV  lease's value, milliseconds (0: it is not renewed), chunk ('' for none), chunk's milliseconds,
 --       channel ('' for none), payload, life's milliseconds
--- returns how many nodes listened, or -1 if the lease is another's or nobody's
+-- returns how many nodes listened, or -1 if another node has the lease, or none
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return -1

@@ -1,6 +1,6 @@
--- Would the server's access list let this user do all that the protocol does? Nothing is done.
+-- Ask whether the server's access list lets this user do all that the protocol does, without doing any of it.
 --
--- KEYS  any key of the namespace: a cluster's client finds the server by it
+-- KEYS  any key of the namespace, by which a cluster's client finds the server
 -- ARGV  pairs: a command, and the key or channel that it is for
 -- returns, for each pair in order, 1 if it is allowed and 0 if not; nothing from a server that cannot be asked (Redis 6)
 

@@ -1,11 +1,11 @@
 -- Give the lease back, if it is still the caller's.
 --
 -- KEYS  lease, owed
--- ARGV  lease's value, '1' if what ends was a whole rebuild
--- returns 1, or 0 if the lease is another's or nobody's
+-- ARGV  lease's value, '1' after a whole rebuild
+-- returns 1, or 0 if another node has the lease, or none
 --
--- Then no rebuild is owed any more. After anything less, one still is, unless it is owed for this lease alone: that the
--- server lost its memory may have been found while the lease stood.
+-- After a whole rebuild none is owed any more. After anything less, one that was owed still is, since the server's loss of
+-- memory may have been noticed while the lease stood; only a mark that was made for this lease alone is taken back.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0

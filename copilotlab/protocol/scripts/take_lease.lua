@@ -1,15 +1,15 @@
--- Take the lease if nobody has it, under the next epoch.
+-- Take the lease, if it is free, under the next epoch.
 --
 -- KEYS  lease, epoch, owed, the caller's sign of life
--- ARGV  node, model, milliseconds, the highest epoch that the caller knows, 1 if it wants it only where a rebuild is owed,
+-- ARGV  node, model, milliseconds, the highest epoch that the caller knows, 1 to take it only where a rebuild is owed,
 --       session, life's milliseconds, signs of life
--- returns the epoch (0: another node has the lease, or it is not wanted), whether a rebuild was owed before, and whether
--- the lease was another's, who is gone
+-- returns the epoch (0: another node has the lease, or no rebuild is owed), whether a rebuild was owed before, and whether
+-- the lease was left behind by a holder that is gone
 --
--- The epoch grows beyond what the caller knows too: a server that lost its memory has forgotten its own count.
--- From now on a rebuild is owed, until one ends: if this holder dies, any node sees that and does it. Unless one was owed
--- before, that is noted with the lease's value, so that its holder can take it back. A holder that is gone has left the
--- lease to whoever comes: it shows no sign of life, or it was this very node, for this model, in an earlier session.
+-- The epoch is also higher than any that the caller knows, since a server that lost its memory has forgotten its own
+-- count. From now on a rebuild is owed until one ends: if this holder dies, any node sees that, and runs it. Unless one
+-- was owed before, the mark has the lease's value, so that its holder can take it back. A lease is free if its holder
+-- shows no sign of life, or was this very node, for this model, in an earlier session.
 
 local ALIVE = ARGV[8]
 --# standing
