@@ -53,7 +53,8 @@ debian-redis:    ## Debian's Redis, for the tests of docs/deployment.md
 	  || echo "Debian's Redis cannot be had here: set COPILOTLAB_DEBIAN_REDIS to a redis-server with TLS"
 
 test:            ## everything that decides whether a change lands; one failure does not hide the next
-	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks
+	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
+	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
 
 lint: $(VENV)/dev   ## style
 	@$(BIN)/ruff check .
@@ -78,14 +79,17 @@ browser: chromium   ## the panels in a real browser, under JupyterLab and Voila
 	@$(BIN)/pytest tests/browser
 
 scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)
-	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0
+	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0 $(SHARED)
 
 planted-bugs: $(VENV)/dev   ## bugs planted into the protocol, one at a time: the tests must find each (minutes)
 	@$(BIN)/python tests/protocol/planted_bugs.py
 
+# Two at a time, each from its first cell to its last in one process; the longest first, so that none is waited for.
+LONGEST := notebooks/03_batch_timeouts.ipynb
 notebooks: $(VENV)/dev   ## the notebooks, as regression tests
 	@$(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
-		--nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
+		--nbval-sanitize-with tests/notebooks/sanitize.cfg --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 
 bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py
