@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lab's models come inside wheels. Nothing is asked of a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types unit browser scenarios planted-bugs notebooks bench slow faults-table soak \
+.PHONY: help demo test lint types unit alone browser scenarios planted-bugs notebooks bench slow faults-table soak \
         screenshots catalogue lab clean chromium debian-redis
 
 help:            ## this list
@@ -53,7 +53,8 @@ debian-redis:    ## Debian's Redis, for the tests of docs/deployment.md
 	  || echo "Debian's Redis cannot be had here: set COPILOTLAB_DEBIAN_REDIS to a redis-server with TLS"
 
 test:            ## everything that decides whether a change lands; one failure does not hide the next
-	@$(MAKE) --no-print-directory --keep-going lint types unit browser notebooks
+	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
+	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
 
 lint: $(VENV)/dev   ## style
 	@$(BIN)/ruff check .
@@ -63,22 +64,32 @@ types: $(VENV)/dev   ## types
 	@$(BIN)/mypy
 
 # One seed for all that Hypothesis draws, so that the tests say the same twice; `make scenarios` draws anew each time.
-unit: $(VENV)/dev debian-redis   ## unit, protocol and fault tests (SEED=... for other scenarios)
+SEEDED := --hypothesis-seed $(or $(SEED),20261125)
+# Two processes share what does not measure time: one computes where the other waits, whichever is free takes what is left.
+SHARED := --numprocesses 2 --dist worksteal
+
+unit: $(VENV)/dev debian-redis   ## unit, protocol and fault tests, all but those marked alone (SEED=... for other scenarios)
 	@echo "hypothesis: seed $(or $(SEED),20261125)"
-	@$(BIN)/pytest tests --ignore tests/browser --hypothesis-seed $(or $(SEED),20261125)
+	@$(BIN)/pytest tests --ignore tests/browser $(SHARED) -m "not slow and not alone" $(SEEDED)
+
+alone: $(VENV)/dev debian-redis   ## the tests that measure time, one after the other
+	@$(BIN)/pytest tests --ignore tests/browser -m "alone and not slow" $(SEEDED)
 
 browser: chromium   ## the panels in a real browser, under JupyterLab and Voila
 	@$(BIN)/pytest tests/browser
 
 scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)
-	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0
+	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0 $(SHARED)
 
 planted-bugs: $(VENV)/dev   ## bugs planted into the protocol, one at a time: the tests must find each (minutes)
 	@$(BIN)/python tests/protocol/planted_bugs.py
 
+# Two at a time, each from its first cell to its last in one process; the longest first, so that none is waited for.
+LONGEST := notebooks/03_batch_timeouts.ipynb
 notebooks: $(VENV)/dev   ## the notebooks, as regression tests
 	@$(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
-		--nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
+		--nbval-sanitize-with tests/notebooks/sanitize.cfg --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 
 bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py

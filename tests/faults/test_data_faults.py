@@ -95,12 +95,13 @@ def test_a_file_that_is_restored_is_so_for_whoever_else_has_it_open(tmp_path):
 def test_a_restoration_that_another_one_holds_up_says_so(tmp_path, monkeypatch):
     from copilotlab.charts import RepositoryError
 
-    monkeypatch.setattr("copilotlab.lab.fragile_repository.RESTORE_LIMIT", 0.2)
     url = f"sqlite:///{tmp_path}/charts.db"
     with FragileRepository(url) as charts, ChartRepository(url) as other:
         charts.back_up()
+        monkeypatch.setattr("copilotlab.lab.fragile_repository.RESTORE_LIMIT", 0.2)
         with other._transaction(writes=True), pytest.raises(RepositoryError, match=r"held by another connection"):
             charts.restore()
+        monkeypatch.undo()
         charts.restore()
 
 

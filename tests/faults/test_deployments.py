@@ -237,6 +237,7 @@ def test_a_node_writes_nothing_to_disk(server):
 # --- a process of many nodes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_many_nodes_of_one_process_count_one_outage_each_and_do_not_shout(notes):
     """Each newcomer asks all the others to say how they are. Answered one by one, 64 of them said 4,096 heartbeats,
     which each of them heard: so busy were they that they took Redis for dead."""

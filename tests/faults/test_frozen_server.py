@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
+import pytest
 from rest import wait_for_rest
 
 from copilotlab import Chart, Lab, Policy
@@ -12,6 +13,7 @@ from copilotlab import Chart, Lab, Policy
 UPDATES = 50
 
 
+@pytest.mark.alone
 def test_a_frozen_server_costs_the_first_update_alone(notes):
     policy = Policy(redis_timeout=1.0)  # a busy machine stalls for a while; that is no outage here
     with Lab(nodes=2, model="hash", policy=policy) as lab:

@@ -12,6 +12,8 @@ from trial import POLICY, QUERIES, Trial, first_charts, reused, wait_until
 from copilotlab.lab.faults import FAULTS
 from copilotlab.protocol.events import UPDATES
 
+pytestmark = pytest.mark.alone
+
 CHUNK = POLICY["chunk_size"]
 
 

@@ -8,6 +8,8 @@ from trial import POLICY, Threads, Trial, reused
 from copilotlab.charts import RepositoryError
 from copilotlab.lab.faults import FAULTS
 
+pytestmark = pytest.mark.alone
+
 VICTIM = 1  # whose line breaks; in a batch it is the holder
 AT_REST = [name for name, fault in FAULTS.items() if fault.scope in ("server", "line")]
 

@@ -288,7 +288,8 @@ class Trial:
         twice = {text: total[text] for text in made if total[text] > 1}
         expected = (self.edits, self.edits + (max(spare, self.edits) if self.stalled else spare))
         assert expected[0] <= made.total() <= expected[1], f"{made.total()} embeddings, expected {expected}: {twice}"
-        assert cluster.complaints() == []
+        complaints = cluster.complaints()
+        assert not complaints, complaints
         searched = cluster.searches(self._began)
         assert not self._unanswered(self._healed), "no search was answered there during the fault"
         took = [search.seconds for searches in searched.values() for search in searches]

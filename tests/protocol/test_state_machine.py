@@ -1,17 +1,25 @@
 """Two to five nodes, every interleaving, every fault: Hypothesis looks for a sequence that breaks a promise.
 
 `make test` tries 2,000 scenarios, of one seed; `make scenarios` many more, of another seed each time. A failure prints
-the steps that lead to it, the seed, and the `@reproduce_failure` that plays it again.
+the steps that lead to it, the seed, and the `@reproduce_failure` that plays it again. They are tried in parts, so that
+several processors share them.
 """
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from world import World
 
 from copilotlab.charts import Identity
@@ -241,12 +249,22 @@ class Protocol(RuleBasedStateMachine):
 
 
 SCENARIOS = int(os.environ.get("COPILOTLAB_SCENARIOS", "2000"))
+PARTS = 4
 
 Protocol.TestCase.settings = settings(
-    max_examples=SCENARIOS,
+    max_examples=math.ceil(SCENARIOS / PARTS),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-TestProtocol = pytest.mark.timeout(1800)(Protocol.TestCase)  # thousands of scenarios, and machines may be busy
+
+
+@pytest.mark.timeout(1800)  # thousands of scenarios, and machines may be busy
+@pytest.mark.parametrize("part", range(PARTS))
+def test_promises_hold_whatever_happens(part, pytestconfig):
+    machine = type("Protocol", (Protocol,), {"__module__": __name__})
+    seed = pytestconfig.getoption("hypothesis_seed")
+    if part and seed is not None:  # the first part draws from the seed itself: a seed that a failure prints plays there
+        machine._hypothesis_internal_use_seed = f"{seed}, part {part}"  # what hypothesis.seed sets on functions
+    run_state_machine_as_test(machine, settings=Protocol.TestCase.settings)

@@ -87,7 +87,8 @@ def test_a_seed_says_when_who_edits_what() -> None:
 
 
 def test_who_neither_dies_nor_freezes_has_no_moment() -> None:
-    frame = timeouts([60.0], charts=[5_000], moments=[0.2, 0.8], policies=["renewal on"], progress=False)
+    brief = {"charts": [5_000], "frozen_for": 80.0, "policies": ["renewal on"], "progress": False}
+    frame = timeouts([60.0], moments=[0.2, 0.8], **brief)
     assert frame.select("fate", "moment").rows() == [
         ("none", None),
         ("dies", 0.2),

@@ -69,6 +69,15 @@ def wait_for_rest(lab):
     wait_until(lambda: all(rests(node.status()) for node in lab.nodes))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """What other tests left, models among it, is not looked through each time that one of these collects."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def shared_lab():
     """A lab for tests that do not break it."""
