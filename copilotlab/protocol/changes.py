@@ -58,11 +58,12 @@ class Changes:
     def admit(self, need: Need) -> Admission:
         """Ask who embeds a change: "ours" if we do, "deferred" if a batch will, "claimed" if another node does, "away"
         while Redis is."""
+        asked_at = self._context.clock.now()
         try:
             flags, (granted,) = self._coordinator.admit([need])
         except CarrierAway:
             return "away"
-        self._view.saw(flags)
+        self._view.saw(flags, asked_at)
         if not granted and flags.owed and flags.batch_holder is None:
             # The batch that the written design starts here reads the repository at its first step, which the working
             # thread, or the caller that drives the node, takes after this change was saved.

@@ -228,9 +228,9 @@ class Replica:
     # --- the connection ---------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        reconcile = self.context.policy.reconcile
-        self._next_beat = self.context.clock.now() + self._beat_interval
-        self.view.saw(self.coordinator.beat(self._heartbeat() if reconcile else None))
+        now, reconcile = self.context.clock.now(), self.context.policy.reconcile
+        self._next_beat = now + self._beat_interval
+        self.view.saw(self.coordinator.beat(self._heartbeat() if reconcile else None), now)
         if reconcile:
             self.outbox.hand_over()
             self.transfers.check()
@@ -264,7 +264,7 @@ class Replica:
             if reconcile:
                 self.outbox.hand_over()
             self.batches.give_back()
-            self.view.saw(self.coordinator.beat(self._heartbeat(newcomer=True) if reconcile else None))
+            self.view.saw(self.coordinator.beat(self._heartbeat(newcomer=True) if reconcile else None), now)
         except CarrierAway:
             return
         self._next_beat = now + self._beat_interval
@@ -395,7 +395,7 @@ class Replica:
         if heartbeat.newcomer and self.coordinator.beats_under_way < ANSWERS_UNDER_WAY:
             self._next_beat = self.context.clock.now()
         differs = self.peers.note_heartbeat(source, heartbeat, self.store.digest)
-        if differs and self.view.flags.batch_holder is None:
+        if differs and self.view.is_quiet(self.coordinator.heard_to):
             self.context.tell(DigestsDiffered(source))
             self.view.suspect(source)
             self.threads.wake.set()
@@ -413,7 +413,7 @@ class Replica:
             return
         try:
             self._reconcile()
-            if not self.transfers.peer and self.backlog and self.view.flags.batch_holder is None:
+            if not self.transfers.peer and self.backlog and self.view.is_quiet(self.coordinator.heard_to):
                 self._ask_for_missing(now)
         except CarrierAway:
             return  # the listening thread sees that too, and knows whether Redis is back already

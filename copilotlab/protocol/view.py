@@ -7,6 +7,7 @@ under one lock, which is held for no longer than that.
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import NamedTuple
 
 ANYBODY = ""
@@ -36,6 +37,7 @@ class View:
         self._lock = threading.Lock()
         self._grace = grace
         self._flags = Flags(None, False)
+        self._free_since = -inf  # when Redis showed that a batch is over whose end was not heard
         self._accepted = ("", 0)  # the batch whose events are taken in, and its epoch
         self._awaited_revision = 0
         self._suspects: dict[str, None] = {}
@@ -60,10 +62,20 @@ class View:
         """The highest revision that was left to a batch; 0 if none was. Only where nodes do not reconcile."""
         return self._awaited_revision
 
-    def saw(self, flags: Flags) -> None:
-        """Note the flags that Redis has shown."""
+    def saw(self, flags: Flags, asked_at: float = -inf) -> None:
+        """Note the flags that Redis has shown. asked_at: when it was asked; by default what was said is all heard."""
         with self._lock:
+            if self._flags.batch_holder is not None and flags.batch_holder is None:
+                self._free_since = asked_at
             self._flags = flags
+
+    def is_quiet(self, heard_to: float) -> bool:
+        """Tell whether no batch is under way, and all that the last one said was heard; see `Coordinator.heard_to`.
+
+        Redis may show that it is over while its last chunks are still to be heard: they would be fetched twice.
+        """
+        with self._lock:
+            return self._flags.batch_holder is None and heard_to >= self._free_since
 
     def batch_began(self, holder: str) -> None:
         """Note that another node's batch has begun."""
@@ -78,6 +90,7 @@ class View:
         """
         with self._lock:
             self._flags = self._flags._replace(batch_holder=None, owed=self._flags.owed and owed)
+            self._free_since = -inf
             if up_to is not None and up_to >= self._awaited_revision:
                 self._awaited_revision = 0
 

@@ -125,9 +125,9 @@ class Soak:
             if "locked" not in str(error):
                 raise
             outcome = "refused, the database was locked"
-        except RuntimeError as error:
-            outcome = "refused"
-            if not any(expected in str(error) for expected in ("ChartNotFound", "unreachable")):
+        except RuntimeError as error:  # what a node has raised: then nothing was changed
+            outcome = "refused, the database was locked" if "database is locked" in str(error) else "refused"
+            if not any(expected in str(error) for expected in ("ChartNotFound", "unreachable", "database is locked")):
                 self.wrong.append(str(error))
         self.done[outcome] += 1
 

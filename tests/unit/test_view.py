@@ -147,6 +147,7 @@ def test_no_method_calls_out(view):
         "accept": lambda: view.accept("a", 3),
         "accepts": lambda: view.accepts("a", 3),
         "would_accept": lambda: view.would_accept(3),
+        "is_quiet": lambda: view.is_quiet(3.0),
         "suspect": lambda: view.suspect("a"),
         "suspects": view.suspects,
         "clear": lambda: view.clear("a"),
@@ -266,3 +267,22 @@ def test_of_many_who_see_a_connection_go_one_sees_it_first():
     first = []
     hammer(lambda turn: views[turn % ROUNDS].lost(200.0) and first.append(1))
     assert len(first) == ROUNDS
+
+
+def test_a_batch_that_is_over_in_redis_is_over_here_once_all_that_it_said_was_heard():
+    view = View(0.0, grace=3.0)
+    assert view.is_quiet(heard_to=0.0)
+    view.saw(Flags("a", False, 1), 1.0)
+    assert not view.is_quiet(heard_to=5.0)
+    view.saw(Flags(None, False, 1), 2.0)
+    assert [view.is_quiet(heard_to) for heard_to in (1.9, 2.0)] == [False, True]
+    view.saw(Flags(None, False, 1), 3.0)
+    assert view.is_quiet(heard_to=2.0), "that was known"
+
+
+def test_a_batch_whose_end_was_heard_has_said_nothing_more():
+    view = View(0.0, grace=3.0)
+    view.batch_began("a")
+    view.batch_ended(owed=False, up_to=7)
+    view.saw(Flags(None, False, 1), 9.0)
+    assert view.is_quiet(heard_to=1.0)
