@@ -85,11 +85,15 @@ planted-bugs: $(VENV)/dev   ## bugs planted into the protocol, one at a time: th
 	@$(BIN)/python tests/protocol/planted_bugs.py
 
 # Two at a time, each from its first cell to its last in one process; the longest first, so that none is waited for.
+# Then, alone, the one that lets four clusters run in real time.
 LONGEST := notebooks/03_batch_timeouts.ipynb
+REAL_TIME := notebooks/04_recovery.ipynb
+NBVAL := $(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
+	--nbval-sanitize-with tests/notebooks/sanitize.cfg
 notebooks: $(VENV)/dev   ## the notebooks, as regression tests
-	@$(BIN)/pytest --nbval --nbval-current-env --nbval-kernel-startup-timeout 300 \
-		--nbval-sanitize-with tests/notebooks/sanitize.cfg --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		$(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
+	@$(NBVAL) --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	  $(LONGEST) $(filter-out $(LONGEST) $(REAL_TIME),$(sort $(wildcard notebooks/*.ipynb))); \
+	  shared=$$?; $(NBVAL) $(REAL_TIME) && exit $$shared
 
 bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (minutes; not part of the tests)
 	@$(BIN)/python tests/benchmarks/bench_search.py

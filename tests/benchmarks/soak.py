@@ -155,9 +155,10 @@ class Soak:
     # --- faults -----------------------------------------------------------------------------------------------
 
     def break_things(self, until: float) -> None:
-        """Random faults, until then; several at once where they need different things."""
+        """Random faults, until then, one at least; several at once where they need different things."""
         chance = random.Random(f"{self.seed} faults")
-        while time.monotonic() < until:
+        over = False
+        while not over:
             time.sleep(chance.uniform(*BETWEEN_FAULTS))  # the pace of the faults; nothing is awaited
             self.mend_things(time.monotonic())
             name = chance.choice(CHOSEN)
@@ -165,6 +166,7 @@ class Soak:
             if not any(self._needs(name) & needs for _, needs, _, _ in self._under_way):
                 self.faults[name] += 1
                 self._begin(name, victim, time.monotonic() + lasts)
+            over = time.monotonic() >= until
 
     def mend_things(self, now: float = float("inf")) -> None:
         """End the faults whose time has come; all of them by default."""

@@ -93,6 +93,7 @@ def unwritable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COPILOTLAB_CACHE", "~nobody-of-that-name" if request.param == "no home" else f"{tmp_path}/file")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("copilotlab.embedding.registry._loaded", {})  # what is in memory needs no cache
 
 
 @pytest.mark.usefixtures("unwritable")
