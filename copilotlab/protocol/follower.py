@@ -206,7 +206,7 @@ class Follower:
         looks = () if back or since == 0 else self._looks  # else they are of a past that may be lost
         if looks and looks[-1][0] == look.revision:
             looks = looks[:-1]
-        self._looks = (*looks, (look.revision, as_text(look.digest)))[-LOOKS_KEPT:]  # at once: the listener reads them
+        self._looks = (*looks, (look.revision, as_text(look.digest)))[-LOOKS_KEPT:]  # at once, for the listening thread
         self.has_read = True
         self.compared = since == 0
         if self.compared:

@@ -149,7 +149,7 @@ class WrittenLease(Lease):
             return super().keep(grant, event, chunk)
         link = self._link
         try:
-            link.check()  # before the lock: whoever has it may be waiting for a Redis that is away
+            link.check()  # before the lock, whose holder may be waiting for Redis
             with link.speaking:
                 payload = link.seal(event)
                 heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))

@@ -27,7 +27,7 @@ from copilotlab.protocol.pages import PageBound, PageRefused, is_for_size
 REFUSED_PAUSE = 10.0  # seconds, at most, between two looks at a Redis that refuses us
 SILENT_BEATS = 3  # heartbeats without any answer, after which the subscription is dead, whatever TCP says
 
-CLOSED = "closed"  # the reason of a link that was left: what ends with it is no outage
+CLOSED = "closed"  # the reason of a link that this node has left: errors that follow are no outage
 
 T = TypeVar("T")
 
