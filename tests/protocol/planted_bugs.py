@@ -338,8 +338,8 @@ BUGS = (
         (
             Edit(
                 "protocol/replica.py",
-                "            if reconcile:\n                self.outbox.hand_over()\n            self.batches.give_back()\n",
-                "            self.batches.give_back()\n",
+                "            if reconcile:\n                self.outbox.hand_over()\n",
+                "",
             ),
         ),
     ),

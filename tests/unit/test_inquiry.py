@@ -110,8 +110,10 @@ def test_where_nothing_is_lacking_any_more_nobody_is_asked(room):
 
 
 def test_who_has_not_said_what_it_holds_is_not_asked(room):
-    beat = events.ChartDeleted(1, 1)
-    room.peers.note(events.Envelope("a", "m", 1, 1, beat), room.clock.now())
+    room.says("a")
+    room.peers.went_silent(room.clock.now())
+    room.peers.note(events.Envelope("a", "m", 1, 1, events.ChartDeleted(1, 1)), room.clock.now())
+    assert room.peers.alive(room.clock.now())[0].charts == 5, "what it held before is no news"
     assert room.step()
     assert room.asked == []
 
@@ -194,10 +196,11 @@ def test_all_together_have_so_long_however_many_come(room):
 
 
 def test_as_long_as_something_comes_nobody_is_silent(room):
-    for _ in range(30):
+    for turn in range(60):
         room.says("a")
         assert not room.step()
-        room.taken += 1
+        if turn % 5 == 4:
+            room.taken += 1  # now and then: each time the patience begins anew
         room.clock.advance(1.0)
     assert room.given_up == 0
 

@@ -13,7 +13,7 @@ from copilotlab.clock import ManualClock
 from copilotlab.lab.simulated_redis import SimulatedRedis
 from copilotlab.monitoring.happenings import ConnectionBack, ConnectionLost, PageTurnedAway
 from copilotlab.protocol import events
-from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.carrier import CarrierAway, CarrierRefused
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import LEAST_PAGE_BYTES, PAGE_BYTES, PageRefused
@@ -75,6 +75,14 @@ def test_an_outage_is_told_once_and_its_end_with_its_length(link, heard, clock):
     assert link.probe(lambda: None)
     assert heard == [ConnectionLost("the simulated Redis is away", False), ConnectionBack(7.0)]
     assert (link.away_for, link.back_since, link.reason) == (0.0, 1_007.0, "")
+
+
+def test_a_failure_of_another_kind_is_told_though_the_outage_goes_on(link, heard):
+    link.connect(lambda: None)
+    for error in (CarrierAway("gone"), CarrierAway("still"), CarrierRefused("no EVALSHA"), CarrierRefused("still")):
+        link.lose(error)
+    assert heard == [ConnectionLost("gone", False), ConnectionLost("no EVALSHA", True)]
+    assert (link.state, link.reason) == ("refused", "still")
 
 
 def test_a_first_connection_ends_no_outage(link, heard):
