@@ -296,8 +296,9 @@ def test_the_timeline_tells_the_story(lab):
 
     story = lab.timeline().rows()
     events = [(node, event) for _, node, event, _ in story]
-    assert events.index(("lab", "partition")) < events.index(("node-1", "redis_away"))
-    assert events.index(("lab", "heal")) < events.index(("node-1", "redis_back"))
+    events = events[events.index(("lab", "partition")) :]  # a busy machine may have had an outage before
+    assert ("node-1", "redis_away") in events
+    assert ("node-1", "redis_back") in events[events.index(("lab", "heal")) :]
     assert [seconds for seconds, *_ in story] == sorted(seconds for seconds, *_ in story)
 
 

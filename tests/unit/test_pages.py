@@ -121,7 +121,7 @@ def coordinator(error, most=100_000):
 
 
 def put(c):
-    page = events.page_of(MODEL, records(c.pages.records(64), 64))
+    page = events.page_of(MODEL, records(c.link.pages.records(64), 64))
     c.put_bulk("0" * 32, page)
 
 
@@ -132,25 +132,25 @@ def test_a_refused_page_is_counted_said_once_and_no_outage():
             put(c)
     put(c)
     assert c.connected
-    assert (c.metrics["pages_refused"], c.metrics["outages"]) == (3, 0)
-    assert c.pages.bytes < 100_000
+    assert (c.context.metrics["pages_refused"], c.context.metrics["outages"]) == (3, 0)
+    assert c.link.pages.bytes < 100_000
 
 
 def test_what_is_no_refusal_for_size_is_an_outage_or_a_refusal_as_ever():
     c = coordinator(CarrierRefused("NOPERM"))
     with pytest.raises(CarrierRefused):
         put(c)
-    assert (c.metrics["pages_refused"], c.metrics["refusals"]) == (0, 1)
+    assert (c.context.metrics["pages_refused"], c.context.metrics["refusals"]) == (0, 1)
 
     c = coordinator(CarrierAway("Connection reset by peer"))
-    c._carrier._carrier.cut()  # and nobody answers a ping
+    c.link.carrier._carrier.cut()  # and nobody answers a ping
     with pytest.raises(CarrierAway):
         put(c)
-    assert (c.metrics["pages_refused"], c.metrics["outages"]) == (0, 1)
+    assert (c.context.metrics["pages_refused"], c.context.metrics["outages"]) == (0, 1)
 
 
 def test_a_small_page_that_is_refused_is_an_outage():
     c = coordinator(CarrierAway(TOO_LARGE), most=10)
     with pytest.raises(CarrierAway):
         c.put_bulk("0" * 32, events.page_of(MODEL, records(1, 64)))
-    assert c.metrics["outages"] == 1
+    assert c.context.metrics["outages"] == 1
