@@ -323,27 +323,6 @@ BUGS = (
         (Edit("protocol/inquiry.py", "if silent >= LONGEST_SILENCE * transfers.patience:", "if False:"),),
     ),
     Bug(
-        "what was left to others is not asked for again",
-        "a chart that its claimer has made, and died before all heard it, is embedded a second time",
-        (Edit("protocol/batch.py", "if asks and self.inquiry is not None:", "if False:"),),
-    ),
-    Bug(
-        "a sleep goes unnoticed",
-        "a node that stood still believes what it knew before, and embeds what is on its way to it",
-        (Edit("protocol/view.py", "return now - self._listened_at > self._grace", "return False"),),
-    ),
-    Bug(
-        "the heartbeat goes before what is owed",
-        "who hears the heartbeat of a node that is back fetches or embeds what is about to be said",
-        (
-            Edit(
-                "protocol/replica.py",
-                "            if reconcile:\n                self.outbox.hand_over()\n",
-                "",
-            ),
-        ),
-    ),
-    Bug(
         "a lease that could not be given back is kept",
         "after an outage at the end of a batch nobody may begin one until the lease has run out",
         (Edit("protocol/replica.py", "            self.batches.give_back()\n", ""),),
