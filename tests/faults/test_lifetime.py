@@ -34,16 +34,11 @@ QUICK = Policy(
 )  # a busy machine is not an outage
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server():
+    """One for each test: the nodes of one that failed are no clients of the next."""
     with LocalRedis(tcp=True) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def empty(request):
-    if "server" in request.fixturenames:
-        request.getfixturevalue("server").client().flushall()
 
 
 def catalogue(size=20, url="sqlite://"):
@@ -559,6 +554,7 @@ def who(node):
     return [node.node_id, node.coordinator.session]
 
 
+@pytest.mark.alone  # it counts what each child embeds, while three of them begin at once
 def test_a_node_made_before_a_fork_is_another_one_in_each_child_and_all_follow_each_other(server, tmp_path):
     charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
     named = Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="web")
