@@ -554,7 +554,6 @@ def who(node):
     return [node.node_id, node.coordinator.session]
 
 
-@pytest.mark.alone  # it counts what each child embeds, while three of them begin at once
 def test_a_node_made_before_a_fork_is_another_one_in_each_child_and_all_follow_each_other(server, tmp_path):
     charts = catalogue(url=f"sqlite:///{tmp_path}/charts.db")
     named = Node(charts, load_embedder("hash"), server.url, policy=QUICK, node_id="web")
