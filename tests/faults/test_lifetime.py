@@ -34,16 +34,11 @@ QUICK = Policy(
 )  # a busy machine is not an outage
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server():
+    """One for each test: the nodes of one that failed are no clients of the next."""
     with LocalRedis(tcp=True) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def empty(request):
-    if "server" in request.fixturenames:
-        request.getfixturevalue("server").client().flushall()
 
 
 def catalogue(size=20, url="sqlite://"):
