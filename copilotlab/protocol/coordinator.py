@@ -16,7 +16,7 @@ import redis
 
 from copilotlab.charts import Identity
 from copilotlab.clock import Clock
-from copilotlab.monitoring.happenings import Dropped, Heard, MemoryLost, NotSaid, PageFetched, Said
+from copilotlab.monitoring.happenings import Dropped, Heard, MemoryLost, PageFetched, Said
 from copilotlab.protocol import events, keys
 from copilotlab.protocol.carrier import Carrier, CarrierAway
 from copilotlab.protocol.context import Context, check_name
@@ -224,22 +224,15 @@ class Coordinator:
     def publish(self, event: events.Event, need: Need | None = None) -> int:
         """Say ``event`` to all nodes, and note on the claim of ``need`` that it was sent; return how many listened."""
         link, policy = self.link, self.context.policy
-        channel = self._scoped(events.CHANNEL_OF[type(event)])
-        try:
-            link.check()  # before the lock: the thread that holds it may be waiting for a Redis that is away
-            with link.speaking:
-                payload = link.seal(event)
-                if need is None or not policy.claim:
-                    heard = link.ask(lambda: link.carrier.publish(channel, payload))
-                else:
-                    sent = f"{link.session_name}={need.revision}"
-                    what = [channel, payload, sent, round(policy.claim_timeout * 1000)]
-                    heard = int(link.ask(lambda: link.carrier.run("announce", [self._claim(need)], what)))
-        except CarrierAway:
-            self.context.tell(NotSaid())
-            raise
-        self.context.tell(Said(len(payload)))
-        return heard
+        if need is None or not policy.claim:
+            return link.say(event)
+        claim, sent = self._claim(need), f"{link.session_name}={need.revision}"
+
+        def announce(channel: str, payload: bytes) -> int:
+            what = [channel, payload, sent, round(policy.claim_timeout * 1000)]
+            return int(link.carrier.run("announce", [claim], what))
+
+        return link.say(event, announce)
 
     def tell(self, node_id: str, event: events.Event) -> None:
         """Say ``event`` to one node, in its inbox."""

@@ -12,9 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from copilotlab.monitoring.happenings import NotSaid, Said
+from copilotlab.monitoring.happenings import Said
 from copilotlab.protocol import events, keys
-from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import PageRefused
 from copilotlab.store import Record
@@ -96,6 +95,7 @@ class Lease(ABC):
             page = events.encode(events.page_of(link.fingerprint, chunk), link.identity)
             page_key += event.bulk
         ttl = round(policy.batch_timeout * 1000) if policy.renew_lease else 0
+        link.check()  # before the lock, whose holder may be waiting for Redis, and before a number is taken
         with link.speaking:
             payload = b"" if event is None else link.seal(event)
             channel = link.context.scope(events.BATCHES) if payload else ""
@@ -147,17 +147,7 @@ class WrittenLease(Lease):
     def keep(self, grant: Grant, event: events.Event | None = None, chunk: Sequence[Record] = ()) -> int | None:
         if self._policy.renew_lease or chunk or event is None:
             return super().keep(grant, event, chunk)
-        link = self._link
-        try:
-            link.check()  # before the lock, whose holder may be waiting for Redis
-            with link.speaking:
-                payload = link.seal(event)
-                heard = link.ask(lambda: link.carrier.publish(link.context.scope(events.BATCHES), payload))
-        except CarrierAway:
-            link.context.tell(NotSaid())
-            raise
-        link.context.tell(Said(len(payload)))
-        return heard
+        return self._link.say(event)
 
     def _say_regardless(self, page_key: str, page: bytes, channel: str, payload: bytes) -> int:
         link = self._link

@@ -18,7 +18,7 @@ from typing import TypeVar
 import redis
 
 from copilotlab.charts import Identity
-from copilotlab.monitoring.happenings import ConnectionBack, ConnectionLost, PageTurnedAway
+from copilotlab.monitoring.happenings import ConnectionBack, ConnectionLost, NotSaid, PageTurnedAway, Said
 from copilotlab.protocol import access, events, keys
 from copilotlab.protocol.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.protocol.context import Context
@@ -188,12 +188,13 @@ class Link:
     def put(self, operation: Callable[[], T], size: int) -> T:
         """`ask` for what sends a page of ``size`` bytes: where that is refused, raise PageRefused; it is no outage."""
         self.check()
+        joins = self._joins
         try:
             answer = operation()
         except CarrierAway as error:
             bound = self.pages.bytes
             if not self._refuses(size, error):
-                self.lose(error)
+                self.lose(error, joins)
                 raise
             refusal = f"a page of {size:,} bytes at {self.address}: {error.__cause__ or error}"
             smaller = self.pages.bytes if self.pages.bytes < bound else 0
@@ -248,7 +249,24 @@ class Link:
             if since is not None:
                 self.context.tell(ConnectionBack(now - since))
 
-    # --- who speaks -------------------------------------------------------------------------------------------
+    # --- speaking ---------------------------------------------------------------------------------------------
+
+    def say(self, event: events.Event, send: Callable[[str, bytes], int] | None = None) -> int:
+        """Say an event to all nodes; return how many listened, this one among them. Raises CarrierAway.
+
+        send: sends the payload on the channel that it is given, and returns how many listened; by default PUBLISH.
+        """
+        channel, send = self.context.scope(events.CHANNEL_OF[type(event)]), send or self.carrier.publish
+        try:
+            self.check()  # before the lock, whose holder may be waiting for Redis
+            with self.speaking:
+                payload = self.seal(event)
+                heard = self.ask(lambda: send(channel, payload))
+        except CarrierAway:
+            self.context.tell(NotSaid())
+            raise
+        self.context.tell(Said(len(payload)))
+        return heard
 
     def seal(self, event: events.Event) -> bytes:
         """Encode an event to all nodes, under the next number; hold `speaking` until it is sent."""

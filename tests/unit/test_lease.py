@@ -367,3 +367,21 @@ def test_as_written_a_batch_that_cannot_be_told_is_counted_and_waits_for_nobody_
     with a._link.speaking:  # by who waits for a Redis that does not answer
         threading.Thread(target=tell, daemon=True).start()
         assert raised.wait(10)
+
+
+@pytest.mark.parametrize("policy", [FENCED, Policy(fenced=False), WRITTEN], ids=["fenced", "renewed", "written"])
+def test_what_cannot_be_said_while_redis_is_away_uses_no_number_and_waits_for_nobody_who_speaks(world, policy):
+    a = world.lease("a", policy)
+    grant = a.take()
+    a._link.lose(CarrierAway("gone"))
+    said, raised = a._link.said, threading.Event()
+
+    def tell():
+        with pytest.raises(CarrierAway):
+            a.keep(grant, events.BatchStarted("mine", grant.epoch))
+        raised.set()
+
+    with a._link.speaking:
+        threading.Thread(target=tell, daemon=True).start()
+        assert raised.wait(10)
+    assert a._link.said == said

@@ -152,6 +152,23 @@ def test_a_line_that_is_cut_at_a_page_has_a_second_try_and_then_a_smaller_one(li
     assert not link.connected, "where it answers no ping either, that is an outage"
 
 
+@pytest.mark.parametrize("way", ["ask", "put"])
+def test_the_end_of_an_earlier_connection_is_no_outage_of_the_next_one(link, heard, clock, way):
+    link.connect(lambda: None)
+
+    def cut_and_joined_meanwhile():
+        link.lose(CarrierAway("cut"))
+        clock.advance(10.0)
+        assert link.probe(lambda: None)
+        link.carrier.cut()  # and nobody answers a ping, so it is no refusal of a page
+        raise CarrierAway("cut")
+
+    with pytest.raises(CarrierAway):
+        link.ask(cut_and_joined_meanwhile) if way == "ask" else link.put(cut_and_joined_meanwhile, 10)
+    assert link.connected
+    assert [type(told) for told in heard] == [ConnectionLost, ConnectionBack]
+
+
 def test_a_small_page_and_a_server_that_does_not_answer_are_no_refusal(link):
     def silent():
         raise CarrierAway("no answer") from redis.exceptions.TimeoutError("too slow")
