@@ -137,7 +137,6 @@ class Node:
         )
         self.charts = charts
         self._given_id = node_id
-        self._listeners: tuple[Listener, ...] = ()  # those given to `listen_to`
         self._exact_limit = exact_limit
         self._details = Details(charts, self.context.listeners)
         self._not_here = ""  # why it may not be used in this process; "" where it may
@@ -290,7 +289,7 @@ class Node:
             namespace=before.namespace,
             policy=before.policy,
             clock=before.clock,
-            listeners=self._listeners,
+            listeners=before.listeners.added,
         )
         self._details = Details(self.charts, self.context.listeners)
         self._switching = threading.Lock()
@@ -338,7 +337,6 @@ class Node:
         be called.
         """
         self.context.listeners.add(listener)
-        self._listeners = (*self._listeners, listener)
 
     # --- changes ----------------------------------------------------------------------------------------------
 

@@ -491,7 +491,7 @@ class EditsLeft(Happening, frozen=True):
         return Line("edits_left", said, logging.WARNING, once=True)
 
 
-class Skipped(Happening, frozen=True):
+class ChartSkipped(Happening, frozen=True):
     """A chart is left out. column: the one that cannot be read, or "text" where the model fails on its words."""
 
     chart_id: int

@@ -20,7 +20,9 @@ class Listeners:
     """
 
     def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
+        self._own = listeners
+        self.added: tuple[Listener, ...] = ()
+        """Those given to `add`, beside the first."""
         self.trouble: dict[str, str] = {}
         """The last error that each listener raised, by the listener's name."""
 
@@ -28,11 +30,11 @@ class Listeners:
         """Tell ``listener`` of all that happens from now on. Raises TypeError for what cannot be called."""
         if not callable(listener):
             raise TypeError(f"listener={listener!r}: expected a function of one happening, as in print")
-        self._listeners = (*self._listeners, listener)
+        self.added = (*self.added, listener)
 
     def tell(self, happening: Happening) -> None:
         """Tell every listener of ``happening``, in the order in which they were added."""
-        for listener in self._listeners:
+        for listener in (*self._own, *self.added):
             try:
                 listener(happening)
             except Exception as error:  # noqa: BLE001 - a listener is foreign code, and none may harm the protocol
@@ -45,4 +47,5 @@ class Listeners:
         self.trouble[name] = f"listener {name}: {error!r}"
 
     def __repr__(self) -> str:
-        return f"Listeners({len(self._listeners)}{', ' + '; '.join(self.trouble.values()) if self.trouble else ''})"
+        count, troubled = len(self._own) + len(self.added), "; ".join(self.trouble.values())
+        return f"Listeners({', '.join(filter(None, [str(count), troubled]))})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import uuid
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
@@ -62,7 +61,7 @@ class Batch:
         self,
         kind: Kind,
         *,
-        name: str = "",
+        name: str,
         grant: Grant | None,
         embedder: Embedder,
         store: VectorStore,
@@ -72,7 +71,7 @@ class Batch:
         inquiry: Inquiry | None = None,
     ) -> None:
         self.kind = kind
-        self.name = name or uuid.uuid4().hex
+        self.name = name
         self.grant = grant
         self.tally = Tally(coordinator.context.clock.now())
         self.revision = since

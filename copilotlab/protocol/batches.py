@@ -39,7 +39,7 @@ class Batches:
         peers: Peers,
         transfers: Transfers,
         follower: Follower,
-        sync: Sync,
+        looks: Sync,
         outbox: Outbox,
         *,
         stopping: Latch,
@@ -52,7 +52,7 @@ class Batches:
         self._peers = peers
         self._transfers = transfers
         self._follower = follower
-        self._sync = sync
+        self._looks = looks
         self._outbox = outbox
         self._stopping = stopping
         self._wake = wake
@@ -154,10 +154,10 @@ class Batches:
         self.failure = batch.error
         self._view.batch_ended(owed=failed, up_to=batch.revision if result.outcome == "published" else None)
         if batch.whole and result.outcome in ("published", "local"):
-            self._sync.done(now)
+            self._looks.done(now)
         self._pause = min(LONGEST_PAUSE, 2 * self._pause) if failed else context.policy.probe_interval
         self._next_try = now + self._pause
-        self._sync.soon()
+        self._looks.soon()
         self._wake.set()
         ended = BatchEnded(batch.kind, result.outcome, result.charts, result.embedded, result.removed, result.seconds)
         context.tell(ended)

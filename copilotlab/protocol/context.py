@@ -47,7 +47,9 @@ class Context:
             check_name("namespace", namespace)
         clock = clock or SystemClock()
         journal, metrics = Journal(node_id, clock), Metrics()
-        heard_by = Listeners(metrics, journal, *listeners)
+        heard_by = Listeners(metrics, journal)
+        for listener in listeners:
+            heard_by.add(listener)
         return cls(node_id, namespace, policy or Policy(), clock, journal, metrics, heard_by)
 
     def tell(self, happening: Happening) -> None:

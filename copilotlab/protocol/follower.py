@@ -13,8 +13,14 @@ from typing import NamedTuple
 
 from copilotlab.charts import Chart, ChartRepository, Heads, Identity, Look, RepositoryError
 from copilotlab.digest import MODULUS, as_text, digest_of, entry
-from copilotlab.monitoring.happenings import AnotherCatalogue, Applied, ComparedAnew, EditsLeft, WentBack
-from copilotlab.monitoring.happenings import Skipped as SkippedNow
+from copilotlab.monitoring.happenings import (
+    AnotherCatalogue,
+    Applied,
+    ChartSkipped,
+    ComparedAnew,
+    EditsLeft,
+    WentBack,
+)
 from copilotlab.protocol.backlog import Backlog
 from copilotlab.protocol.context import Context
 from copilotlab.store import VectorStore
@@ -231,7 +237,7 @@ class Follower:
         again = self._context.clock.now() + min(LONGEST_SKIP, self._context.policy.adopt_after * 2.0 ** (tries - 1))
         self.skipped[chart_id] = Skipped(revision, content_hash, column, reason, again, tries)
         self._backlog.drop([chart_id])
-        self._context.tell(SkippedNow(chart_id, revision, column, reason))
+        self._context.tell(ChartSkipped(chart_id, revision, column, reason))
 
     def _try_again(self) -> None:
         """Give what was skipped another chance: a row once it can be read, a text after a while."""

@@ -77,7 +77,7 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "AnotherCatalogue": ({"another_catalogue": 1}, "another_catalogue"),
     "ComparedAnew": ({"compared_anew": 1}, "compared_anew"),
     "EditsLeft": ({}, "edits_left"),
-    "Skipped": ({"skipped": 1}, "skipped_words"),
+    "ChartSkipped": ({"skipped": 1}, "skipped_words"),
     "Searched": ({"searches": 3}, ""),
     "DetailsMissing": ({"details_missing": 3}, "details_missing"),
 }
