@@ -27,6 +27,7 @@ from copilotlab.charts import (
     RepositoryError,
     check_chart_id,
     plain,
+    short,
 )
 from copilotlab.clock import Clock
 from copilotlab.details import Details
@@ -129,9 +130,11 @@ class Node:
         exact_limit: int = EXACT_LIMIT,
     ) -> None:
         if not isinstance(charts, ChartRepository):
-            raise TypeError(f"charts={charts!r}: expected a ChartRepository, as in ChartRepository.from_frame(...)")
+            raise TypeError(
+                f"charts={short(charts)}: expected a ChartRepository, as in ChartRepository.from_frame(...)"
+            )
         if not isinstance(embedder, Embedder):
-            raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
+            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
         self.context = Context.of(
             node_id if node_id is not None else _random_id(), namespace=namespace, policy=policy, clock=clock
         )
@@ -349,7 +352,7 @@ class Node:
         Source: the seed document, "Chart Update Workflow".
         """
         if not isinstance(chart, Chart):
-            raise TypeError(f"update_chart({chart!r}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
+            raise TypeError(f"update_chart({short(chart)}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
         replica = self.replica  # the same one all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
@@ -468,7 +471,7 @@ class Node:
     ) -> pl.DataFrame:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
         if isinstance(queries, str) or not isinstance(queries, Iterable):
-            raise TypeError(f"search_many({queries!r}): expected a list of queries; for one query use search")
+            raise TypeError(f"search_many({short(queries)}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
         began = time.perf_counter()
         replica = self.replica
@@ -552,7 +555,7 @@ class Node:
         switch is under way or the node is not running, and what the model or the repository raised while embedding.
         """
         if not isinstance(embedder, Embedder):
-            raise TypeError(f"embedder={embedder!r}: expected an Embedder, as in load_embedder('minilm')")
+            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
         embedder = self._as_chosen(embedder)
         if embedder.fingerprint == self.embedder.fingerprint:
             return
@@ -784,7 +787,7 @@ def _embed_query(embedder: Embedder, query: str) -> np.ndarray:
 
 def _question(query: str) -> str:
     if not isinstance(query, str):
-        raise TypeError(f"query={query!r}: expected a text")
+        raise TypeError(f"query={short(query)}: expected a text")
     stripped = query.strip()
     if not 1 <= len(stripped) <= MAX_QUERY_LENGTH:
         raise ValueError(

@@ -146,6 +146,7 @@ def _words(value: object) -> str:
 
 
 def short(value: object) -> str:
+    """Return what `repr` says of the value, cut to 80 characters, as messages show it."""
     try:
         shown = repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits

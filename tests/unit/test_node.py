@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 
 from copilotlab import Chart, ChartRepository, Node, load_embedder
@@ -45,3 +46,11 @@ def test_what_is_no_chart_id_is_refused(node, wrong):
     for change in (node.chart_changed, node.delete_chart):
         with pytest.raises(ChartError, match=f"chart_id={wrong!r}: expected a whole number"):
             change(wrong)
+
+
+def test_a_large_thing_in_the_wrong_place_is_not_printed_ahead_of_the_hint(node):
+    frame = pl.DataFrame({"chart_id": range(30), "title": ["Revenue by region and quarter"] * 30})
+    for wrong in (lambda: Node(frame, load_embedder("hash")), lambda: node.update_chart(frame)):
+        with pytest.raises(TypeError, match="expected a Chart") as raised:
+            wrong()
+        assert len(str(raised.value)) < 200
