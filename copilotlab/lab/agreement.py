@@ -7,7 +7,7 @@ repository holds. Nothing here waits, or changes anything.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def agree(nodes: Sequence[Node], charts: ChartRepository | Heads, *, or_newer: b
     if not alike(nodes):
         return False
     expected = held_by(charts) if isinstance(charts, ChartRepository) else charts
-    return differences(nodes, expected, or_newer=or_newer).is_empty()
+    return not any(ids.size for *_, ids in _found(nodes, expected, or_newer))
 
 
 def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = False) -> pl.DataFrame:
@@ -64,10 +64,24 @@ def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = Fals
         node; chart_id; difference: "missing", "surplus", "revision", "content", or "vector": bits that differ from
         those of the first node that holds the chart right.
     """
+    found = _found(nodes, expected, or_newer)
+    rows = [(node_id, chart_id, difference) for node_id, difference, ids in found for chart_id in ids.tolist()]
+    return pl.DataFrame(rows, schema=_DIFFERENCES, orient="row").sort("node", "chart_id")
+
+
+def wrong_charts(node: Node, expected: Heads, *, or_newer: bool = False) -> Ints:
+    """Return the ids of the charts that one node holds otherwise than expected, ascending; see `differences`.
+
+    It makes no frame, so it may be asked often beside nodes that are watched.
+    """
+    return np.unique(np.concatenate([ids for *_, ids in _found([node], expected, or_newer)]))
+
+
+def _found(nodes: Iterable[Node], expected: Heads, or_newer: bool) -> Iterator[tuple[str, str, Ints]]:
+    """Yield the charts of each node that differ: the node's id, what differs, the charts' ids (often none)."""
     live, dead = _rows(expected, ~expected.deleted), _rows(expected, expected.deleted)
     first = np.zeros_like(live.content_hashes)  # hashes of the vectors to compare with
     known = np.zeros(len(live.chart_ids), bool)
-    rows: list[tuple[str, int, str]] = []
     for node in nodes:
         held = node.store.manifest()
         at, here = _rows_of_both(live.chart_ids, held.chart_ids)
@@ -82,15 +96,11 @@ def differences(nodes: Iterable[Node], expected: Heads, *, or_newer: bool = Fals
             surplus = held.chart_ids[still[held.revisions[still] <= dead.revisions[gone]]]
         else:
             surplus = np.setdiff1d(held.chart_ids, live.chart_ids)
-        for difference, found in (
-            ("missing", np.setdiff1d(live.chart_ids, held.chart_ids)),
-            ("surplus", surplus),
-            ("revision", live.chart_ids[at[older if or_newer else older | newer]]),
-            ("content", live.chart_ids[at[other & ~older & ~newer]]),
-            ("vector", live.chart_ids[same[(first[same] != vectors).any(axis=1)]]),
-        ):
-            rows += [(node.node_id, chart_id, difference) for chart_id in found.tolist()]
-    return pl.DataFrame(rows, schema=_DIFFERENCES, orient="row").sort("node", "chart_id")
+        yield node.node_id, "missing", np.setdiff1d(live.chart_ids, held.chart_ids)
+        yield node.node_id, "surplus", surplus
+        yield node.node_id, "revision", live.chart_ids[at[older if or_newer else older | newer]]
+        yield node.node_id, "content", live.chart_ids[at[other & ~older & ~newer]]
+        yield node.node_id, "vector", live.chart_ids[same[(first[same] != vectors).any(axis=1)]]
 
 
 def _rows(heads: Heads, rows: npt.NDArray[np.bool_]) -> Heads:

@@ -82,6 +82,8 @@ def refusal(error: BaseException, what: str) -> str | None:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT):
             if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
                 return _NO_TLS
+            if "CERTIFICATE_REQUIRED" in str(cause):  # where it is heard before the line is cut; else `misspoken` asks
+                return _NO_CERTIFICATE
             return f"TLS fails: {cause}. See {DEPLOYMENT} for the options of rediss://"
     text = str(error)
     if isinstance(error, redis.exceptions.NoPermissionError) or _in_script(text):
@@ -104,6 +106,7 @@ def refusal(error: BaseException, what: str) -> str | None:
 
 _CUT = ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError | ssl.SSLWantReadError | ssl.SSLWantWriteError
 _NO_TLS = "it does not speak TLS: the URL is redis://, not rediss://"
+_NO_CERTIFICATE = "it asks for a certificate of ours: add ssl_certfile= and ssl_keyfile= to the URL"
 _MENDED_BY = {
     "DB index": "Give a database number that it has; or 0 and a namespace",
     "SELECT is not": "Give database number 0 and a namespace",
@@ -139,7 +142,7 @@ def misspoken(client: object, error: BaseException | None, timeout: float) -> st
         if timed_out and _answers_plainly(host, port, timeout):
             return _NO_TLS
         if cut and not place.get("ssl_certfile") and _wants_certificate(host, port, timeout):
-            return "it asks for a certificate of ours: add ssl_certfile= and ssl_keyfile= to the URL"
+            return _NO_CERTIFICATE
     elif cut and _shakes_hands(host, port, timeout):
         return "it speaks TLS: the URL is rediss://, with ssl_ca_certs=/path/to/ca.crt where the authority is your own"
     return None

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from copilotlab.charts import Chart, Heads, RepositoryError
 from copilotlab.embedding import load_embedder
-from copilotlab.lab.agreement import agree, differences, held_by
+from copilotlab.lab.agreement import agree, wrong_charts
 from copilotlab.lab.faults import FAULTS
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.fragile_repository import FragileRepository
@@ -228,7 +228,7 @@ class Experiment:
         self._read_book()
 
     def _read_book(self) -> None:
-        self._book = self._book.next(held_by(self._repository))
+        self._book = self._book.next(self._repository.heads_since(0))  # all its rows can be read
 
     def _wait_until(self, condition: Callable[[], bool], limit: float) -> bool:
         """Wait for a condition; return False after ``limit`` seconds, or when the experiment is stopped."""
@@ -309,7 +309,7 @@ class _Book(NamedTuple):
         return _Book(heads, since)
 
     def compare(self, node: Node) -> Held:
-        wrong = differences([node], self.heads, or_newer=True)["chart_id"].to_numpy()
+        wrong = wrong_charts(node, self.heads, or_newer=True)
         oldest = min((self.since[chart_id][1] for chart_id in wrong.tolist()), default=None)
         staleness = 0.0 if oldest is None else time.monotonic() - oldest
         live = self.heads.chart_ids[~self.heads.deleted]
@@ -358,7 +358,8 @@ def recovery(
         policies: names of `POLICIES` (both).
         nodes, charts, lasts, limit, seed: see `Experiment` (3, 60, 1.2 s, 30 s, 0).
         written_limit: the limit for the written design, which does nothing by itself after that time (4 s).
-        jobs: experiments at the same time (1). With more, searches in one delay those in another.
+        jobs: experiments at the same time (1). With more, searches in one delay those in another; with more than the
+            machine bears, a fault lasts longer than `adopt_after`, and what a lost node made is rightly made again.
         progress: show a bar.
 
     Returns:

@@ -68,6 +68,7 @@ def test_what_is_forbidden_is_named_by_command_key_or_channel():
         (exceptions.MovedError("1 127.0.0.1:7"), "RedisCluster"),
         (exceptions.InvalidResponse("Protocol error, got 'H'"), "no Redis"),
         (ssl.SSLError(1, "[SSL: TLSV1_ALERT_PROTOCOL_VERSION]"), "TLS fails"),
+        (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]"), "add ssl_certfile="),
     ],
 )
 def test_a_mistake_is_told_with_what_mends_it(error, words):
