@@ -13,12 +13,13 @@ import uuid
 import weakref
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict
 
 import numpy as np
 import polars as pl
 import redis as redis_py
 
+from copilotlab.answer import FOUND, Answer, NodeIncomplete
 from copilotlab.charts import (
     Change,
     Chart,
@@ -49,6 +50,7 @@ from copilotlab.monitoring.happenings import (
     LeftBehind,
     ModelSwitched,
     Searched,
+    SearchedIncomplete,
     Started,
     Stopped,
     Updated,
@@ -58,6 +60,7 @@ from copilotlab.protocol.carrier import Carrier
 from copilotlab.protocol.changes import Admission
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.coordinator import Coordinator, Need
+from copilotlab.protocol.follower import Completeness
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
@@ -67,21 +70,8 @@ if TYPE_CHECKING:
 
 MAX_QUERY_LENGTH = 2_000
 
-_FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
-    "rank": pl.UInt32,
-    "chart_id": pl.Int64,
-    "score": pl.Float32,
-    "title": pl.String,
-    "chart_type": pl.String,
-    "source": pl.String,
-    "dimensions": pl.List(pl.String),
-    "measures": pl.List(pl.String),
-    "tags": pl.List(pl.String),
-    "description": pl.String,
-}
-
-
 Outcome = Literal["published", "local", "deferred", "unchanged"]
+NodeState = Literal["running", "not started", "stopped", "failed"]
 
 
 class UpdateResult(NamedTuple):
@@ -94,6 +84,49 @@ class UpdateResult(NamedTuple):
 
     outcome: Outcome
     revision: int
+
+
+class NodeStatus(TypedDict):
+    """A node as it is at one moment: a dict of plain values.
+
+    node: its name; state: "running", "not started", "stopped" or "failed"; trouble: what its threads or listeners
+    raised; charts: how many it holds; expected: how many it is to hold, None before it has read the repository;
+    complete: whether nothing is missing; incomplete: why it is not, "" if it is; digest: of all that it holds, alike on
+    nodes that hold the same; complete_to: the repository's revision up to which nothing is missing; lag: charts to come
+    or to come anew; skipped: charts left out, see `Node.skipped`; model: its fingerprint; next_model: that of the
+    model it is switching to; redis: "connected", "away" or "refused"; redis_address; redis_reason: why it is not
+    connected; away_for: seconds; batch: what this node is at, as in "rebuild 64/200"; lease: "held" or ""; epoch: the
+    last one known; peers: other nodes alive; reconciling: the node from which it fetches; owes_rebuild: whether
+    something is still missing or unsaid; last_sync_age: seconds since the whole catalogue was compared and nothing
+    of it was missing; index: "exact" or "graph"; recall: of searches, None while they are exact.
+    """
+
+    node: str
+    state: NodeState
+    trouble: str
+    charts: int
+    expected: int | None
+    complete: bool
+    incomplete: str
+    digest: str
+    complete_to: int
+    lag: int
+    skipped: int
+    model: str
+    next_model: str
+    redis: str
+    redis_address: str
+    redis_reason: str
+    away_for: float
+    batch: str
+    lease: str
+    epoch: int
+    peers: int
+    reconciling: str
+    owes_rebuild: bool
+    last_sync_age: float | None
+    index: str
+    recall: float | None
 
 
 class Node:
@@ -148,6 +181,7 @@ class Node:
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
+        self._told_incomplete = False
         self._stopping = Latch()
         weakref.finalize(self, _abandon, self._living).atexit = False  # the interpreter calls `stop` at its end
         renewed_by_fork(self)
@@ -296,6 +330,7 @@ class Node:
         )
         self._details = Details(self.charts, self.context.listeners)
         self._switching = threading.Lock()
+        self._told_incomplete = False
         self._stopping = Latch()
         self._successor = None
         self._living.clear()
@@ -452,51 +487,86 @@ class Node:
 
     # --- search -----------------------------------------------------------------------------------------------
 
-    def search(self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None) -> pl.DataFrame:
+    def search(
+        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
+    ) -> Answer:
         """Find the ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
 
         chart_ids: only these, when given: the charts that a user may see.
+        require_complete: raise NodeIncomplete where this node lacks charts, see `completeness`.
         Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
-        dimensions, measures, tags, description. Raises ValueError for an empty or overlong query or k < 1.
+        dimensions, measures, tags, description. It says where it may lack charts, see `Answer`; the log does so once.
+        Raises ValueError for an empty or overlong query or k < 1.
         """
         began = time.perf_counter()
         replica = self.replica  # so that query and vectors are of one model, also while the model is switched
-        vector = self._query_vector(replica.embedder, _question(query))
-        found = self._described(replica.store.search(vector, k, chart_ids))
+        question, completeness = _question(query), self._completeness_for_search(replica, require_complete)
+        vector = self._query_vector(replica.embedder, question)
+        found = Answer(self._described(replica.store.search(vector, k, chart_ids)), schema=FOUND)
+        found.completeness = completeness
         self.context.tell(Searched(1, time.perf_counter() - began))
         return found
 
     def search_many(
-        self, queries: Sequence[str], k: int = 10, *, chart_ids: Collection[int] | None = None
-    ) -> pl.DataFrame:
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        chart_ids: Collection[int] | None = None,
+        require_complete: bool = False,
+    ) -> Answer:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({short(queries)}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
         began = time.perf_counter()
         replica = self.replica
+        completeness = self._completeness_for_search(replica, require_complete)
         found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
+        schema = {"query": pl.String, **FOUND}
         frames = [
-            self._described(matches).select(pl.lit(question).alias("query"), pl.all())
+            pl.DataFrame({"query": [question] * len(matches.chart_ids), **self._described(matches)}, schema=schema)
             for question, matches in zip(questions, found, strict=True)
         ]
-        answer = pl.concat(frames) if frames else pl.DataFrame(schema={"query": pl.String, **_FOUND})
+        answer = Answer(pl.concat(frames) if frames else None, schema=schema)
+        answer.completeness = completeness
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
         return answer
 
-    def _described(self, matches: Matches) -> pl.DataFrame:
+    def _completeness_for_search(self, replica: Replica, required: bool) -> Completeness:
+        """Tell how much is here; where something is missing, say so in the log the first time, or raise."""
+        completeness = self._completeness_of(replica)
+        if completeness.reason:
+            if required:
+                completeness = self.completeness  # by a count that takes its time
+                if completeness.reason:
+                    remedy = "wait_complete() waits for the rest" if self.running else "start() it"
+                    raise NodeIncomplete(f"node {self.node_id!r} holds {completeness}; {remedy}", completeness)
+            elif not self._told_incomplete:
+                self._told_incomplete = True
+                self.context.tell(SearchedIncomplete(str(completeness)))
+        return completeness
+
+    def _completeness_of(self, replica: Replica) -> Completeness:
+        completeness = replica.follower.completeness()
+        if completeness.complete and not replica.threads.running:
+            why = f"{self._state()}, so it hears of no changes"
+        elif completeness.complete and replica.looks.refused:
+            why = f"the repository does not answer: {replica.looks.refused}"
+        else:
+            return completeness
+        return completeness._replace(reason=why)
+
+    def _described(self, matches: Matches) -> dict[str, Sequence[object]]:
         chart_ids = matches.chart_ids.tolist()
         known = self._details.of({chart_id: self.store.revision(chart_id) or 0 for chart_id in chart_ids})
         charts = [known.get(chart_id) for chart_id in chart_ids]
         columns = {
             name: [None if chart is None else plain(getattr(chart, name)) for chart in charts]
-            for name in list(_FOUND)[3:]
+            for name in list(FOUND)[3:]
         }
         scores = matches.scores.tolist()  # given an array, polars imports under a lock, which a fork copies
-        return pl.DataFrame(
-            {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns},
-            schema=_FOUND,
-        )
+        return {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns}
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -504,10 +574,14 @@ class Node:
         """Bring the whole catalogue into this node and, unless Redis is away, into all others; wait for the end.
 
         progress: show a bar. Ctrl-C cancels the batch and gives the lease back. What the model or the repository raises
-        in the batch is raised here. While another node runs a batch the outcome is "deferred", and nothing was done; on
-        a node that was stopped it is "cancelled".
+        in the batch is raised here. While another node runs a batch the outcome is "deferred" (or "fenced", where it
+        took over): this waits for what that brings, and does what it leaves undone; a node that is not running returns
+        at once. On a node that was stopped the outcome is "cancelled". The result says what is missing in the end.
         """
-        return self._run("rebuild", progress=progress)
+        result = self._run("rebuild", progress=progress)
+        while result.outcome in ("deferred", "fenced") and self._awaits_another(self.replica, progress=progress):
+            result = self._run("rebuild", progress=progress)
+        return self._with_what_is_missing(result)
 
     def sync(self, *, progress: bool = False) -> BatchResult:
         """Run the scheduled sync now: make this node hold what the repository holds.
@@ -516,16 +590,48 @@ class Node:
         `rebuild`. As written, it replaces all that this node holds, fills only this node, and is left out ("deferred")
         while a batch is in progress.
         """
-        return self._run("rebuild" if self.policy.reconcile else "sync", progress=progress)
+        if self.policy.reconcile:
+            return self.rebuild(progress=progress)
+        return self._with_what_is_missing(self._run("sync", progress=progress))
+
+    def _awaits_another(self, replica: Replica, *, progress: bool) -> bool:
+        """Wait while another node's batch brings what is missing; True if that has ended, or died, too early."""
+        if not self.policy.reconcile:
+            return False
+        replica.looks.soon()  # what the other node embeds for us is on the backlog then
+        replica.threads.wake.set()
+        label, beat = f"{replica.embedder.name} on {self.node_id}", self.policy.heartbeat_interval
+        until = time.monotonic() + beat  # by then it is known here whether there still is a holder
+        with _bar(len(self.charts), label, progress) as bar:
+            while self.running and not _is_complete(replica, self.charts.revision):
+                left_alone = not self.coordinator.connected or replica.view.flags.batch_holder is None
+                if left_alone and time.monotonic() >= until:
+                    return True
+                self._stopping.wait(0.05)
+                bar.update(len(replica.store) - bar.n)
+        return False
+
+    def _with_what_is_missing(self, result: BatchResult) -> BatchResult:
+        replica, reasons = self.replica, []
+        waiting, skipped = len(replica.backlog), len(replica.follower.skipped)
+        if not replica.follower.has_read and result.outcome not in ("published", "local"):
+            waiting = max(0, len(self.charts) - len(replica.store))
+        if waiting:
+            why = {
+                "deferred": "another node runs a batch",
+                "fenced": "another node has taken the lease over",
+                "cancelled": "the batch was cancelled",
+            }.get(result.outcome, "they were saved meanwhile")
+            reasons.append(f"{waiting:,} charts are still to come: {why}")
+        if skipped:
+            reasons.append(f"{skipped:,} charts are left out, see skipped()")
+        return result._replace(missing=waiting + skipped, reason="; ".join(reasons))
 
     def _run(self, kind: Kind, *, progress: bool) -> BatchResult:
-        from tqdm.auto import tqdm
-
         replica = self.replica
         ends_with_the_interpreter(self)
         run = _Run(replica, kind)
-        # None: show a bar in a terminal or a notebook, and none in a log file.
-        bar = tqdm(total=0, desc=f"{kind} by {self.node_id}", unit="chart", disable=None if progress else True)
+        bar = _bar(0, f"{kind} by {self.node_id}", progress)
         try:
             run.start()
             while not run.ended.wait(0.1):
@@ -594,12 +700,10 @@ class Node:
         self._await_complete(self.replica, progress=progress, timeout=timeout)
 
     def _await_complete(self, replica: Replica, *, progress: bool, timeout: float | None = None) -> None:
-        from tqdm.auto import tqdm
-
         label = f"{replica.embedder.name} on {self.node_id}"
         until = None if timeout is None else time.monotonic() + timeout
-        with tqdm(total=len(self.charts), desc=label, unit="chart", disable=None if progress else True) as bar:
-            while not (replica.follower.has_read and replica.follower.complete_to >= self.charts.revision):
+        with _bar(len(self.charts), label, progress) as bar:
+            while not _is_complete(replica, self.charts.revision):
                 if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
@@ -619,15 +723,33 @@ class Node:
 
     # --- to look at -------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, object]:
+    @property
+    def completeness(self) -> Completeness:
+        """How much of the repository is here: how many of how many charts, and why something is missing.
+
+        As of the last look at the repository, which a running node takes at each heartbeat. A node that is not running
+        hears of no changes, so it is never complete.
+        """
+        len(self.replica.backlog)  # counted anew, however long it is
+        return self._completeness_of(self.replica)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing here; see `completeness`."""
+        return self.completeness.complete
+
+    def status(self) -> NodeStatus:
         """Describe this node as it is now: name, charts, digest, connection, batch and so on; plain values only."""
-        replica, link = self.replica, self.coordinator.link
+        replica, link, completeness = self.replica, self.coordinator.link, self.completeness
         batch, successor = replica.batches.present, self._successor
         return {
             "node": self.node_id,
             "state": self._state(),
             "trouble": "; ".join([*replica.threads.trouble.values(), *self.context.listeners.trouble.values()]),
-            "charts": len(self.store),
+            "charts": completeness.held,
+            "expected": completeness.expected,
+            "complete": completeness.complete,
+            "incomplete": completeness.reason,
             "digest": self.store.digest,
             "complete_to": replica.follower.complete_to,
             "lag": len(replica.backlog),
@@ -649,7 +771,7 @@ class Node:
             "recall": self.store.recall,
         }
 
-    def _state(self) -> str:
+    def _state(self) -> NodeState:
         if self._stopping.is_set():
             return "stopped"
         if not self.replica.threads.began:
@@ -778,6 +900,18 @@ def _abandon(replicas: list[Replica]) -> None:
 
 def _random_id() -> str:
     return uuid.uuid4().hex[:8]
+
+
+def _bar(total: int, label: str, progress: bool) -> tqdm:
+    from tqdm.auto import tqdm
+
+    # None: show a bar in a terminal or a notebook, and none in a log file.
+    return tqdm(total=total, desc=label, unit="chart", disable=None if progress else True)
+
+
+def _is_complete(replica: Replica, revision: int) -> bool:
+    """Tell whether the replica holds all that the repository had at that revision."""
+    return replica.follower.has_read and replica.follower.complete_to >= revision
 
 
 def _embed_query(embedder: Embedder, query: str) -> np.ndarray:

@@ -118,10 +118,13 @@ class Agreement(NamedTuple):
 
     groups: digest to the ids of the nodes that hold it, the largest group first.
     lag: how many charts the node that is furthest behind the repository has yet to take in; 0 if none is behind.
+    incomplete: the nodes that lack something of the repository, or cannot know. unheard: those that are not connected.
     """
 
     groups: dict[str, list[str]]
     lag: int
+    incomplete: list[str] = []  # noqa: RUF012 - a NamedTuple's default, which nothing changes
+    unheard: list[str] = []  # noqa: RUF012
 
     @classmethod
     def of(cls, statuses: Iterable[Mapping[str, object]]) -> Agreement:
@@ -133,6 +136,8 @@ class Agreement(NamedTuple):
         return cls(
             dict(sorted(groups.items(), key=lambda group: -len(group[1]))),
             max((int(str(status["lag"])) for status in living), default=0),
+            [str(status["node"]) for status in living if not status["complete"]],
+            [str(status["node"]) for status in living if status["redis"] != "connected"],
         )
 
     @property
@@ -142,8 +147,8 @@ class Agreement(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether all are alike and none is behind the repository, as far as it knows."""
-        return self.alike and not self.lag
+        """Whether all are alike, connected, and as far as they know hold all that the repository holds."""
+        return self.alike and not (self.lag or self.incomplete or self.unheard)
 
     def letter(self, digest: object) -> str:
         """Name the group with that digest: A for the largest; "" if no living node holds it."""
@@ -156,8 +161,13 @@ class Agreement(NamedTuple):
         if not self.groups:
             return "no node is alive"
         sizes = [len(nodes) for nodes in self.groups.values()]
-        if self.alike:
+        if self.alike and self.complete:
             return {1: "one node, alone", 2: "both nodes agree"}.get(sizes[0], f"all {sizes[0]} nodes agree")
+        if self.alike:
+            alike = {1: "one node, alone", 2: "both nodes are alike"}.get(sizes[0], f"all {sizes[0]} nodes are alike")
+            incomplete = f"{len(self.incomplete)} not complete" if self.incomplete else ""
+            unheard = f"{len(self.unheard)} not connected" if self.unheard else ""
+            return ", ".join(filter(None, [alike, incomplete, unheard]))
         return f"nodes differ: {len(sizes)} versions, held by {' + '.join(map(str, sizes))} nodes"
 
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
-from copilotlab.charts import ChartRepository
+from copilotlab.charts import ChartRepository, RepositoryError
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.agreement import agree, alike, differences, held_by
+from copilotlab.lab.agreement import Agreement, agree, alike, differences, held_by
 from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.summary import summary_html
 from copilotlab.lifetime import Latch, renewed_by_fork
 from copilotlab.monitoring import Journal, timeline
+from copilotlab.monitoring.happenings import Deleted, Happening, Updated
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy, check_policy
 from copilotlab.store import EXACT_LIMIT
@@ -38,6 +39,21 @@ class NotConverged(TimeoutError):
     def __init__(self, message: str, differences: pl.DataFrame) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class _LastChange:
+    """When something last changed that nodes have to follow: a listener of each node, which holds no lab."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def __call__(self, happening: Happening) -> None:
+        if isinstance(happening, Updated | Deleted):
+            self.note()
+
+    def note(self) -> None:
+        """Note a change now."""
+        self.at = time.monotonic()
 
 
 class Lab:
@@ -86,6 +102,7 @@ class Lab:
         self._size = nodes
         self._clock = SystemClock()
         self._faults = Journal("lab", self._clock)
+        self._changed = _LastChange()
         self._started: float | None = None
         self._closed = False
         self._panel: LabPanel | None = None
@@ -109,14 +126,14 @@ class Lab:
         # Garbage is collected in the middle of anything, where nothing may be closed: this thread does it.
         parts = (self._over, self.nodes, self._clocks, self.proxies, self.redis if self._owns_redis else None)
         threading.Thread(target=_close_when_over, args=parts, name="copilotlab-lab-end", daemon=True).start()
-        noted = weakref.WeakMethod(self.note)  # a server that is not the lab's own must not keep it alive
-        self.redis.watcher = lambda event: (note := noted()) and note(event, "server")
+        noted = weakref.WeakMethod(self._befall_server)  # a server that is not the lab's own must not keep it alive
+        self.redis.watcher = lambda event: (note := noted()) and note(event)
         if not self.redis.running:
             self.redis.start()
         for _ in range(self._size):
             self.add_node()
-        if len(self.charts) and self.nodes[0].rebuild(progress=progress).outcome == "deferred":
-            self.nodes[0].wait_complete(progress=progress)  # another node was first
+        if len(self.charts):
+            self.nodes[0].rebuild(progress=progress)
         return self
 
     def close(self) -> None:
@@ -170,6 +187,8 @@ class Lab:
         self._clocks.append(clock)
         self.nodes.append(node)
         self._faults.note("add_node", node.node_id)
+        node.listen_to(self._changed)
+        self._changed.note()
         return node.start()
 
     def partition(self, index: int) -> None:
@@ -213,7 +232,12 @@ class Lab:
         """Write into the timeline what is done to node ``index``, and return its proxy."""
         proxy = self._proxy(index)
         self._faults.note(event, f"{self.nodes[index].node_id}{more}")
+        self._changed.note()
         return proxy
+
+    def _befall_server(self, event: str) -> None:
+        self._faults.note(event, "server")
+        self._changed.note()
 
     def _proxy(self, index: int) -> FaultProxy:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.nodes):
@@ -235,26 +259,46 @@ class Lab:
         return next((node.embedder for node in self.living), self._model)
 
     def wait_converged(self, timeout: float = 10.0) -> float:
-        """Wait until every living node holds exactly what the repository holds, and return how many seconds that took.
+        """Wait until every living node is connected, complete, and holds exactly what the repository holds.
 
-        Ids, revisions, content hashes and the vectors' bytes are compared. Raises NotConverged after ``timeout``
-        seconds (10), with what differs.
+        Ids, revisions, content hashes and the vectors' bytes are compared. Returns the seconds from the last change (an
+        edit, or what was done to a node, a line or the server) until then; 0.0 where the nodes had converged before the
+        call. Raises NotConverged after ``timeout`` seconds (10), with what differs.
         """
-        began = time.monotonic()
+        began, revision, waited = time.monotonic(), None, False
         while True:
-            if agree(self.living, self.charts):
-                return time.monotonic() - began
+            try:
+                now = self.charts.revision
+                if revision not in (None, now):  # also what was saved past the nodes
+                    self._changed.note()
+                revision = now
+                if not self._not_yet() and agree(self.living, self.charts):
+                    return max(0.0, time.monotonic() - self._changed.at) if waited else 0.0
+            except RepositoryError:
+                pass  # it is away: the differences, below, say so where it stays away
             if time.monotonic() - began >= timeout:
                 break
             time.sleep(POLL_SECONDS)
+            waited = True
         differences = self.differences()
         if not self.living:
             raise NotConverged(f"not converged within {timeout:g} s: no node is alive", differences)
-        raise NotConverged(
-            f"not converged within {timeout:g} s: {differences.height} differences; the first: "
-            f"{differences.head(5).rows()}",
-            differences,
-        )
+        found = self._not_yet()
+        if differences.height:
+            found.append(f"{differences.height} differences; the first: {differences.head(5).rows()}")
+        raise NotConverged(f"not converged within {timeout:g} s: {'; '.join(found)}", differences)
+
+    def _not_yet(self) -> list[str]:
+        """Say of each living node that is not connected or not complete why it is not."""
+        found = []
+        for status in (node.status() for node in self.living):
+            if status["redis"] != "connected":
+                found.append(f"{status['node']} is not connected: {status['redis_reason']}")
+            elif not status["complete"]:
+                found.append(
+                    f"{status['node']} has {status['charts']} of {status['expected']} charts: {status['incomplete']}"
+                )
+        return found
 
     def differences(self) -> pl.DataFrame:
         """List what the living nodes hold otherwise than the repository: node, chart_id, difference ("missing",
@@ -288,8 +332,14 @@ class Lab:
 
     def __repr__(self) -> str:
         living = self.living
-        said = "they agree" if alike(living) else "they differ"
-        return f"Lab({len(living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, {said})"
+        return f"Lab({len(living)} of {len(self.nodes)} nodes alive, {len(self.charts)} charts, {self._said(living)})"
+
+    def _said(self, living: list[Node]) -> str:
+        if not alike(living):
+            return "they differ" if living else "no node is alive"
+        if not Agreement.of(node.status() for node in living).complete:
+            return "they are alike, and not known to hold all that the repository holds"
+        return "they agree" if agree(living, self.charts) else "they are alike, and differ from the repository"
 
     def _repr_html_(self) -> str:
         return summary_html(self)

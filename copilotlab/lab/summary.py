@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from copilotlab.lab.agreement import Agreement, short
+from copilotlab.lab.agreement import Agreement, agree, short
 from copilotlab.markup import DOUBTFUL, GOOD, card, rows_table
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ def summary_html(lab: Lab) -> str:
     """Draw the lab as static HTML, without scripts: verdict, server, catalogue, policy, and a table of the nodes."""
     statuses = [node.status() for node in lab.nodes]
     agreement = Agreement.of(statuses)
+    agreed = agreement.complete and agree(lab.living, lab.charts)
+    said = agreement if agreed or not agreement.complete else f"{len(lab.living)} nodes differ from the repository"
     facts = {
         "Server": f"{lab.redis.kind} {lab.redis.version}, {lab.redis.state}",
         "Model": lab.embedder.name,
@@ -29,7 +31,7 @@ def summary_html(lab: Lab) -> str:
         f"<details{' open' if len(statuses) <= 8 else ''}><summary>{len(statuses)} nodes</summary>"
         f"{rows_table(columns, rows)}</details>"
     )
-    return card(f"Lab{closed}: {agreement}", facts, colour=GOOD if agreement.alike else DOUBTFUL, more=table)
+    return card(f"Lab{closed}: {said}", facts, colour=GOOD if agreed else DOUBTFUL, more=table)
 
 
 def _row(lab: Lab, index: int, status: Mapping[str, object], agreement: Agreement) -> list[object]:

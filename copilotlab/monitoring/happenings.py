@@ -523,6 +523,16 @@ class Searched(Happening, frozen=True):
         return {"searches": self.queries}
 
 
+class SearchedIncomplete(Happening, frozen=True):
+    """A search was answered from less than the repository holds; told once. held: how much there is, in words."""
+
+    held: str
+
+    @property
+    def line(self) -> Line:
+        return Line("incomplete", f"answers may lack charts, from {self.held} (said once)", logging.WARNING)
+
+
 class DetailsMissing(Happening, frozen=True):
     """Charts were found, and could not be described in time. charts: how many; reason: of the delay, in words."""
 

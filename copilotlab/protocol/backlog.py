@@ -13,6 +13,8 @@ import numpy as np
 
 from copilotlab.store import VectorStore
 
+QUICK = 1_000  # missing changes, up to which a search may count them anew
+
 
 @dataclass(slots=True)
 class _Missing:
@@ -97,6 +99,20 @@ class Backlog:
         self._drop_what_came()
         with self._lock:
             return {i: (missing.revision, missing.content_hash) for i, missing in self._missing.items()}
+
+    @property
+    def at_most(self) -> int:
+        """How many changes are missing at most, for who may not wait: counted anew only while they are few."""
+        if len(self._missing) <= QUICK:
+            self._drop_what_came()
+        return len(self._missing)
+
+    def absent(self) -> int:
+        """Count the missing charts of which the store holds no revision at all."""
+        self._drop_what_came()
+        with self._lock:
+            revisions, _ = self._store.heads(np.fromiter(self._missing, dtype=np.int64))
+        return int((revisions < 0).sum())
 
     def complete_to(self, read_to: int) -> int:
         """Return the revision up to which nothing is missing. read_to: up to where the repository was read."""

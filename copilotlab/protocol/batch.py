@@ -37,7 +37,8 @@ class BatchResult(NamedTuple):
 
     outcome: "published" (the other nodes were told), "local" (this node only: a sync, or Redis was away), "deferred"
     (another node is at it), "fenced" (the lease was lost, another node goes on) or "cancelled"; charts: live charts
-    read; embedded, reused, removed: how many vectors were made, kept and dropped; seconds: on the node's clock.
+    read; embedded, reused, removed: how many vectors were made, kept and dropped; seconds: on the node's clock;
+    missing: how many charts this node lacks nevertheless, or has with older words; reason: why, "" if it lacks none.
     """
 
     outcome: Outcome
@@ -46,6 +47,8 @@ class BatchResult(NamedTuple):
     reused: int = 0
     removed: int = 0
     seconds: float = 0.0
+    missing: int = 0
+    reason: str = ""
 
 
 class Batch:

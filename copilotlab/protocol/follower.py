@@ -38,6 +38,27 @@ Words = tuple[Chart, int]
 """A chart as it was read, and the revision at which that was."""
 
 
+class Completeness(NamedTuple):
+    """How much of the repository is here, as of the last look at it.
+
+    held, expected: charts here, and in all, without those that are skipped; expected is None before the first look.
+    reason: why answers may lack charts or be of older words; "" where nothing is missing.
+    """
+
+    held: int
+    expected: int | None
+    reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        share = f"{self.held:,} charts" if self.expected is None else f"{self.held:,} of {self.expected:,} charts"
+        return f"{share}: {self.reason}" if self.reason else share
+
+
 class Skipped(NamedTuple):
     """A chart that could not be taken in as it is in the repository, and why.
 
@@ -101,6 +122,7 @@ class Follower:
         self._looks: tuple[tuple[int, str], ...] = ()  # revision and digest at each; revisions grow
         self.skipped: dict[int, Skipped] = {}
         """What could not be taken in, by chart_id."""
+        self._expected = 0  # charts that were to be here at the last look
 
     @property
     def complete_to(self) -> int:
@@ -112,6 +134,22 @@ class Follower:
         """The repository's revision at the last look, and its digest then; 0 and zeros before the first."""
         looks = self._looks
         return looks[-1] if looks else (0, as_text(0))
+
+    def completeness(self) -> Completeness:
+        """Tell how much of the repository is here, without waiting for anything. See `Backlog.at_most`.
+
+        As written, a node does not look at the repository: it knows only what it left to a batch.
+        """
+        held, missing = len(self._store), self._backlog.at_most
+        if not self._context.policy.reconcile:
+            return Completeness(held, None, "" if held and not missing else "as far as it knows, more is to come")
+        if not self.has_read:
+            return Completeness(held, None, "this node has not read the repository yet")
+        if not missing:
+            return Completeness(held, held)
+        return Completeness(
+            held, max(held, self._expected), f"{missing:,} of them are still to come, or to come at their last words"
+        )
 
     def contradicts(self, revision: int, digest: str) -> bool:
         """Tell whether the repository had another digest at that revision: then who says this reads another copy."""
@@ -208,6 +246,8 @@ class Follower:
         for chart_id in self._stamped & lacking.keys():
             self._backlog.add(chart_id, lacking[chart_id][0], now, lacking[chart_id][1])
         self._stamped.clear()
+        if len(heads.chart_ids):
+            self._expected = len(self._store) + self._backlog.absent()
         self.read_to = look.revision
         looks = () if back or since == 0 else self._looks  # else they are of a past that may be lost
         if looks and looks[-1][0] == look.revision:

@@ -24,6 +24,8 @@ class Sync:
         self._next_sync = now + context.policy.sync_interval
         self.last: float | None = None
         """When the whole catalogue was last compared and nothing of it was missing here; None if never."""
+        self.refused = ""
+        """Why the repository did not answer the last look; "" if it did."""
 
     def is_due(self, now: float) -> bool:
         """Tell whether the scheduled sync is due; if so, the next one is due `sync_interval` later."""
@@ -53,8 +55,10 @@ class Sync:
                 self._follower.start_over()
             self._follower.look()
         except RepositoryError as error:
-            self._context.tell(RepositoryAway(str(error)))
+            self.refused = str(error)
+            self._context.tell(RepositoryAway(self.refused))
             return
+        self.refused = ""
         self._whole = False
         self._filling = self._filling or self._follower.compared
         if self._filling and not self._backlog:

@@ -79,6 +79,7 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "EditsLeft": ({}, "edits_left"),
     "ChartSkipped": ({"skipped": 1}, "skipped_words"),
     "Searched": ({"searches": 3}, ""),
+    "SearchedIncomplete": ({}, "incomplete"),
     "DetailsMissing": ({"details_missing": 3}, "details_missing"),
 }
 
@@ -217,6 +218,7 @@ def test_an_interrupt_in_a_listener_is_not_swallowed():
 @pytest.mark.parametrize("wrong", [None, "print", 5])
 def test_what_cannot_be_called_is_refused_and_nothing_changes(wrong):
     node = SimulatedLab(1).nodes[0]
+    node.search("revenue")  # that it is incomplete is told the first time
     heard = []
     node.listen_to(heard.append)
     with pytest.raises(TypeError, match=f"listener={wrong!r}: expected a function"):
@@ -228,6 +230,7 @@ def test_what_cannot_be_called_is_refused_and_nothing_changes(wrong):
 
 def test_the_trouble_of_a_listener_is_shown_in_the_status_of_its_node():
     node = SimulatedLab(1).nodes[0]
+    node.search("revenue")
     node.listen_to(Raising())
     node.search("revenue")
     assert node.status()["trouble"] == "listener Raising: ValueError('number 1')"
@@ -393,6 +396,7 @@ def test_listeners_are_told_in_a_forked_child_too_of_what_happens_there():
     lab = SimulatedLab(1)
     node = lab.nodes[0]
     heard = Heard()
+    node.search("revenue")
     node.listen_to(heard.append)
     node.listen_to(Raising())
     node.search("revenue")
@@ -404,9 +408,9 @@ def test_listeners_are_told_in_a_forked_child_too_of_what_happens_there():
         return [told, node.node_id, node.context.metrics["searches"], node.status()["trouble"]]
 
     told, name, searches, trouble = forked(work)
-    assert told == ["Searched"]
+    assert told == ["SearchedIncomplete", "Searched"], "it is told anew that it is incomplete"
     assert name.startswith("n0-"), "it is another node"
     assert searches == 1, "with counters of its own"
-    assert trouble == "listener Raising: ValueError('number 2')"
+    assert trouble == "listener Raising: ValueError('number 3')"
     assert [type(happening) for happening in heard] == [Searched], "the parent hears nothing of the child"
-    assert node.context.metrics["searches"] == 1
+    assert node.context.metrics["searches"] == 2

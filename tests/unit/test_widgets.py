@@ -148,7 +148,7 @@ def panel_threads():
 def describe_status(**changes):
     status = {"node": "node-0", "state": "running", "charts": 1, "digest": "aa", "redis": "connected", "batch": ""}
     more = {"lease": "", "epoch": 0, "lag": 0, "peers": 0, "reconciling": "", "next_model": "", "owes_rebuild": False}
-    return {**status, **more, "away_for": 0.0, **changes}
+    return {**status, **more, "away_for": 0.0, "complete": True, **changes}
 
 
 # --- a panel's life -----------------------------------------------------------------------------------------------
