@@ -6,6 +6,7 @@ vectors in step.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -305,6 +306,8 @@ class Node:
             self._living.clear()
             self.context.tell(Stopped())
 
+    close = stop
+
     def let_go(self) -> None:
         """Begin to stop, and wait for nothing. Takes no lock."""
         self._stopping.set()
@@ -506,6 +509,15 @@ class Node:
         found.completeness = completeness
         self.context.tell(Searched(1, time.perf_counter() - began))
         return found
+
+    async def asearch(
+        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
+    ) -> Answer:
+        """Await `search`, which runs in a thread (``asyncio.to_thread``), so that the event loop goes on.
+
+        Any other method is awaited likewise: ``await asyncio.to_thread(node.update_chart, chart)``.
+        """
+        return await asyncio.to_thread(self.search, query, k, chart_ids=chart_ids, require_complete=require_complete)
 
     def search_many(
         self,

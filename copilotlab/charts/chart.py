@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +51,21 @@ class Chart:
     measures: tuple[str, ...] = ()
     source: str = ""
     tags: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:  # what it takes is more than what it keeps, which a dataclass cannot say
+
+        def __init__(
+            self,
+            *,
+            chart_id: int | np.integer[Any],
+            title: str,
+            description: str = "",
+            chart_type: str = "",
+            dimensions: list[str] | tuple[str, ...] = (),
+            measures: list[str] | tuple[str, ...] = (),
+            source: str = "",
+            tags: list[str] | tuple[str, ...] = (),
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chart_id", check_chart_id(self.chart_id))
