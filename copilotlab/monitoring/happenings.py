@@ -183,9 +183,10 @@ class PageTurnedAway(Happening, frozen=True):
 
 
 class Said(Happening, frozen=True):
-    """An event, a page or both were sent. size: bytes."""
+    """An event, a page or both were sent. size: bytes; event: its type, or that of the page."""
 
     size: int
+    event: str
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -193,7 +194,9 @@ class Said(Happening, frozen=True):
 
 
 class NotSaid(Happening, frozen=True):
-    """An event could not be sent, since Redis is away."""
+    """An event could not be sent, since Redis is away. event: its type."""
+
+    event: str
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -288,10 +291,12 @@ class Reconciling(Happening, frozen=True):
 
 
 class TransferEnded(Happening, frozen=True):
-    """What was asked of ``peer`` came, or was given up. records: how many the store took in."""
+    """What was asked of ``peer`` came, or was given up. records: how many the store took in; seconds: how long it took,
+    on the node's clock."""
 
     peer: str
     records: int
+    seconds: float = 0.0
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
@@ -348,6 +353,16 @@ class Embedded(Happening, frozen=True):
         return {"embeddings": self.charts, "truncated": self.truncated}
 
 
+class EmbeddingWasted(Happening, frozen=True):
+    """Vectors were made that the store had no use for: it had newer ones by then. charts: how many."""
+
+    charts: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"embeddings_wasted": self.charts}
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +409,7 @@ class BatchEnded(Happening, frozen=True):
     embedded: int
     removed: int
     seconds: float
+    reused: int = 0
 
     @property
     def counts(self) -> Mapping[str, int]:

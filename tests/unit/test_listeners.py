@@ -68,6 +68,7 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "Owed": ({"local": 1}, ""),
     "ClaimLeft": ({}, "claim_left"),
     "Embedded": ({"embeddings": 3, "truncated": 3}, ""),
+    "EmbeddingWasted": ({"embeddings_wasted": 3}, ""),
     "BatchBegan": ({"batches_taken_over": 1}, "words_started"),
     "BatchFailed": ({}, "words_failed"),
     "BatchEnded": ({"batches": 1, "fenced": 0}, "words_ended"),
