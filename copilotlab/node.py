@@ -43,7 +43,7 @@ from copilotlab.lifetime import (
     renewed_by_fork,
 )
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.monitoring import Journal, Listener
+from copilotlab.monitoring import Alerts, Journal, Listener, Vitals
 from copilotlab.monitoring.happenings import (
     Deleted,
     LeftBehind,
@@ -61,6 +61,7 @@ from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
+from copilotlab.watch import Watch, state_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -144,7 +145,9 @@ class Node:
         self._details = Details(charts, self.context.listeners)
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
+        self._watch = Watch(self.context)
         self._present = self._make_replica(self._as_chosen(embedder), redis)
+        self._watch.turn_to(self._present)
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
@@ -168,6 +171,7 @@ class Node:
             redis,
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
+            watch=self._watch.step,
             store=store,
         )
         self._living.append(replica)
@@ -202,6 +206,11 @@ class Node:
     def journal(self) -> Journal:
         """The last things that happened here."""
         return self.context.journal
+
+    @property
+    def alerts(self) -> Alerts:
+        """What has been wrong here for longer than it should."""
+        return self._watch.alerts
 
     @property
     def embedder(self) -> Embedder:
@@ -301,7 +310,9 @@ class Node:
         self._living.clear()
         former.store.after_fork()
         carrier = former.coordinator.link.carrier.another()
+        self._watch = Watch(self.context)
         self._present = self._make_replica(former.embedder, carrier, former.store)
+        self._watch.turn_to(self._present)
         if stopped:
             self.let_go()
 
@@ -571,6 +582,7 @@ class Node:
             successor.threads.start()
             self._await_complete(successor, progress=progress)
             former, self._present = self.replica, successor
+            self._watch.turn_to(successor)
             self._query_vector.cache_clear()
         finally:
             self._successor = None
@@ -647,14 +659,15 @@ class Node:
             "last_sync_age": None if replica.looks.last is None else self.clock.now() - replica.looks.last,
             "index": self.store.index_state,
             "recall": self.store.recall,
+            "alerts": [alert.as_dict(self.clock.now()) for alert in self.alerts.active()],
         }
 
     def _state(self) -> str:
-        if self._stopping.is_set():
-            return "stopped"
-        if not self.replica.threads.began:
-            return "not started"
-        return "running" if self.running else "failed"
+        return "stopped" if self._stopping.is_set() else state_of(self.replica)
+
+    def vitals(self) -> Vitals:
+        """Return how this node is now, in typed numbers."""
+        return self._watch.vitals(self.replica)
 
     def skipped(self) -> pl.DataFrame:
         """List the charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.

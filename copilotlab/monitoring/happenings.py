@@ -552,3 +552,35 @@ class DetailsMissing(Happening, frozen=True):
     @property
     def line(self) -> Line:
         return Line("details_missing", f"the repository does not answer: {self.reason}", logging.WARNING, once=True)
+
+
+# --- alerts -----------------------------------------------------------------------------------------------------------
+
+
+class AlertRaised(Happening, frozen=True):
+    """Something has been wrong for longer than it should; see `copilotlab.monitoring.alerts`. evidence: in words."""
+
+    name: str
+    severity: str
+    evidence: str
+    remedy: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"alerts": 1}
+
+    @property
+    def line(self) -> Line:
+        level = logging.ERROR if self.severity == "critical" else logging.WARNING
+        return Line(f"alert_{self.name}", self.evidence, level)
+
+
+class AlertEnded(Happening, frozen=True):
+    """What an alert was about is over. seconds: how long it lasted."""
+
+    name: str
+    seconds: float
+
+    @property
+    def line(self) -> Line:
+        return Line(f"alert_{self.name}_ended", f"after {self.seconds:.1f} s", logging.INFO)

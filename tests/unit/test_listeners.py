@@ -81,6 +81,8 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "ChartSkipped": ({"skipped": 1}, "skipped_words"),
     "Searched": ({"searches": 3}, ""),
     "DetailsMissing": ({"details_missing": 3}, "details_missing"),
+    "AlertRaised": ({"alerts": 1}, "alert_words"),
+    "AlertEnded": ({}, "alert_words_ended"),
 }
 
 KINDS = [
