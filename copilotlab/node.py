@@ -61,10 +61,12 @@ from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
-from copilotlab.watch import Watch, state_of
+from copilotlab.watch import Watch, collector_of, state_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+    from copilotlab.monitoring.collector import NodeCollector
 
 MAX_QUERY_LENGTH = 2_000
 
@@ -148,6 +150,7 @@ class Node:
         self._watch = Watch(self.context)
         self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._watch.turn_to(self._present)
+        self._collector: NodeCollector | None = None
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
@@ -668,6 +671,20 @@ class Node:
     def vitals(self) -> Vitals:
         """Return how this node is now, in typed numbers."""
         return self._watch.vitals(self.replica)
+
+    def collector(self) -> NodeCollector:
+        """Return this node's metrics for `prometheus_client`'s registry; the same collector each time.
+
+        Raises ImportError, with the command that mends it, where prometheus_client is not installed.
+        """
+        if self._collector is None:
+            self._collector = collector_of(weakref.ref(self))
+            self.listen_to(self._collector)
+        return self._collector
+
+    def all_vitals(self) -> list[Vitals]:
+        """Return `vitals` for each model that this node holds vectors of, the one that it answers with first."""
+        return [] if self._not_here else [self._watch.vitals(replica) for replica in self._replicas()]
 
     def skipped(self) -> pl.DataFrame:
         """List the charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.

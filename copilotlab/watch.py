@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
+from typing import TYPE_CHECKING, Protocol
+from weakref import ReferenceType
 
 from copilotlab.charts import RepositoryError
-from copilotlab.monitoring import Alerts
+from copilotlab.monitoring import Alert, Alerts
 from copilotlab.monitoring.vitals import BatchVitals, PeerVitals, Vitals
 from copilotlab.protocol.batch import Batch
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.peers import Peer
 from copilotlab.protocol.replica import Replica
+
+if TYPE_CHECKING:
+    from copilotlab.monitoring.collector import NodeCollector
 
 LOOKS_PER_BEAT = 2
 SHARE_FOR_ESTIMATE = 0.1  # of a batch's texts, or
@@ -171,6 +176,31 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"Watch({self.alerts})"
+
+
+class Watched(Protocol):
+    """What metrics are made of: a node has it."""
+
+    @property
+    def alerts(self) -> Alerts: ...
+
+    def all_vitals(self) -> list[Vitals]: ...
+
+
+def collector_of(node: ReferenceType[Watched]) -> NodeCollector:
+    """Make a collector that does not keep its node alive. Raises ImportError without prometheus_client."""
+    try:
+        from copilotlab.monitoring.collector import NodeCollector
+    except ImportError as error:
+        raise ImportError("metrics need prometheus_client: pip install 'copilotlab[serve]'") from error
+
+    def vitals() -> list[Vitals]:
+        return [] if (living := node()) is None else living.all_vitals()
+
+    def alerts() -> list[Alert]:
+        return [] if (living := node()) is None else living.alerts.active()
+
+    return NodeCollector(vitals, alerts)
 
 
 def state_of(replica: Replica) -> str:
