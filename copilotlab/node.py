@@ -367,43 +367,45 @@ class Node:
         """
         if not isinstance(chart, Chart):
             raise TypeError(f"update_chart({short(chart)}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
+        began = self.clock.now()
         replica = self.replica  # the same one all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
         if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
-            return self._updated("unchanged", chart.chart_id, known.revision)
+            return self._updated("unchanged", chart.chart_id, known.revision, began)
         # Words that are saved already get no new revision: another node may have saved and sent them a moment ago.
         revision = 1 if known is None else known.revision + (known.chart != chart)
         need = Need(chart.chart_id, chart.content_hash, revision)
         if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
-            return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart))
+            return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart), began)
         vector = self._vector_of(replica, chart, need)
         try:
             revision = self.charts.save(chart)
         except RepositoryError:
             replica.changes.disclaim(need)
             raise
-        return self._spread(replica, chart, revision, vector)
+        return self._spread(replica, chart, revision, vector, began)
 
     def chart_changed(self, chart_id: int) -> UpdateResult:
         """Read a chart that was saved or deleted elsewhere, and do what `update_chart` or `delete_chart` would do.
 
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
-        chart_id = check_chart_id(chart_id)
+        chart_id, began = check_chart_id(chart_id), self.clock.now()
         replica = self.replica
         change = self._read(chart_id)
         if change is None:
             raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
         if change.chart is None:
-            return self._spread_deletion(chart_id, change.revision)
+            return self._spread_deletion(chart_id, change.revision, began)
         held = replica.store.head(chart_id)
         if held is not None and (held[0] > change.revision or held == (change.revision, change.chart.content_hash)):
-            return self._updated("unchanged", chart_id, change.revision)
+            return self._updated("unchanged", chart_id, change.revision, began)
         need = Need(chart_id, change.chart.content_hash, change.revision)
         if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
-            return self._deferred(replica, admission, chart_id, change.revision)
-        return self._spread(replica, change.chart, change.revision, self._vector_of(replica, change.chart, need))
+            return self._deferred(replica, admission, chart_id, change.revision, began)
+        vector = self._vector_of(replica, change.chart, need)
+        return self._spread(replica, change.chart, change.revision, vector, began)
 
     def delete_chart(self, chart_id: int) -> UpdateResult:
         """Delete the chart from the repository and from this node, and tell the other nodes.
@@ -412,7 +414,8 @@ class Node:
         """
         chart_id = check_chart_id(chart_id)
         self._check_here()  # before anything is deleted
-        return self._spread_deletion(chart_id, self.charts.delete(chart_id))
+        began = self.clock.now()
+        return self._spread_deletion(chart_id, self.charts.delete(chart_id), began)
 
     def _read(self, chart_id: int) -> Change | None:
         """Read the chart as it is in the repository; what was edited there by hand becomes a change first."""
@@ -432,30 +435,32 @@ class Node:
                 replica.changes.disclaim(need)
         return vector
 
-    def _deferred(self, replica: Replica, admission: Admission, chart_id: int, revision: int) -> UpdateResult:
+    def _deferred(
+        self, replica: Replica, admission: Admission, chart_id: int, revision: int, began: float
+    ) -> UpdateResult:
         # By how it was when the change was left, not by how it is now: the batch may have ended during the save.
         replica.changes.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
         self._follow(replica, chart_id, revision)
-        return self._updated("deferred", chart_id, revision)
+        return self._updated("deferred", chart_id, revision, began)
 
-    def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray) -> UpdateResult:
+    def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray, began: float) -> UpdateResult:
         self._details.note(chart, revision)
         told = replica.changes.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
         outcome: Outcome = "published" if told else "local"
         if replica is not self.replica:
             outcome = "deferred"  # the model was switched meanwhile: a batch makes the new vector
-        return self._updated(outcome, chart.chart_id, revision)
+        return self._updated(outcome, chart.chart_id, revision, began)
 
-    def _updated(self, outcome: Outcome, chart_id: int, revision: int) -> UpdateResult:
-        self.context.tell(Updated(chart_id, revision, outcome))
+    def _updated(self, outcome: Outcome, chart_id: int, revision: int, began: float) -> UpdateResult:
+        self.context.tell(Updated(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
 
-    def _spread_deletion(self, chart_id: int, revision: int) -> UpdateResult:
+    def _spread_deletion(self, chart_id: int, revision: int, began: float) -> UpdateResult:
         told = [replica.changes.spread_deletion(chart_id, revision) for replica in self._replicas()]
         self._details.forget(chart_id)
         outcome: Outcome = "published" if told[0] else "local"
-        self.context.tell(Deleted(chart_id, revision, outcome))
+        self.context.tell(Deleted(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
 
     def _follow(self, replica: Replica, chart_id: int, revision: int) -> None:

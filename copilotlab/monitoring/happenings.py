@@ -303,11 +303,12 @@ class TransferEnded(Happening, frozen=True):
 
 
 class Updated(Happening, frozen=True):
-    """A change was made here. outcome: that of `UpdateResult`."""
+    """A change was made here. outcome: that of `UpdateResult`; seconds: how long it took, on the node's clock."""
 
     chart_id: int
     revision: int
     outcome: str
+    seconds: float = 0.0
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -315,11 +316,12 @@ class Updated(Happening, frozen=True):
 
 
 class Deleted(Happening, frozen=True):
-    """A chart was deleted here. outcome: that of `UpdateResult`."""
+    """A chart was deleted here. outcome, seconds: as of `Updated`."""
 
     chart_id: int
     revision: int
     outcome: str
+    seconds: float = 0.0
 
 
 class Owed(Happening, frozen=True):
