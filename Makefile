@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit alone browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue lab clean chromium debian-redis
+        screenshots catalogue lab clean chromium debian-redis prometheus
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,15 @@ debian-redis:    ## Debian's Redis, for the tests of docs/deployment.md
 	       > redis-server && chmod +x redis-server) \
 	  || echo "Debian's Redis cannot be had here: set COPILOTLAB_DEBIAN_REDIS to a redis-server with TLS"
 
+# Debian's promtool checks deploy/prometheus and runs the rules' own tests. Unpacked, not installed.
+PROMTOOL := build/prometheus/promtool
+prometheus:      ## Prometheus' own tool, for the tests of deploy/
+	@$(PROMTOOL) --version >/dev/null 2>&1 || (echo "fetching promtool (once) ..." \
+	  && mkdir -p build/prometheus && $(AS_ROOT) apt-get -qq update && cd build/prometheus \
+	  && apt-get -qq download prometheus 2>/dev/null \
+	  && dpkg -x prometheus_*.deb unpacked && mv unpacked/usr/bin/promtool . && rm -r unpacked prometheus_*.deb) \
+	  || echo "promtool cannot be had here: set COPILOTLAB_PROMTOOL to it"
+
 test:            ## everything that decides whether a change lands; one failure does not hide the next
 	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
 	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
@@ -68,7 +77,7 @@ SEEDED := --hypothesis-seed $(or $(SEED),20261125)
 # Two processes share what does not measure time: one computes where the other waits, whichever is free takes what is left.
 SHARED := --numprocesses 2 --dist worksteal
 
-unit: $(VENV)/dev debian-redis   ## unit, protocol and fault tests, all but those marked alone (SEED=... for other scenarios)
+unit: $(VENV)/dev debian-redis prometheus   ## unit, protocol and fault tests, all but those marked alone (SEED=... for other scenarios)
 	@echo "hypothesis: seed $(or $(SEED),20261125)"
 	@$(BIN)/pytest tests --ignore tests/browser $(SHARED) -m "not slow and not alone" $(SEEDED)
 

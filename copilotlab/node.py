@@ -45,7 +45,7 @@ from copilotlab.lifetime import (
     renewed_by_fork,
 )
 from copilotlab.markup import DOUBTFUL, GOOD, card
-from copilotlab.monitoring import Journal, Listener
+from copilotlab.monitoring import Alerts, Journal, Listener, Vitals
 from copilotlab.monitoring.happenings import (
     Deleted,
     LeftBehind,
@@ -65,14 +65,16 @@ from copilotlab.protocol.follower import Completeness
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
+from copilotlab.watch import NodeState, Watch, collector_of, state_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from copilotlab.monitoring.collector import NodeCollector
+
 MAX_QUERY_LENGTH = 2_000
 
 Outcome = Literal["published", "local", "deferred", "unchanged"]
-NodeState = Literal["running", "not started", "stopped", "failed"]
 
 
 class UpdateResult(NamedTuple):
@@ -99,7 +101,8 @@ class NodeStatus(TypedDict):
     connected; away_for: seconds; batch: what this node is at, as in "rebuild 64/200"; lease: "held" or ""; epoch: the
     last one known; peers: other nodes alive; reconciling: the node from which it fetches; owes_rebuild: whether
     something is still missing or unsaid; last_sync_age: seconds since the whole catalogue was compared and nothing
-    of it was missing; index: "exact" or "graph"; recall: of searches, None while they are exact.
+    of it was missing; index: "exact" or "graph"; recall: of searches, None while they are exact;
+    alerts: those raised now.
     """
 
     node: str
@@ -128,6 +131,7 @@ class NodeStatus(TypedDict):
     last_sync_age: float | None
     index: str
     recall: float | None
+    alerts: list[dict[str, object]]
 
 
 class Node:
@@ -178,7 +182,10 @@ class Node:
         self._details = Details(charts, self.context.listeners)
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
+        self._watch = Watch(self.context)
         self._present = self._make_replica(self._as_chosen(embedder), redis)
+        self._watch.turn_to(self._present)
+        self._collector: NodeCollector | None = None
         self._successor: Replica | None = None  # the next model's, while it is built
         self._switching = threading.Lock()
         self._query_vector = lru_cache(maxsize=256)(_embed_query)
@@ -203,6 +210,7 @@ class Node:
             redis,
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
+            watch=self._watch.step,
             store=store,
         )
         self._living.append(replica)
@@ -237,6 +245,11 @@ class Node:
     def journal(self) -> Journal:
         """The last things that happened here."""
         return self.context.journal
+
+    @property
+    def alerts(self) -> Alerts:
+        """What has been wrong here for longer than it should."""
+        return self._watch.alerts
 
     @property
     def embedder(self) -> Embedder:
@@ -339,7 +352,9 @@ class Node:
         self._living.clear()
         former.store.after_fork()
         carrier = former.coordinator.link.carrier.another()
+        self._watch = Watch(self.context)
         self._present = self._make_replica(former.embedder, carrier, former.store)
+        self._watch.turn_to(self._present)
         if stopped:
             self.let_go()
 
@@ -391,43 +406,45 @@ class Node:
         """
         if not isinstance(chart, Chart):
             raise TypeError(f"update_chart({short(chart)}): expected a Chart, as in Chart(chart_id=7, title='Revenue')")
+        began = self.clock.now()
         replica = self.replica  # the same one all along: a switch of models may come in between
         known = self.charts.get_many([chart.chart_id]).get(chart.chart_id)
         held = replica.store.head(chart.chart_id)
         if known is not None and known.chart == chart and held == (known.revision, chart.content_hash):
-            return self._updated("unchanged", chart.chart_id, known.revision)
+            return self._updated("unchanged", chart.chart_id, known.revision, began)
         # Words that are saved already get no new revision: another node may have saved and sent them a moment ago.
         revision = 1 if known is None else known.revision + (known.chart != chart)
         need = Need(chart.chart_id, chart.content_hash, revision)
         if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
-            return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart))
+            return self._deferred(replica, admission, chart.chart_id, self.charts.save(chart), began)
         vector = self._vector_of(replica, chart, need)
         try:
             revision = self.charts.save(chart)
         except RepositoryError:
             replica.changes.disclaim(need)
             raise
-        return self._spread(replica, chart, revision, vector)
+        return self._spread(replica, chart, revision, vector, began)
 
     def chart_changed(self, chart_id: int) -> UpdateResult:
         """Read a chart that was saved or deleted elsewhere, and do what `update_chart` or `delete_chart` would do.
 
         Raises ChartNotFound if the repository never had it, EmbeddingError, RepositoryError.
         """
-        chart_id = check_chart_id(chart_id)
+        chart_id, began = check_chart_id(chart_id), self.clock.now()
         replica = self.replica
         change = self._read(chart_id)
         if change is None:
             raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
         if change.chart is None:
-            return self._spread_deletion(chart_id, change.revision)
+            return self._spread_deletion(chart_id, change.revision, began)
         held = replica.store.head(chart_id)
         if held is not None and (held[0] > change.revision or held == (change.revision, change.chart.content_hash)):
-            return self._updated("unchanged", chart_id, change.revision)
+            return self._updated("unchanged", chart_id, change.revision, began)
         need = Need(chart_id, change.chart.content_hash, change.revision)
         if (admission := replica.changes.admit(need)) in ("deferred", "claimed"):
-            return self._deferred(replica, admission, chart_id, change.revision)
-        return self._spread(replica, change.chart, change.revision, self._vector_of(replica, change.chart, need))
+            return self._deferred(replica, admission, chart_id, change.revision, began)
+        vector = self._vector_of(replica, change.chart, need)
+        return self._spread(replica, change.chart, change.revision, vector, began)
 
     def delete_chart(self, chart_id: int) -> UpdateResult:
         """Delete the chart from the repository and from this node, and tell the other nodes.
@@ -436,7 +453,8 @@ class Node:
         """
         chart_id = check_chart_id(chart_id)
         self._check_here()  # before anything is deleted
-        return self._spread_deletion(chart_id, self.charts.delete(chart_id))
+        began = self.clock.now()
+        return self._spread_deletion(chart_id, self.charts.delete(chart_id), began)
 
     def _read(self, chart_id: int) -> Change | None:
         """Read the chart as it is in the repository; what was edited there by hand becomes a change first."""
@@ -456,30 +474,32 @@ class Node:
                 replica.changes.disclaim(need)
         return vector
 
-    def _deferred(self, replica: Replica, admission: Admission, chart_id: int, revision: int) -> UpdateResult:
+    def _deferred(
+        self, replica: Replica, admission: Admission, chart_id: int, revision: int, began: float
+    ) -> UpdateResult:
         # By how it was when the change was left, not by how it is now: the batch may have ended during the save.
         replica.changes.defer(chart_id, revision, patience=self.policy.claim_timeout if admission == "claimed" else 0.0)
         self._follow(replica, chart_id, revision)
-        return self._updated("deferred", chart_id, revision)
+        return self._updated("deferred", chart_id, revision, began)
 
-    def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray) -> UpdateResult:
+    def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray, began: float) -> UpdateResult:
         self._details.note(chart, revision)
         told = replica.changes.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
         outcome: Outcome = "published" if told else "local"
         if replica is not self.replica:
             outcome = "deferred"  # the model was switched meanwhile: a batch makes the new vector
-        return self._updated(outcome, chart.chart_id, revision)
+        return self._updated(outcome, chart.chart_id, revision, began)
 
-    def _updated(self, outcome: Outcome, chart_id: int, revision: int) -> UpdateResult:
-        self.context.tell(Updated(chart_id, revision, outcome))
+    def _updated(self, outcome: Outcome, chart_id: int, revision: int, began: float) -> UpdateResult:
+        self.context.tell(Updated(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
 
-    def _spread_deletion(self, chart_id: int, revision: int) -> UpdateResult:
+    def _spread_deletion(self, chart_id: int, revision: int, began: float) -> UpdateResult:
         told = [replica.changes.spread_deletion(chart_id, revision) for replica in self._replicas()]
         self._details.forget(chart_id)
         outcome: Outcome = "published" if told[0] else "local"
-        self.context.tell(Deleted(chart_id, revision, outcome))
+        self.context.tell(Deleted(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
 
     def _follow(self, replica: Replica, chart_id: int, revision: int) -> None:
@@ -689,6 +709,7 @@ class Node:
             successor.threads.start()
             self._await_complete(successor, progress=progress)
             former, self._present = self.replica, successor
+            self._watch.turn_to(successor)
             self._query_vector.cache_clear()
         finally:
             self._successor = None
@@ -781,14 +802,29 @@ class Node:
             "last_sync_age": None if replica.looks.last is None else self.clock.now() - replica.looks.last,
             "index": self.store.index_state,
             "recall": self.store.recall,
+            "alerts": [alert.as_dict(self.clock.now()) for alert in self.alerts.active()],
         }
 
     def _state(self) -> NodeState:
-        if self._stopping.is_set():
-            return "stopped"
-        if not self.replica.threads.began:
-            return "not started"
-        return "running" if self.running else "failed"
+        return "stopped" if self._stopping.is_set() else state_of(self.replica)
+
+    def vitals(self) -> Vitals:
+        """Return how this node is now, in typed numbers."""
+        return self._watch.vitals(self.replica)
+
+    def collector(self) -> NodeCollector:
+        """Return this node's metrics for `prometheus_client`'s registry; the same collector each time.
+
+        Raises ImportError, with the command that mends it, where prometheus_client is not installed.
+        """
+        if self._collector is None:
+            self._collector = collector_of(weakref.ref(self))
+            self.listen_to(self._collector)
+        return self._collector
+
+    def all_vitals(self) -> list[Vitals]:
+        """Return `vitals` for each model that this node holds vectors of, the one that it answers with first."""
+        return [] if self._not_here else [self._watch.vitals(replica) for replica in self._replicas()]
 
     def skipped(self) -> pl.DataFrame:
         """List the charts that this node leaves out, and why: chart_id, revision, column, reason, tries, by chart_id.

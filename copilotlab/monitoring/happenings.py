@@ -183,9 +183,10 @@ class PageTurnedAway(Happening, frozen=True):
 
 
 class Said(Happening, frozen=True):
-    """An event, a page or both were sent. size: bytes."""
+    """An event, a page or both were sent. size: bytes; event: its type, or that of the page."""
 
     size: int
+    event: str
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -193,7 +194,9 @@ class Said(Happening, frozen=True):
 
 
 class NotSaid(Happening, frozen=True):
-    """An event could not be sent, since Redis is away."""
+    """An event could not be sent, since Redis is away. event: its type."""
+
+    event: str
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -288,21 +291,24 @@ class Reconciling(Happening, frozen=True):
 
 
 class TransferEnded(Happening, frozen=True):
-    """What was asked of ``peer`` came, or was given up. records: how many the store took in."""
+    """What was asked of ``peer`` came, or was given up. records: how many the store took in; seconds: how long it took,
+    on the node's clock."""
 
     peer: str
     records: int
+    seconds: float = 0.0
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
 class Updated(Happening, frozen=True):
-    """A change was made here. outcome: that of `UpdateResult`."""
+    """A change was made here. outcome: that of `UpdateResult`; seconds: how long it took, on the node's clock."""
 
     chart_id: int
     revision: int
     outcome: str
+    seconds: float = 0.0
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -310,11 +316,12 @@ class Updated(Happening, frozen=True):
 
 
 class Deleted(Happening, frozen=True):
-    """A chart was deleted here. outcome: that of `UpdateResult`."""
+    """A chart was deleted here. outcome, seconds: as of `Updated`."""
 
     chart_id: int
     revision: int
     outcome: str
+    seconds: float = 0.0
 
 
 class Owed(Happening, frozen=True):
@@ -346,6 +353,16 @@ class Embedded(Happening, frozen=True):
     @property
     def counts(self) -> Mapping[str, int]:
         return {"embeddings": self.charts, "truncated": self.truncated}
+
+
+class EmbeddingWasted(Happening, frozen=True):
+    """Vectors were made that the store had no use for: it had newer ones by then. charts: how many."""
+
+    charts: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"embeddings_wasted": self.charts}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -394,6 +411,7 @@ class BatchEnded(Happening, frozen=True):
     embedded: int
     removed: int
     seconds: float
+    reused: int = 0
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -546,3 +564,35 @@ class DetailsMissing(Happening, frozen=True):
     @property
     def line(self) -> Line:
         return Line("details_missing", f"the repository does not answer: {self.reason}", logging.WARNING, once=True)
+
+
+# --- alerts -----------------------------------------------------------------------------------------------------------
+
+
+class AlertRaised(Happening, frozen=True):
+    """Something has been wrong for longer than it should; see `copilotlab.monitoring.alerts`. evidence: in words."""
+
+    name: str
+    severity: str
+    evidence: str
+    remedy: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"alerts": 1}
+
+    @property
+    def line(self) -> Line:
+        level = logging.ERROR if self.severity == "critical" else logging.WARNING
+        return Line(f"alert_{self.name}", self.evidence, level)
+
+
+class AlertEnded(Happening, frozen=True):
+    """What an alert was about is over. seconds: how long it lasted."""
+
+    name: str
+    seconds: float
+
+    @property
+    def line(self) -> Line:
+        return Line(f"alert_{self.name}_ended", f"after {self.seconds:.1f} s", logging.INFO)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from copilotlab.charts import Chart
 from copilotlab.embedding import Embedder
-from copilotlab.monitoring.happenings import Embedded
+from copilotlab.monitoring.happenings import Embedded, EmbeddingWasted
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.context import Context
@@ -227,7 +227,8 @@ class Batch:
         self.tally.embedded += len(made)
         self.tally.total -= len(todo) - len(made)
         if made:
-            self._store.put_many(made)
+            if wasted := len(made) - self._store.put_many(made):
+                self._context.tell(EmbeddingWasted(wasted))
             self.tally.done += len(made)
             self._send(made)
 

@@ -159,8 +159,8 @@ class Batches:
         self._next_try = now + self._pause
         self._looks.soon()
         self._wake.set()
-        ended = BatchEnded(batch.kind, result.outcome, result.charts, result.embedded, result.removed, result.seconds)
-        context.tell(ended)
+        counts = result.charts, result.embedded, result.removed
+        context.tell(BatchEnded(batch.kind, result.outcome, *counts, result.seconds, result.reused))
         batch.finished.set()
 
     def heard_of(self, epoch: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from copilotlab.charts import Chart, ChartRepository, RepositoryError
 from copilotlab.embedding import Embedder
 from copilotlab.lifetime import Bell
-from copilotlab.monitoring.happenings import ClaimLeft, Embedded
+from copilotlab.monitoring.happenings import ClaimLeft, Embedded, EmbeddingWasted
 from copilotlab.protocol import events
 from copilotlab.protocol.backlog import Backlog
 from copilotlab.protocol.batches import Batches
@@ -104,9 +104,11 @@ class Changes:
         """Put the chart's vector into the store and tell the other nodes; False if Redis is away."""
         record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
         head = revision, chart.content_hash
-        self._store.put(record)
+        taken = self._store.put(record)
         if self._store.head(chart.chart_id) != head and self._correct(chart.chart_id) == head:
-            self._store.put(record)
+            taken = self._store.put(record)
+        if not taken:
+            self._context.tell(EmbeddingWasted(1))
         need = Need(chart.chart_id, chart.content_hash, revision)
         return self._outbox.say(events.ChartUpdated(events.pack(record)), chart.chart_id, need)
 

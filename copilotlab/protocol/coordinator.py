@@ -239,7 +239,7 @@ class Coordinator:
         payload = self.link.encode(event)
         inbox = self._scoped(f"{events.INBOX}:{node_id}")
         self.link.ask(lambda: self.link.carrier.publish(inbox, payload))
-        self.context.tell(Said(len(payload)))
+        self.context.tell(Said(len(payload), type(event).__name__))
 
     def receive(self, timeout: float = 0.0) -> events.Envelope | None:
         """Return the next event of another node, waiting at most ``timeout`` seconds; None if there is none.
@@ -285,7 +285,7 @@ class Coordinator:
         link, ttl = self.link, self.context.policy.bulk_ttl
         payload = events.encode(page, link.identity)
         link.put(lambda: link.carrier.set(self._bulk(bulk), payload, ttl=ttl), len(payload))
-        self.context.tell(Said(len(payload)))
+        self.context.tell(Said(len(payload), type(page).__name__))
 
     def get_bulk(self, bulk: str) -> bytes | None:
         """Read the page that another node put there, at most MAX_BULK_BYTES + 1 of it; None if it is gone."""

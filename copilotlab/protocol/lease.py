@@ -109,8 +109,8 @@ class Lease(ABC):
         if heard >= 0 and policy.renew_lease:
             self._was_renewed()
         said = heard if heard >= 0 else self._say_regardless(page_key, page, channel, payload)
-        if said is not None:
-            link.context.tell(Said(len(payload) + len(page)))
+        if said is not None and event is not None:
+            link.context.tell(Said(len(payload) + len(page), type(event).__name__))
         return said
 
     @abstractmethod

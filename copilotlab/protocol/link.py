@@ -263,9 +263,9 @@ class Link:
                 payload = self.seal(event)
                 heard = self.ask(lambda: send(channel, payload))
         except CarrierAway:
-            self.context.tell(NotSaid())
+            self.context.tell(NotSaid(type(event).__name__))
             raise
-        self.context.tell(Said(len(payload)))
+        self.context.tell(Said(len(payload), type(event).__name__))
         return heard
 
     def seal(self, event: events.Event) -> bytes:

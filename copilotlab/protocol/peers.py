@@ -78,6 +78,10 @@ class Peers:
         living = [peer for peer in everybody if now - peer.heard <= self._limit]
         return sorted(living, key=lambda peer: (-peer.complete_to, -peer.charts, peer.node_id))
 
+    def known(self) -> list[Peer]:
+        """List all nodes that are remembered, the silent ones too."""
+        return list(self._peers.values())
+
     def get(self, node_id: str, now: float) -> Peer | None:
         """Return that node; None if it was not heard of late."""
         peer = self._peers.get(node_id)

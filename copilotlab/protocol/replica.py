@@ -47,10 +47,15 @@ LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event befor
 ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all that came before it, be they hundreds
 
 
+def _watched_by_nobody(_replica: Replica) -> None:
+    pass
+
+
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    went_back: see `Follower`. store: vectors of this model to begin with; None makes one with this `exact_limit`.
+    went_back: see `Follower`. watch: called with the replica at each step of listening; it must be quick.
+    store: vectors of this model to begin with; None makes one with this `exact_limit`.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Replica:
         *,
         exact_limit: int,
         went_back: Callable[[], object],
+        watch: Callable[[Replica], object] = _watched_by_nobody,
         store: VectorStore | None = None,
     ) -> None:
         policy, clock = context.policy, context.clock
@@ -70,6 +76,7 @@ class Replica:
         self.embedder = embedder
         made = VectorStore(embedder.dim, ordered=policy.ordered, exact_limit=exact_limit) if store is None else store
         self.store = made
+        self._watch = watch
         self.coordinator = Coordinator(
             redis, context, fingerprint=embedder.fingerprint, dim=embedder.dim, identity=charts.identity
         )
@@ -165,6 +172,7 @@ class Replica:
         Waits at most ``timeout`` seconds for an event; True if something happened.
         """
         self._notice_sleep()
+        self._watch(self)
         if not self.coordinator.connected:
             self._lose()
             if not self.coordinator.probe():

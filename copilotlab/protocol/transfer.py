@@ -51,6 +51,7 @@ class Transfers:
         """Seconds that an answer may take."""
         self._lock = threading.RLock()
         self._peer: str | None = None
+        self._began = self._clock.now()
         self._ids: deque[npt.NDArray[np.int64]] = deque()  # pieces that were not asked for yet
         self._under_way: dict[str, _Request] = {}
         self.fetched = 0
@@ -81,6 +82,7 @@ class Transfers:
             if self._peer is not None:
                 return False
             self._peer = peer
+            self._began = self._clock.now()
             self.fetched = 0
             self._queue(np.unique(np.fromiter(chart_ids, dtype=np.int64)))
             if manifest:
@@ -109,7 +111,8 @@ class Transfers:
 
     def _end(self) -> None:
         if self._peer is not None:
-            self._coordinator.context.tell(TransferEnded(self._peer, self.fetched))
+            seconds = self._clock.now() - self._began
+            self._coordinator.context.tell(TransferEnded(self._peer, self.fetched, seconds))
         self._peer = None
         self._ids.clear()
         self._under_way.clear()

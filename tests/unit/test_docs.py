@@ -165,7 +165,9 @@ def test_nothing_below_knows_what_is_on_top() -> None:
 
 
 def test_the_protocol_does_not_know_the_node() -> None:
-    assert {module for module in who_knows("node", "details", "answer") if not within(module, *TOP)} == {"node"}
+    assert {module for module in who_knows("node", "details", "answer", "watch") if not within(module, *TOP)} == {
+        "node"
+    }
 
 
 def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
@@ -175,7 +177,7 @@ def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
 
 def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
-    ground -= {"node", "details", "answer", "cli"}
+    ground -= {"node", "details", "answer", "watch", "cli"}
     assert len(ground) == 8
     assert {name for module in ground for name in imports()[module]} == set()
 

@@ -68,6 +68,7 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "Owed": ({"local": 1}, ""),
     "ClaimLeft": ({}, "claim_left"),
     "Embedded": ({"embeddings": 3, "truncated": 3}, ""),
+    "EmbeddingWasted": ({"embeddings_wasted": 3}, ""),
     "BatchBegan": ({"batches_taken_over": 1}, "words_started"),
     "BatchFailed": ({}, "words_failed"),
     "BatchEnded": ({"batches": 1, "fenced": 0}, "words_ended"),
@@ -81,6 +82,8 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "Searched": ({"searches": 3}, ""),
     "SearchedIncomplete": ({}, "incomplete"),
     "DetailsMissing": ({"details_missing": 3}, "details_missing"),
+    "AlertRaised": ({"alerts": 1}, "alert_words"),
+    "AlertEnded": ({}, "alert_words_ended"),
 }
 
 KINDS = [
