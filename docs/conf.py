@@ -39,7 +39,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
-napoleon_google_docstring = napoleon_numpy_docstring = False  # see `sections`
+napoleon_google_docstring = napoleon_numpy_docstring = False  # see `as_written`
+napoleon_custom_sections = ["Returns"]  # sentences, no types
 
 html_theme = "furo"
 html_title = f"copilotlab {release}"
@@ -48,13 +49,19 @@ html_css_files = ["site.css"]
 html_show_sourcelink = html_copy_source = False
 
 
-def sections(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Read "Parameters:" and the like as sections; but not in a property, where it would take "The words that are
-    embedded: ..." for a type and a description."""
+def as_written(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Read "Parameters:" and the like as sections, and what a module's docstring indents as code.
+
+    Not the sections in a property, where "The words that are embedded: ..." would be a type and what it is for.
+    """
     if what not in ("property", "attribute", "data"):
         lines[:] = GoogleDocstring(list(lines), app.config, app, what, name, thing, options).lines()
+    if what == "module":
+        for i in reversed(range(1, len(lines))):
+            if lines[i].startswith("    ") and not lines[i - 1] and not lines[i - 2].startswith("    "):
+                lines[i:i] = ["::", ""]
 
 
 def setup(app: Sphinx) -> None:
     app.add_lexer("acl", TextLexer)  # rules of Redis
-    app.connect("autodoc-process-docstring", sections)
+    app.connect("autodoc-process-docstring", as_written)
