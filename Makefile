@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit alone browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue lab clean chromium debian-redis prometheus
+        screenshots catalogue lab clean chromium debian-redis prometheus docs dist release-check
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -129,6 +129,22 @@ catalogue: $(VENV)/dev   ## make data/*.parquet again from data/subjects
 
 lab: $(VENV)/dev   ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+docs: $(VENV)/dev   ## the site, in build/site; a link, anchor or name that leads nowhere is an error
+	@$(BIN)/sphinx-build --fail-on-warning --nitpicky --fresh-env --quiet --builder html docs build/site
+	@$(BIN)/pytest --quiet tests/docs
+	@echo "build/site/index.html"
+
+dist: $(VENV)/dev   ## wheel and sdist, checked, in dist
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist . >build/dist.log 2>&1 || (cat build/dist.log; exit 1)
+	@$(BIN)/twine check --strict dist/*
+
+# For each Python at hand: an empty venv, the wheel, and the demo from outside the repository. Where there is no CPU build of
+# torch for one, as with `RELEASE_TORCH=`, the model is one that needs none, and what needs torch is left out.
+release-check: dist   ## the wheel in an empty venv, demoed from outside; extras resolvable (PYTHONS="python3.11 python3.12")
+	@for python in $(or $(PYTHONS),$(PYTHON)); do \
+	  tests/release/check $$python "$(TORCH)" $(CURDIR)/dist/*.whl || exit 1; done
 
 clean:           ## remove what was installed and cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

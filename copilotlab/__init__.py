@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from copilotlab.protocol.policy import Policy
     from copilotlab.store import VectorStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Chart",

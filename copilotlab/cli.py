@@ -12,7 +12,7 @@ from functools import partial
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 if all went as claimed, 1 if not, 2 for wrong words."""
     from copilotlab import __version__
-    from copilotlab.studies import STUDIES, StudyNotInstalled
+    from copilotlab.studies import ABOUT, STUDIES, StudyNotInstalled
 
     parser = argparse.ArgumentParser(
         prog="copilotlab", description="A chart-finding copilot whose nodes agree through Redis."
@@ -23,7 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
     demo.add_argument("--model", default="minilm", help="the embedding model (minilm); see `copilotlab models`")
     commands.add_parser("models", help="the embedding models at hand")
-    study = commands.add_parser("study", help="measure something, and write or print the frame")
+    width = max(map(len, ABOUT))
+    study = commands.add_parser(
+        "study",
+        help="measure something, and write or print the frame",
+        description="Measure something, and write or print the frame.",
+        epilog="studies:\n" + "\n".join(f"  {name:{width}}  {about}" for name, about in ABOUT.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     study.add_argument("name", choices=STUDIES, help="which study; its options: `copilotlab study NAME --help`")
     study.add_argument("options", nargs=argparse.REMAINDER)
     chosen = parser.parse_args(arguments)

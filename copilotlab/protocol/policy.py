@@ -15,35 +15,54 @@ class Policy:
 
     Each switch is a hole in the written design and its remedy, and can be set alone. Durations are seconds.
 
-    batch_timeout      how long a lease lasts at most, from when it was taken or renewed (300: the five minutes of the
-                       written design); with `fenced` only a holder that beats and gets nowhere has it for so long
-    sync_interval      between two scheduled syncs (3600)
-    ordered            a record replaces only an older revision, a deletion leaves a tombstone, and the manifest at the
-                       end of a rebuild removes only what is older than itself; off: the last writer wins
-    pick_up_deferred   a batch also takes what is saved while it runs, and a node that left a change to a batch checks
-                       that it came; off: such a change is lost until the next sync
-    rebuild_at_reconnect  after an outage a node starts the rebuild by itself; off: the next edit does
-    reuse_vectors      a batch embeds only text that this node holds no vector of; off: it embeds everything
-    renew_lease        the holder renews its lease with every chunk; off: a long batch outlives its lease
-    fenced             a lease has an epoch: a holder that lost it stops, what it still says is dropped, and it deletes
-                       no lease but its own; so a holder without a sign of life for three heartbeats can lose it;
-                       off: only time ends a lease, and its holder goes on all the same and deletes the next one's
-    tell_blips         the server's generation tells a blink (this node catches up) from a lost memory (one rebuild for
-                       all); off: every node that was cut off marks the whole cluster for a rebuild
-    reconcile          nodes notice what they missed (sequence numbers, heartbeats, the repository's revision) and pull
-                       just that from a peer; bulk is put where it is read at the reader's pace; off: at most once
-    claim              a node claims a change before it embeds it, so that a change told to three nodes is embedded
-                       once; off: each of them embeds it
-    redis_timeout      the longest that one call waits for Redis (0.25)
-    probe_interval     between two looks at Redis, connected or away (0.5); longer while it stays away or refuses
-    heartbeat_interval between two heartbeats of a node (1.0)
-    claim_timeout      how long a claim is respected at most (10.0)
-    adopt_after        a change that is in the repository, and that no node has sent for so long, is embedded by any
-                       node: the one that saved it died, or is cut off, or is no node at all (30.0)
-    bulk_ttl           how long a page that was put into Redis for others to fetch stays there (120.0)
-    chunk_size         charts in one step of a batch, and in one of its events (64)
-    vectors            "float32", or "float16": each node rounds what it embeds, and half the bytes travel; give all
-                       nodes the same, since rounded vectors count as those of another model ("float32")
+    batch_timeout
+        how long a lease lasts at most, from when it was taken or renewed (300: the five minutes of the written design);
+        with `fenced` only a holder that beats and gets nowhere has it for so long
+    sync_interval
+        between two scheduled syncs (3600)
+    ordered
+        a record replaces only an older revision, a deletion leaves a tombstone, and the manifest at the end of a
+        rebuild removes only what is older than itself; off: the last writer wins
+    pick_up_deferred
+        a batch also takes what is saved while it runs, and a node that left a change to a batch checks that it came;
+        off: such a change is lost until the next sync
+    rebuild_at_reconnect
+        after an outage a node starts the rebuild by itself; off: the next edit does
+    reuse_vectors
+        a batch embeds only text that this node holds no vector of; off: it embeds everything
+    renew_lease
+        the holder renews its lease with every chunk; off: a long batch outlives its lease
+    fenced
+        a lease has an epoch: a holder that lost it stops, what it still says is dropped, and it deletes no lease but
+        its own; so a holder without a sign of life for three heartbeats can lose it; off: only time ends a lease, and
+        its holder goes on all the same and deletes the next one's
+    tell_blips
+        the server's generation tells a blink (this node catches up) from a lost memory (one rebuild for all); off:
+        every node that was cut off marks the whole cluster for a rebuild
+    reconcile
+        nodes notice what they missed (sequence numbers, heartbeats, the repository's revision) and pull just that from
+        a peer; bulk is put where it is read at the reader's pace; off: at most once
+    claim
+        a node claims a change before it embeds it, so that a change told to three nodes is embedded once; off: each of
+        them embeds it
+    redis_timeout
+        the longest that one call waits for Redis (0.25)
+    probe_interval
+        between two looks at Redis, connected or away (0.5); longer while it stays away or refuses
+    heartbeat_interval
+        between two heartbeats of a node (1.0)
+    claim_timeout
+        how long a claim is respected at most (10.0)
+    adopt_after
+        a change that is in the repository, and that no node has sent for so long, is embedded by any node: the one that
+        saved it died, or is cut off, or is no node at all (30.0)
+    bulk_ttl
+        how long a page that was put into Redis for others to fetch stays there (120.0)
+    chunk_size
+        charts in one step of a batch, and in one of its events (64)
+    vectors
+        "float32", or "float16": each node rounds what it embeds, and half the bytes travel; give all nodes the same,
+        since rounded vectors count as those of another model ("float32")
 
     Raises ValueError for a value that makes no sense, naming the field.
     """

@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
+ABOUT = {
+    "models": "which embedding model: quality with intervals, speed, memory, and a cluster under each (minutes)",
+    "recovery": "what each fault does to a cluster on a real server, and how long until all is right again (minutes)",
+    "timeouts": "how long a lease may last, for a holder that lives, dies, freezes or hangs; simulated (a minute)",
+    "ablation": "what breaks without each choice of the policy, and holds with it; simulated (seconds)",
+}
 STUDIES = {
     "models": "copilotlab.studies.models",
     "recovery": "copilotlab.studies.recovery",

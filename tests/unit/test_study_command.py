@@ -144,6 +144,17 @@ def test_every_registered_study_loads_and_shows_its_progress(monkeypatch: pytest
         assert all(parameter.default is not parameter.empty for parameter in parameters.values())
 
 
+def test_the_help_says_of_each_study_what_it_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match="0"):
+        main(["study", "--help"])
+    told = capsys.readouterr().out
+    assert list(studies.ABOUT) == list(studies.STUDIES)
+    assert [f"  {name} " in told and about in told for name, about in studies.ABOUT.items()] == [True] * len(studies.STUDIES)
+
+
 def test_an_absent_package_is_said_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def import_module(name: str) -> None:
         raise ModuleNotFoundError("No module named 'bm25s'", name="bm25s")
