@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lab's models come inside wheels. Nothing is asked of a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types unit alone browser scenarios planted-bugs notebooks bench slow faults-table soak \
+.PHONY: help demo test lint types unit alone axe-core browser scenarios planted-bugs notebooks bench slow faults-table soak \
         screenshots catalogue lab clean chromium debian-redis
 
 help:            ## this list
@@ -52,6 +52,13 @@ debian-redis:    ## Debian's Redis, for the tests of docs/deployment.md
 	       > redis-server && chmod +x redis-server) \
 	  || echo "Debian's Redis cannot be had here: set COPILOTLAB_DEBIAN_REDIS to a redis-server with TLS"
 
+# What checks the panels for those who use a keyboard or a screen reader: one file, unpacked, not installed.
+AXE := build/axe-core
+axe-core:        ## axe-core from npm, for the browser tests
+	@test -e $(AXE)/axe.min.js || (echo "fetching axe-core (once) ..." && mkdir -p $(AXE) && cd $(AXE) \
+	  && npm pack --silent axe-core@4 >/dev/null && tar -xzf axe-core-*.tgz --strip-components=1 package/axe.min.js package/LICENSE \
+	  && rm axe-core-*.tgz) || echo "axe-core cannot be had here: set COPILOTLAB_AXE to an axe.min.js"
+
 test:            ## everything that decides whether a change lands; one failure does not hide the next
 	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
 	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
@@ -75,7 +82,7 @@ unit: $(VENV)/dev debian-redis   ## unit, protocol and fault tests, all but thos
 alone: $(VENV)/dev debian-redis   ## the tests that measure time, one after the other
 	@$(BIN)/pytest tests --ignore tests/browser -m "alone and not slow" $(SEEDED)
 
-browser: chromium   ## the panels in a real browser, under JupyterLab and Voila
+browser: chromium axe-core   ## the panels in a real browser, under JupyterLab and Voila
 	@$(BIN)/pytest tests/browser
 
 scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)
