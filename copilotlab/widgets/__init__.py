@@ -11,9 +11,10 @@ package needs ipywidgets and anywidget: pip install 'copilotlab[lab]'.
 
 from importlib.util import find_spec
 
-for _needed in ("ipywidgets", "anywidget"):
-    if find_spec(_needed) is None:
-        raise ImportError(f"copilotlab.widgets needs {_needed}: pip install 'copilotlab[lab]'", name=_needed)
+if find_spec("ipywidgets") is None:
+    raise ImportError("copilotlab.widgets needs ipywidgets: pip install 'copilotlab[lab]'", name="ipywidgets")
+if find_spec("anywidget") is None:
+    raise ImportError("copilotlab.widgets needs anywidget: pip install 'copilotlab[lab]'", name="anywidget")
 
 from copilotlab.widgets.comparison_panel import ComparisonPanel
 from copilotlab.widgets.lab_panel import LabPanel
