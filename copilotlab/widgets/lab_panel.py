@@ -299,7 +299,7 @@ class LabPanel(Panel):
         self._hint.value = hint_html(chosen, hindrance) if begun is None else on_html(begun.fault, str(begun))
         self._victim.disabled = self.lab.closed or chosen.scope != "line"
         self._begin.disabled = self.lab.closed or begun is not None or bool(hindrance)
-        self._begin.tooltip = hindrance or BEGIN
+        self._begin.tooltip = f"{BEGIN}: {hindrance}" if hindrance else BEGIN  # it begins with the name
         self._end.disabled = self.lab.closed or begun is None
 
     def _grow(self, count: int) -> None:
