@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lab's models come inside wheels. Nothing is asked of a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types unit alone browser scenarios planted-bugs notebooks bench slow faults-table soak \
+.PHONY: help demo test lint types unit alone axe-core browser scenarios planted-bugs notebooks bench slow faults-table soak \
         screenshots catalogue lab clean chromium debian-redis prometheus docs dist release-check
 
 help:            ## this list
@@ -61,6 +61,13 @@ prometheus:      ## Prometheus' own tool, for the tests of deploy/
 	  && dpkg -x prometheus_*.deb unpacked && mv unpacked/usr/bin/promtool . && rm -r unpacked prometheus_*.deb) \
 	  || echo "promtool cannot be had here: set COPILOTLAB_PROMTOOL to it"
 
+# What checks the panels for those who use a keyboard or a screen reader: one file, unpacked, not installed.
+AXE := build/axe-core
+axe-core:        ## axe-core from npm, for the browser tests
+	@test -e $(AXE)/axe.min.js || (echo "fetching axe-core (once) ..." && mkdir -p $(AXE) && cd $(AXE) \
+	  && npm pack --silent axe-core@4 >/dev/null && tar -xzf axe-core-*.tgz --strip-components=1 package/axe.min.js package/LICENSE \
+	  && rm axe-core-*.tgz) || echo "axe-core cannot be had here: set COPILOTLAB_AXE to an axe.min.js"
+
 test:            ## everything that decides whether a change lands; one failure does not hide the next
 	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
 	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
@@ -84,7 +91,7 @@ unit: $(VENV)/dev debian-redis prometheus   ## unit, protocol and fault tests, a
 alone: $(VENV)/dev debian-redis   ## the tests that measure time, one after the other
 	@$(BIN)/pytest tests --ignore tests/browser -m "alone and not slow" $(SEEDED)
 
-browser: chromium   ## the panels in a real browser, under JupyterLab and Voila
+browser: chromium axe-core   ## the panels in a real browser, under JupyterLab and Voila
 	@$(BIN)/pytest tests/browser
 
 scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)

@@ -6,13 +6,15 @@
     LiveAnswer(drawn, {"field": Dropdown(...)})         # your own function of some controls, drawn anew at each change
 
 They work in JupyterLab and under Voila; where there is no widget manager they show a static page. Importing this
-package needs ipywidgets: pip install 'copilotlab[lab]'.
+package needs ipywidgets and anywidget: pip install 'copilotlab[lab]'.
 """
 
 from importlib.util import find_spec
 
 if find_spec("ipywidgets") is None:
     raise ImportError("copilotlab.widgets needs ipywidgets: pip install 'copilotlab[lab]'", name="ipywidgets")
+if find_spec("anywidget") is None:
+    raise ImportError("copilotlab.widgets needs anywidget: pip install 'copilotlab[lab]'", name="anywidget")
 
 from copilotlab.widgets.comparison_panel import ComparisonPanel
 from copilotlab.widgets.lab_panel import LabPanel

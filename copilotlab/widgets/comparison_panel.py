@@ -120,8 +120,8 @@ def comparison_html(answer: ComparisonAnswer) -> str:
     wide = f"min-width:{COLUMN_WIDTH * len(answer.columns)}rem"
     classes = "cl-table cl-answers cl-compared"
     return (
-        f"<table class='{classes}' style='{wide}'><thead><tr><th scope='col' class='cl-number'>#</th>{head}</tr>"
-        f"</thead><tbody>{rows}</tbody></table>"
+        f"<table class='{classes}' style='{wide}' aria-label='Answers side by side'>"
+        f"<thead><tr><th scope='col' class='cl-number'>#</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 

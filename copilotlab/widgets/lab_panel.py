@@ -15,8 +15,9 @@ from copilotlab.lab.faults import FAULTS, Fault
 from copilotlab.lab.summary import summary_html
 from copilotlab.markup import text
 from copilotlab.widgets.glance import Glance
-from copilotlab.widgets.node_card import card_html, progress_html
+from copilotlab.widgets.node_card import card_html, progress_html, row_html
 from copilotlab.widgets.panel import Panel, label, set_options
+from copilotlab.widgets.pulse import Pulse
 
 if TYPE_CHECKING:
     from copilotlab.lab import Lab
@@ -25,23 +26,30 @@ if TYPE_CHECKING:
 
 EVENTS_SHOWN = 200
 EVERYBODY = "all"
-BEGIN = "fault: begin"
+BEGIN = "Begin the fault"
+CARDS = 8  # more nodes than that are rows
+MOST = 64  # nodes, as in `Lab`
 
 
 class LabPanel(Panel):
     """The live panel of a lab; `Lab.panel` makes it.
 
-    It has a card for each node (charts, digest, Redis, lease, lag, batch), tells whether the nodes agree, and has
-    buttons for the server and for each node, every fault of `FAULTS` to begin and to end, a chart to save on any node,
-    and the timeline, newest first. A button that fails says why under "messages". The lab stays yours: closing the
-    panel does not close it, and what its buttons did to the server or to a node stays as it is; only a fault that was
-    begun by its name ends with the panel or with the lab.
+    It has a card for each node (charts, digest, Redis, lease, lag, batch), or, for more than eight, a row with the last
+    minute of each (lag, age of the last event, search time). It tells whether the nodes agree, and has buttons for the
+    server and for each node, how many nodes there are to be, every fault of `FAULTS` to begin and to end, a chart to
+    save on any node, and the timeline, newest first. A node that was stopped is offered for nothing any more. A button
+    that fails says why under "messages". The lab stays yours: closing the panel does not close it, and what its buttons
+    did to the server or to a node stays as it is; only a fault that was begun by its name ends with the panel or with
+    the lab.
     """
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
         self.lab = lab
         self._cards: list[widgets.HTML] = []
+        self._node_buttons: list[list[widgets.Button]] = []  # of each card
+        self._pulses: list[Pulse] = []
+        self._alive = 0  # nodes, at the last look
         self._glance = Glance(lab.charts)
         self._on: _Begun | None = None  # the fault that was begun by its name and has not ended
 
@@ -56,7 +64,7 @@ class LabPanel(Panel):
     # --- building -----------------------------------------------------------------------------------------------
 
     def _build(self) -> list[widgets.Widget]:
-        self._cards = []
+        self._cards, self._node_buttons, self._pulses, self._alive = [], [], [], 0
         self._verdict = self._html("cl-verdict-widget")
         self._server = self._html("cl-server")
         self._grid = widgets.GridBox()
@@ -85,7 +93,7 @@ class LabPanel(Panel):
             ("Restart", "restart", lambda: redis.restart(), "refresh"),
         )
         buttons = [
-            self._button(words, f"server: {what}", self._noted(what, "server", call), icon=icon)
+            self._button(words, f"{words}, the server", self._noted(what, "server", call), icon=icon)
             for words, what, call, icon in faults
         ]
         return self._row(label("Server"), self._server, *buttons)
@@ -104,17 +112,22 @@ class LabPanel(Panel):
         return noted
 
     def _nodes_row(self) -> widgets.HBox:
+        self._count = widgets.BoundedIntText(
+            value=len(self.lab.nodes), min=1, max=MOST, description="how many", layout=widgets.Layout(width="9rem")
+        )
+        scale = self._button(
+            "Scale", "Scale the nodes", self._scale, does="add or remove until so many run", icon="arrows-v"
+        )
         self._delay = widgets.BoundedFloatText(
             value=0.2, min=0, max=60, step=0.1, description="Delay by (s)", layout=widgets.Layout(width="10rem")
         )
-        add = self._button("Add a node", "add a node", self._add_node, icon="plus")
-        return self._row(label("Nodes"), add, self._delay)
+        return self._row(label("Nodes"), self._count, scale, self._delay)
 
     def _fault_row(self) -> widgets.HBox:
         self._fault = widgets.Dropdown(options=list(FAULTS), description="named", layout=widgets.Layout(width="18rem"))
         self._victim = widgets.Dropdown(description="hits", layout=widgets.Layout(width="10rem"))
         self._begin = self._button("Begin", BEGIN, self._begin_fault, icon="bolt")
-        self._end = self._button("End", "fault: end", self._end_fault, icon="check")
+        self._end = self._button("End", "End the fault", self._end_fault, icon="check")
         self._hint = self._html("cl-hint")
         self._follow(self._fault)
         return self._row(label("Fault"), self._fault, self._victim, self._begin, self._end, self._hint)
@@ -131,13 +144,15 @@ class LabPanel(Panel):
             label("Work"),
             self._writer,
             self._title,
-            self._button("Save", "save a new chart", self._save_chart, icon="save"),
-            self._button("Rebuild", "rebuild from this node", self._rebuild, icon="cogs"),
-            self._button("Sync", "sync this node", self._sync, icon="exchange"),
+            self._button("Save", "Save the chart", self._save_chart, icon="save"),
+            self._button("Rebuild", "Rebuild from the chosen node", self._rebuild, icon="cogs"),
+            self._button("Sync", "Sync the chosen node", self._sync, icon="exchange"),
         )
 
     def _timeline_row(self) -> widgets.HBox:
-        self._of = widgets.Dropdown(options=[EVERYBODY], description="of", layout=widgets.Layout(width="11rem"))
+        self._of = widgets.Dropdown(
+            options=[(EVERYBODY, EVERYBODY)], description="of", layout=widgets.Layout(width="11rem")
+        )
         self._like = widgets.Text(
             description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem")
         )
@@ -147,14 +162,14 @@ class LabPanel(Panel):
     def _add_card(self, index: int) -> widgets.VBox:
         lab, name = self.lab, self.lab.nodes[index].node_id
 
-        def fault(words: str, what: str, call: Callable[[], object], tone: str = "") -> widgets.Button:
-            return self._button(words, f"{name}: {what}", call, tone=tone)
+        def fault(words: str, does: str, call: Callable[[], object], tone: str = "") -> widgets.Button:
+            return self._button(words, f"{words} {name}", call, does=does, tone=tone)
 
         def one_way(direction: Direction) -> Callable[[], object]:
             return lambda: lab.one_way(index, direction)
 
         facts = self._html()
-        buttons = self._row(
+        buttons = [
             fault("Partition", "cut off from the server", lambda: lab.partition(index)),
             fault("Mute", "nothing that it sends arrives", one_way("to_server")),
             fault("Deafen", "nothing reaches it", one_way("to_client")),
@@ -163,18 +178,30 @@ class LabPanel(Panel):
             fault("Heal", "heal its line", lambda: lab.heal(index)),
             fault("Freeze", "let it stand still", lambda: lab.freeze(index)),
             fault("Resume", "let it go on", lambda: lab.resume(index)),
-            fault("Kill", "kill the node", lambda: lab.kill(index), tone="danger"),
-            name="cl-card-buttons",
-        )
+            fault("Kill", "end it as a crash does", lambda: lab.kill(index), tone="danger"),
+        ]
         self._cards.append(facts)
-        card = widgets.VBox([facts, buttons])
+        self._node_buttons.append(buttons)
+        self._pulses.append(Pulse(lab.nodes[index]))
+        card = widgets.VBox([facts, self._row(*buttons, name="cl-card-buttons")])
         card.add_class("cl-card")
         return card
 
     # --- what the buttons do that is more than one call -----------------------------------------------------------
 
-    def _add_node(self) -> str:
-        return f"{self.lab.add_node().node_id} was added"
+    def _scale(self) -> str:
+        """Add nodes, or stop those that were added last, as a deployment does, until as many run as are wanted."""
+        wanted, lab = self._count.value, self.lab
+        alive = [index for index, node in enumerate(lab.nodes) if not _stopped(node)]
+        surplus = alive[wanted:][::-1]
+        for index in surplus:
+            lab.resume(index)  # one that stands still could not take its leave
+            lab.note("remove_node", lab.nodes[index].node_id)
+            lab.nodes[index].stop()
+        added = [lab.add_node().node_id for _ in range(wanted - len(alive))]
+        removed = [lab.nodes[index].node_id for index in surplus]
+        changes = [f"{', '.join(names)} {what}" for names, what in ((added, "added"), (removed, "removed")) if names]
+        return f"{wanted} nodes: {'; '.join(changes) or 'as before'}"
 
     def _begin_fault(self) -> str:
         fault = FAULTS[self._fault.value]
@@ -216,7 +243,7 @@ class LabPanel(Panel):
     def _index(self, nodes: widgets.Dropdown) -> int:
         index: int | None = nodes.value
         if index is None:
-            raise ValueError("there is no node yet; start the lab, or add one")
+            raise ValueError("no node is alive; start the lab, or add a node")
         return index
 
     def _chosen(self) -> Node:
@@ -245,6 +272,7 @@ class LabPanel(Panel):
         agreement = Agreement.of(statuses)
         if len(nodes) > len(self._cards):
             self._grow(len(nodes))
+        self._offer(nodes, statuses)
         self._verdict.value = verdict_html(statuses, agreement, self._glance.words())
         self._show_fault()
         server = self.lab.redis
@@ -253,9 +281,14 @@ class LabPanel(Panel):
             f"{text(f'{server.kind} {server.version}')} <b>{text(server.state)}</b></span>"
         )
         living = self.lab.living
-        for card, node, status, line in zip(self._cards, nodes, statuses, self.lab.proxies, strict=False):
+        parts = zip(self._cards, self._pulses, nodes, statuses, self.lab.proxies, strict=False)
+        for card, pulse, node, status, line in parts:
             frozen = node.running and node not in living
-            card.value = card_html(status, line.state, agreement, frozen=frozen)
+            pulse.take(int(str(status["lag"])))
+            if len(nodes) > CARDS:
+                card.value = row_html(status, line.state, agreement, pulse.html(), frozen=frozen)
+            else:
+                card.value = card_html(status, line.state, agreement, frozen=frozen)
         self._events.value = events_html(self.lab.timeline(), self._of.value, self._like.value)
 
     def _show_fault(self) -> None:
@@ -266,22 +299,41 @@ class LabPanel(Panel):
         self._hint.value = hint_html(chosen, hindrance) if begun is None else on_html(begun.fault, str(begun))
         self._victim.disabled = self.lab.closed or chosen.scope != "line"
         self._begin.disabled = self.lab.closed or begun is not None or bool(hindrance)
-        self._begin.tooltip = hindrance or BEGIN
+        self._begin.tooltip = f"{BEGIN}: {hindrance}" if hindrance else BEGIN  # it begins with the name
         self._end.disabled = self.lab.closed or begun is None
 
     def _grow(self, count: int) -> None:
-        names = [node.node_id for node in self.lab.nodes[:count]]
         cards = [self._add_card(index) for index in range(len(self._cards), count)]
         self._grid.children = (*self._grid.children, *cards)
+        if count > CARDS:
+            self._grid.add_class("cl-rows")
+        names = ["lab", *(node.node_id for node in self.lab.nodes[:count])]
+        set_options(self._of, [(EVERYBODY, EVERYBODY), *((name, name) for name in names)])
+
+    def _offer(self, nodes: Sequence[Node], statuses: Sequence[Mapping[str, object]]) -> None:
+        """Offer nodes for work and for faults as long as they were not stopped."""
+        running = [status["state"] != "stopped" for status in statuses]
+        for runs, buttons in zip(running, self._node_buttons, strict=False):
+            for button in buttons:
+                button.disabled = self.lab.closed or not runs
+        options: list[tuple[str, object]] = [
+            (node.node_id, index) for index, (node, runs) in enumerate(zip(nodes, running, strict=True)) if runs
+        ]
         for dropdown in (self._writer, self._victim):
-            set_options(dropdown, [(name, index) for index, name in enumerate(names)])
-        set_options(self._of, [EVERYBODY, "lab", *names])
+            set_options(dropdown, options)
+        if self._count.value == self._alive or not self._alive:  # else somebody has typed another number
+            self._count.value = max(1, sum(running))
+        self._alive = max(1, sum(running))
 
     def _repr_html_(self) -> str:
         return summary_html(self.lab)
 
     def __repr__(self) -> str:
         return f"LabPanel({self.lab!r}{', closed' if self.closed else ''})"
+
+
+def _stopped(node: Node) -> bool:
+    return node.status()["state"] == "stopped"
 
 
 class _Begun(NamedTuple):
@@ -349,7 +401,7 @@ def events_html(timeline: pl.DataFrame, node: str = EVERYBODY, words: str = "") 
     if not rows:
         return "<p class='cl-empty'>no such event yet</p>"
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("s", "node", "event", "detail"))
-    return f"<table class='cl-table'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<table class='cl-table' aria-label='Timeline'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _event_tone(event: str) -> str:

@@ -1,4 +1,4 @@
-"""One node as a card: its status in a few words, as HTML."""
+"""One node as a card, or as a row: its status in a few words, as HTML."""
 
 from __future__ import annotations
 
@@ -66,10 +66,33 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
     )
 
 
+def row_html(status: Mapping[str, object], line: str, agreement: Agreement, pulse: str, *, frozen: bool = False) -> str:
+    """Draw one node as a row, where there are too many for cards.
+
+    pulse: how it has been doing, as HTML. The others are those of `card_html`.
+    """
+    how = health(status, frozen=frozen)
+    dead = how.tone == "dead"
+    letter = "" if dead else agreement.letter(status["digest"])
+    said = text(line) if line != "open" and not dead else _work(status)
+    return (
+        f"<div class='cl-card-facts cl-node-row cl-{how.tone}' role='group' aria-label='{escape(str(status['node']))}'>"
+        f"<span class='cl-name'>{text(status['node'])}</span>"
+        f"<span class='cl-state'><span aria-hidden='true'>{how.sign}</span> {text(how.word)}</span>"
+        f"<span class='cl-row-charts'><b>{status['charts']:,}</b> charts</span>"
+        f"<span class='cl-row-digest' title='{escape(str(status['digest']))}'>{badge(letter)}</span>"
+        f"{'' if dead else pulse}<span class='cl-row-said'>{said}</span></div>"
+    )
+
+
 def digest_chip(digest: object, letter: str) -> str:
     """Draw a digest, and the letter of the group of nodes that hold the same."""
-    badge = f"<span class='cl-letter cl-letter-{letter.lower()}'>{escape(letter)}</span> " if letter else ""
-    return f"{badge}<code>{text(short(digest))}</code>"
+    return f"{badge(letter)} <code>{text(short(digest))}</code>".strip()
+
+
+def badge(letter: str) -> str:
+    """Draw the letter of a group of nodes that hold the same; nothing for none."""
+    return f"<span class='cl-letter cl-letter-{letter.lower()}'>{escape(letter)}</span>" if letter else ""
 
 
 def progress_html(batch: str) -> str:

@@ -20,6 +20,7 @@ from copilotlab.lifetime import Background
 from copilotlab.markup import text
 from copilotlab.widgets import cells
 from copilotlab.widgets.cells import weakly
+from copilotlab.widgets.reach import Reach
 from copilotlab.widgets.refresher import Refresher
 
 MESSAGES_KEPT = 50
@@ -94,9 +95,9 @@ class Panel(ABC):
                 self._button_style = widgets.ButtonStyle()
                 self._notice = self._html()
                 self._message_list = self._html()
+                messages = self._scroller(self._message_list, "7.5rem")
                 self._widget = widgets.VBox(
-                    [_style_sheet(), self._notice, *self._build(), self._scroller(self._message_list, "7.5rem")],
-                    _view_count=0,
+                    [_style_sheet(), Reach(), self._notice, *self._build(), messages], _view_count=0
                 )
                 self._widget.add_class("copilotlab")
                 self._widget.observe(weakly(self._watched), "_view_count")
@@ -239,11 +240,16 @@ class Panel(ABC):
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _button(
-        self, label: str, action: str, call: Callable[[], object], *, icon: str = "", tone: str = ""
+        self, label: str, action: str, call: Callable[[], object], *, does: str = "", icon: str = "", tone: str = ""
     ) -> widgets.Button:
-        """Make a button that does ``call``; ``action`` names it in messages and, as a tooltip, to screen readers."""
+        """Make a button that does ``call``.
+
+        action: what it does and to whom, as "Kill node-1"; it begins with the label, and names the button in messages
+        and to screen readers. does: what comes of it, for the tooltip.
+        """
+        tooltip = f"{action}: {does}" if does else action
         button = widgets.Button(
-            description=label, tooltip=action, icon=icon, layout=self._button_layout, style=self._button_style
+            description=label, tooltip=tooltip, icon=icon, layout=self._button_layout, style=self._button_style
         )
         button.add_class("cl-button")
         if tone:
@@ -315,12 +321,14 @@ def label(words: str) -> widgets.HTML:
     return part
 
 
-def set_options(dropdown: widgets.Dropdown, options: Sequence[object]) -> None:
-    """Set the options of a dropdown, and keep what was chosen."""
-    chosen = dropdown.index or 0
+def set_options(dropdown: widgets.Dropdown, options: Sequence[tuple[str, object]]) -> None:
+    """Set the options of a dropdown, (label, value) each, and keep what was chosen as long as it is among them."""
+    if list(dropdown.options) == list(options):
+        return
+    chosen, values = dropdown.value, [value for _, value in options]
     with dropdown.hold_sync():
         dropdown.options = options
-        dropdown.index = chosen
+        dropdown.index = values.index(chosen) if chosen in values else 0 if values else None
 
 
 def messages_html(messages: Iterable[Message]) -> str:
@@ -330,10 +338,11 @@ def messages_html(messages: Iterable[Message]) -> str:
 
 
 def _item(message: Message) -> str:
-    start, sign = ("<li class='cl-bad' role='alert'>", "✕") if message.failed else ("<li class='cl-good'>", "✓")
+    tone, sign, role = ("bad", "✕", " role='alert'") if message.failed else ("good", "✓", "")
     return (
-        f"{start}<span class='cl-time'>{message.time}</span> <span class='cl-sign' aria-hidden='true'>{sign}</span> "
-        f"<b>{text(message.action)}</b> {text(message.said)}</li>"
+        f"<li class='cl-{tone}'><span{role}><span class='cl-time'>{message.time}</span> "
+        f"<span class='cl-sign' aria-hidden='true'>{sign}</span> <b>{text(message.action)}</b> "
+        f"{text(message.said)}</span></li>"
     )
 
 

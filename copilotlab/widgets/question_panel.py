@@ -136,7 +136,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
         self._k = widgets.BoundedIntText(
             value=10, min=1, max=MOST, description="Charts", layout=widgets.Layout(width="8.5rem")
         )
-        ask = self._button("Ask", "ask the question again", self._ask_again, icon="search")
+        ask = self._button("Ask", "Ask again", self._ask_again, icon="search")
         self._progress_line = self._html()
         row = self._row(self._question, self._k, *more, ask)
         self._follow(*(part for part in (self._question, self._k, *more) if part.has_trait("value")))
@@ -197,7 +197,8 @@ def chart_cell(found: Found) -> str:
     """Draw a chart in words: its title, or else its id, and below it the measures by dimensions."""
     said = " by ".join(filter(None, [", ".join(found.measures), ", ".join(found.dimensions)]))
     small = f"<div class='cl-small'>{text(said)}</div>" if said else ""
-    return f"<div class='cl-chart-title'>{text(found.title or f'chart {found.chart_id}')}</div>{small}"
+    title = text(found.title or f"chart {found.chart_id}")
+    return f"<div class='cl-chart-title'>{title}</div>{small}"
 
 
 def score_cell(score: float) -> str:
@@ -207,20 +208,25 @@ def score_cell(score: float) -> str:
 
 
 def answers_table(answer: list[Found]) -> str:
-    """Draw charts as a ranked table."""
+    """Draw charts as a ranked table; on a narrow page the type and the source of a chart go below its title."""
     head = "".join(
         f"<th scope='col'{style}>{name}</th>"
         for name, style in (
-            ("#", " class='cl-number'"), ("", ""), ("chart", ""), ("score", ""), ("type", ""), ("source", "")
+            ("#", " class='cl-number'"), ("<span class='cl-unseen'>drawing</span>", ""), ("chart", ""), ("score", ""),
+            ("type", ""), ("source", "")
         )
     )  # fmt: skip
+    cell = (
+        "<td role='cell'"  # roles, since a narrow page lays rows out as grids, and tells them as tables none the less
+    )
     rows = "".join(
-        f"<tr><td class='cl-number'>{rank}</td><td>{drawing(found.chart_type)}</td>"
-        f"<td class='cl-chart'>{chart_cell(found)}</td><td class='cl-score'>{score_cell(found.score)}</td>"
-        f"<td class='cl-type'>{text(found.chart_type or '—')}</td><td>{text(found.source or '—')}</td></tr>"
+        f"<tr role='row'>{cell} class='cl-number'>{rank}</td>{cell}>{drawing(found.chart_type)}</td>"
+        f"{cell} class='cl-chart'>{chart_cell(found)}</td>{cell} class='cl-score'>{score_cell(found.score)}</td>"
+        f"{cell} class='cl-type'>{text(found.chart_type or '—')}</td>{cell}>{text(found.source or '—')}</td></tr>"
         for rank, found in enumerate(answer, start=1)
     )
-    return f"<table class='cl-table cl-answers'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    start = "<table class='cl-table cl-answers cl-ranked' role='table' aria-label='Answers'>"
+    return f"{start}<thead><tr>{head}</tr></thead><tbody role='rowgroup'>{rows}</tbody></table>"
 
 
 def chip(words: str, *, tone: str, title: str = "") -> str:

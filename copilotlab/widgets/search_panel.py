@@ -42,12 +42,7 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
     """
 
     def _build(self) -> list[widgets.Widget]:
-        names = [node.node_id for node in self.nodes]
-        self._node = widgets.Dropdown(
-            options=[(name, index) for index, name in enumerate(names)],
-            description="Node",
-            layout=widgets.Layout(width="10rem"),
-        )
+        self._node = widgets.Dropdown(options=self._offered(), description="Node", layout=widgets.Layout(width="10rem"))
         self._model = widgets.Dropdown(
             options=[(f"{self.embedder.name} (the nodes')", ""), *((name, name) for name in self.models)],
             description="Model",
@@ -56,6 +51,17 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
         row = self._question_row(self._node, self._model)
         self._summary, self._found = self._html(), self._html()
         return [row, self._progress_line, self._summary, self._scroller(self._found, "40rem")]
+
+    def _offered(self) -> list[tuple[str, object]]:
+        """The nodes that can be asked: those that were not stopped, or all where all were."""
+        nodes = self.nodes
+        everybody: list[tuple[str, object]] = [(node.node_id, index) for index, node in enumerate(nodes)]
+        running = [node.status()["state"] != "stopped" for node in nodes]
+        return [option for option, runs in zip(everybody, running, strict=True) if runs] or everybody
+
+    def _show(self) -> None:
+        set_options(self._node, self._offered())
+        super()._show()
 
     def _request(self) -> SearchRequest:
         return SearchRequest(self._question.value.strip(), self._node.value, self._model.value, self._k.value)
@@ -74,8 +80,6 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
         return answer.found
 
     def _show_answer(self, answer: SearchAnswer) -> None:
-        if len(self.nodes) > len(self._node.options):
-            set_options(self._node, [(node.node_id, index) for index, node in enumerate(self.nodes)])
         self._summary.value = agreement_html(answer)
         self._found.value = answers_table(answer.found)
 

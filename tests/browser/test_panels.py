@@ -60,7 +60,7 @@ def test_faults_are_pressed_and_the_other_nodes_change(show, cells):
     expect(card(page, "node-1")).to_contain_text("Redis away")
     expect(card(page, "node-0")).to_contain_text("connected")
     page.get_by_label("save a chart").fill("Espresso machines by floor")
-    page.get_by_title("save a new chart").click()
+    page.get_by_title("Save the chart").click()
     expect(page.get_by_text("Nodes differ: 2 versions")).to_be_visible()
     expect(card(page, "node-2")).to_contain_text("403")  # the others got it
     expect(card(page, "node-1")).to_contain_text("402")
@@ -79,7 +79,9 @@ def test_faults_are_pressed_and_the_other_nodes_change(show, cells):
     expect(page.get_by_text("● running")).to_have_count(3)
     card(page, "node-2").get_by_role("button", name="Kill").click()
     expect(card(page, "node-2")).to_contain_text("stopped")
-    page.get_by_role("button", name="Add a node").click()
+    expect(page.get_by_label("how many")).to_have_value("2")  # those that run
+    page.get_by_label("how many").fill("3")
+    page.get_by_role("button", name="Scale").click()
     expect(card(page, "node-3")).to_be_visible()
     page.get_by_placeholder("part of an event").fill("partition")
     expect(page.locator(".cl-events tbody tr")).to_have_count(1)
@@ -87,7 +89,7 @@ def test_faults_are_pressed_and_the_other_nodes_change(show, cells):
 
 def test_a_fault_is_begun_and_ended_by_its_name(show, cells):
     page = show("by-name", *cells("lab"))
-    begin, end = page.get_by_title("fault: begin"), page.get_by_title("fault: end")
+    begin, end = page.get_by_title("Begin the fault"), page.get_by_title("End the fault")
     expect(page.get_by_text("All 3 nodes agree")).to_be_visible()
     expect(end).to_be_disabled()
     page.get_by_label("named").select_option("half-open")
@@ -100,7 +102,7 @@ def test_a_fault_is_begun_and_ended_by_its_name(show, cells):
     expect(card(page, "node-1")).to_contain_text("blackhole")
     expect(card(page, "node-1")).to_contain_text("Redis away")
     page.get_by_label("save a chart").fill("Espresso machines by floor")
-    page.get_by_title("save a new chart").click()
+    page.get_by_title("Save the chart").click()
     expect(page.get_by_text("Nodes differ: 2 versions")).to_be_visible()
     expect(card(page, "node-2")).to_contain_text("403")  # the others got it
     expect(card(page, "node-1")).to_contain_text("402")
@@ -156,12 +158,13 @@ def test_it_is_used_by_keyboard_and_keeps_the_focus_while_it_refreshes(show, cel
     assert kill.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
 
     reached = set()
-    for _ in range(80):
+    for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.title || document.activeElement.tagName"))
-    wanted = {f"node-{number}: {what}" for number in range(3) for what in ("kill the node", "let it go on")}
-    wanted |= {"server: start empty", "add a node", "fault: begin", "save a new chart"}
+        reached.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.tagName"))
+    wanted = {"Start empty, the server", "Scale the nodes", "Begin the fault", "Save the chart", "Timeline"}
+    wanted |= {f"Partition node-{number}" for number in range(3)}  # a card is one stop
     assert wanted | {"INPUT", "SELECT"} <= reached
+    assert not {f"Mute node-{number}" for number in range(3)} & reached
     unnamed = "elements => elements.filter(e => !e.labels.length && !e.ariaLabel && !e.title).length"
     assert page.locator(".copilotlab :is(input, select)").evaluate_all(unnamed) == 0
 
@@ -173,7 +176,7 @@ def test_it_is_readable_in_both_themes(show, cells, theme):
     card(page, "node-2").get_by_role("button", name="Kill").click()
     card(page, "node-0").get_by_role("button", name="Freeze").click()
     page.get_by_label("named").select_option("slow line")
-    page.get_by_title("fault: begin").click()
+    page.get_by_title("Begin the fault").click()
     expect(page.get_by_text("slow line, node-0 is on")).to_be_visible()
     expect(page.get_by_text("‖ frozen")).to_be_visible()
     expect(page.get_by_text("✕ stopped")).to_be_visible()
@@ -249,4 +252,4 @@ def run_in_new_cell(page: Page, code: str, says: str) -> None:
 def test_a_closed_lab_is_told_in_its_panel(show, cells):
     page = show("closed", *cells("lab"), "lab.close()")
     expect(page.get_by_text("This lab is closed")).to_be_visible()
-    expect(page.get_by_title("server: restart")).to_be_disabled()
+    expect(page.get_by_title("Restart, the server")).to_be_disabled()

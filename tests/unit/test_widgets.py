@@ -12,6 +12,7 @@ import weakref
 from base64 import b64encode
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -33,6 +34,7 @@ from copilotlab.widgets.lab_panel import events_html, verdict_html
 from copilotlab.widgets.model_index import ModelIndex
 from copilotlab.widgets.node_card import card_html, health, progress_html
 from copilotlab.widgets.panel import WIDGET_VIEW
+from copilotlab.widgets.pulse import Pulse
 
 EVIL = "<script>alert('x')</script>"
 RIGHT_TO_LEFT = "הכנסות לפי אזור"
@@ -463,6 +465,76 @@ def test_a_nodes_buttons_do_what_they_say(panel):
     assert "stopped" in panel._cards[1].value
 
 
+def test_a_killed_node_is_offered_for_nothing_any_more(panel):
+    panel.refresh()
+    _ = panel.widget
+    panel._writer.value = panel._victim.value = 1
+    with SearchPanel(panel.lab, models=[]) as search:
+        _ = search.widget
+        search._node.value = 1
+        press(panel, "Kill", "node-0")
+        panel.refresh()
+        search.refresh()
+        assert [list(part.options) for part in (panel._writer, panel._victim, search._node)] == 3 * [[("node-1", 1)]]
+        assert [part.value for part in (panel._writer, panel._victim, search._node)] == [1, 1, 1]
+        assert all(part.disabled for part in panel._node_buttons[0])
+        assert not any(part.disabled for part in panel._node_buttons[1])
+        press(panel, "Kill", "node-1")
+        panel.refresh()
+        assert press(panel, "Save").said == "ValueError: no node is alive; start the lab, or add a node"
+        assert search.refresh()
+
+
+def test_one_control_adds_nodes_and_removes_those_that_were_added_last(panel):
+    lab = panel.lab
+    _ = panel.widget
+    assert panel._count.value == 2
+    panel._count.value = 4
+    assert press(panel, "Scale").said == "4 nodes: node-2, node-3 added"
+    lab.freeze(3)
+    panel._count.value = 1
+    assert press(panel, "Scale").said == "1 nodes: node-3, node-2, node-1 removed"
+    assert [node.running for node in lab.nodes] == [True, False, False, False]
+    panel.refresh()
+    assert panel._count.value == 1
+    assert press(panel, "Scale").said == "1 nodes: as before"
+    panel._count.value = 2
+    assert press(panel, "Scale").said == "2 nodes: node-4 added"
+    assert lab.wait_converged(60) >= 0
+    events = lab.timeline().filter(pl.col("node") == "lab", pl.col("event") == "remove_node")
+    assert events["detail"].to_list() == ["node-3", "node-2", "node-1"]
+
+
+def test_more_than_eight_nodes_are_rows_with_their_last_minute(panel):
+    _ = panel.widget
+    assert "cl-line" not in shown(panel)
+    panel._count.value = 9
+    press(panel, "Scale")
+    panel.lab.nodes[3].search("orders", k=1)
+    assert shown(panel).count("class='cl-line'") == 3 * 9
+    assert "cl-rows" in panel._grid._dom_classes
+
+
+def test_a_pulse_keeps_a_minute_a_sample_a_second(shared_lab):
+    now = [100.0]
+    node = shared_lab.nodes[0]
+    pulse = Pulse(node, clock=lambda: now[0])
+    listeners = len(node.context.listeners.added)
+    for lag in range(200):
+        now[0] += 0.5
+        pulse.take(lag)
+    node.search("orders", k=1)
+    now[0] += 1
+    pulse.take(7)
+    assert len(pulse.samples) == 60
+    assert pulse.samples[-1].lag == 7
+    assert pulse.samples[-1].search_ms > 0
+    assert [b.lag - a.lag for a, b in pairwise(list(pulse.samples)[:-1])] == 58 * [2]
+    assert "lag in charts over the last minute: at most 198, now 7" in pulse.html()
+    Pulse(node)
+    assert len(node.context.listeners.added) == listeners, "one listener for all panels"
+
+
 def begin(panel, fault, victim=0):
     _ = panel.widget
     panel._fault.value, panel._victim.value = fault, victim
@@ -519,7 +591,7 @@ def test_a_fault_that_this_lab_cannot_have_says_why(panel):
     assert "Lab(charts=FragileRepository" in panel._begin.tooltip
     assert "cannot be made to fail: give the lab one that can" in shown(panel)
     panel._fault.value = "half-open"
-    assert (panel._begin.disabled, panel._begin.tooltip) == (False, "fault: begin")
+    assert (panel._begin.disabled, panel._begin.tooltip) == (False, "Begin the fault")
 
 
 def test_a_fault_that_cannot_be_begun_or_ended_is_told_and_can_be_tried_again(panel):
@@ -596,11 +668,13 @@ def test_a_node_is_added_and_nothing_that_was_chosen_is_lost(panel):
     panel._writer.value = 1
     cards = panel._grid.children
 
-    assert press(panel, "Add a node").said == "node-2 was added"
+    _ = panel.widget
+    panel._count.value = 3
+    assert press(panel, "Scale").said == "3 nodes: node-2 added"
     assert "node-2" in shown(panel)
 
     assert panel._grid.children[:2] == cards
-    assert panel._of.options == ("all", "lab", "node-0", "node-1", "node-2")
+    assert [name for name, _ in panel._of.options] == ["all", "lab", "node-0", "node-1", "node-2"]
     assert (panel._of.value, panel._writer.value) == ("lab", 1)
     assert not press(panel, "Partition", "node-2").failed
     assert panel.lab.proxies[2].state == "cut"
@@ -628,7 +702,7 @@ def test_an_action_under_way_is_not_begun_again(panel, monkeypatch):
     assert not press(panel, "Pause").failed  # others are not held up
     press(panel, "Resume", "server")
     free.set()
-    wait_until(lambda: panel.messages[-1].action == "server: restart")
+    wait_until(lambda: panel.messages[-1].action == "Restart, the server")
     assert calls == [1]
 
 
