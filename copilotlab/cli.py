@@ -1,4 +1,4 @@
-"""The command line: ``copilotlab demo``, ``copilotlab models``, ``copilotlab study``."""
+"""The command line: ``copilotlab demo``, ``models``, ``study``, ``serve`` and ``config``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
+
+SERVICE = {
+    "serve": "one node behind HTTP; its options: `copilotlab serve --help`",
+    "config": "the effective settings of `serve`, and where each comes from",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     study.add_argument("name", choices=STUDIES, help="which study; its options: `copilotlab study NAME --help`")
     study.add_argument("options", nargs=argparse.REMAINDER)
-    chosen = parser.parse_args(arguments)
+    for name, what in SERVICE.items():
+        commands.add_parser(name, help=what, add_help=False).add_argument("options", nargs=argparse.REMAINDER)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] and given[0] in SERVICE:
+        return _service(given[0], given[1:])
+    chosen = parser.parse_args(given)
 
     logging.getLogger("copilotlab").setLevel(logging.ERROR)  # the demo says itself what happens
     if chosen.command == "models":
@@ -62,3 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _service(command: str, flags: Sequence[str]) -> int:
+    """Run a command of the service, which reads its own flags, environment and file."""
+    try:
+        from copilotlab.service.serve import serve, show_config
+    except ImportError as error:
+        print(f"copilotlab {command}: {error}: pip install 'copilotlab[serve]'", file=sys.stderr)
+        return 2
+    try:
+        return serve(flags) if command == "serve" else show_config(flags)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"copilotlab {command}: {error}", file=sys.stderr)
+        return 2

@@ -2,8 +2,8 @@
 
     node.listen_to(Traces())
 
-Nothing is recorded until the application has set OpenTelemetry up. A happening is told when it is over, so a span is given
-its beginning afterwards. Needs opentelemetry-api.
+Nothing is recorded until the application has set OpenTelemetry up. A happening is told when it is over, so a span is
+given its beginning afterwards. Needs opentelemetry-api.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "copilotlab"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ROOMS = ("charts", "embedding", "store", "monitoring")
-TOP = ("lab", "studies", "widgets", "cli", "__main__")
+TOP = ("lab", "studies", "widgets", "service", "cli", "__main__")
 
 
 @functools.cache

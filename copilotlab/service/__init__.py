@@ -1,0 +1,1 @@
+"""A node behind HTTP: ``copilotlab serve``. Needs ``pip install 'copilotlab[serve]'``."""

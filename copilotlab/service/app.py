@@ -1,0 +1,476 @@
+"""The HTTP interface of one node: searches, changes, administration, diagnostics, health and metrics.
+
+    app = create_app(node, Settings(...))
+
+Every call of the node is made on a thread of `Workers`, so the event loop waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgspec
+import polars as pl
+from fastapi import Depends, FastAPI, Path, Query, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import generate_latest as exposition
+from pydantic import BaseModel, ConfigDict, Field
+
+from copilotlab import __version__
+from copilotlab.charts import Chart
+from copilotlab.embedding import load_embedder
+from copilotlab.monitoring import timeline
+from copilotlab.monitoring.health import Health, health_of
+from copilotlab.node import MAX_QUERY_LENGTH, Node
+from copilotlab.service.door import Door, Rate
+from copilotlab.service.problems import Problem, ProblemError, told_as_problems
+from copilotlab.service.settings import Settings
+from copilotlab.service.tokens import Role, covers
+from copilotlab.service.workers import Workers
+
+LARGEST_ID = 2**63 - 1
+MOST_LISTED = 1_000  # charts in one page of the list
+TIMELINE = 200  # lines of the journal in the diagnostics
+
+log = logging.getLogger("copilotlab.service")
+
+ChartId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="the chart's id", examples=[7])]
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+AnId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
+Word = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+# --- what goes in and out ---------------------------------------------------------------------------------------------
+
+
+class ChartBody(BaseModel):
+    """A chart, without its id."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"title": "Revenue by region", "measures": ["Revenue"], "tags": ["finance"]}]},
+    )
+
+    title: str = Field(min_length=1, max_length=500)
+    description: str = Field("", max_length=10_000)
+    chart_type: str = Field("", max_length=200)
+    dimensions: list[Word] = Field([], max_length=64)
+    measures: list[Word] = Field([], max_length=64)
+    source: str = Field("", max_length=200)
+    tags: list[Word] = Field([], max_length=64)
+
+
+class ChartAnswer(ChartBody):
+    """A chart as the repository has it."""
+
+    chart_id: int
+    revision: int
+
+
+class Found(BaseModel):
+    """A chart that a search found; what is null could not be read in time."""
+
+    rank: int
+    chart_id: int
+    score: float
+    title: str | None
+    chart_type: str | None
+    source: str | None
+    dimensions: list[str] | None
+    measures: list[str] | None
+    tags: list[str] | None
+    description: str | None
+
+
+class Answer(BaseModel):
+    """What one query found, best first."""
+
+    query: str
+    results: list[Found]
+
+
+class Answers(BaseModel):
+    """What several queries found, in their order."""
+
+    answers: list[Answer]
+
+
+class Question(BaseModel):
+    """Several queries, or one that is restricted to many charts."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"queries": ["revenue per region", "late orders"], "k": 5}]}
+    )
+
+    queries: list[str] = Field(min_length=1)
+    k: int = Field(10, ge=1)
+    chart_ids: list[AnId] | None = None
+
+
+class Changed(BaseModel):
+    """What became of a change: see `UpdateResult`."""
+
+    outcome: str = Field(examples=["published"])
+    revision: int
+
+
+class Page(BaseModel):
+    """Ids of charts that this node holds. next: give it as ``after`` for the next page; null at the end."""
+
+    chart_ids: list[int]
+    next: int | None
+
+
+class Accepted(BaseModel):
+    """What has begun; /v1/status tells how it goes."""
+
+    action: str
+
+
+class ModelName(BaseModel):
+    """A name for `load_embedder`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "wordllama"}]})
+
+    name: str = Field(min_length=1, max_length=300)
+
+
+def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem} for status in (*statuses, 401, 403, 413, 422, 500, 503)}
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """One node behind HTTP. held_back: why it is not ready although it could answer; "" if it is."""
+
+    def __init__(self, node: Node, settings: Settings) -> None:
+        self.node = node
+        self.settings = settings
+        self.held_back = ""
+        self._tokens = settings.tokens()
+        self._admin_calls = Rate(settings.admin_per_minute)
+        self._acting = ""  # the long action under way
+        self._acted: dict[str, str] = {}  # what became of the last one of each kind
+        most = settings.max_waiting
+        self.searches = Workers("search", settings.search_threads, most)
+        self.changes = Workers("write", settings.write_threads, most)
+        self.looks = Workers("look", 2, most)
+        self.actions = Workers("act", 1, 1)
+        self._registry = CollectorRegistry()
+        self._registry.register(node.collector())
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+
+    @asynccontextmanager
+    async def life(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Start the node, and stop it at the end: it gives its lease back and leaves Redis, within a bound."""
+        await self.actions.run(self.node.start)
+        log.info("node %s serves", self.node.node_id)
+        try:
+            yield
+        finally:
+            self.hold_back("the service is ending")
+            await asyncio.to_thread(self.node.stop, self.settings.grace)
+            for workers in (self.searches, self.changes, self.looks, self.actions):
+                workers.end()
+            log.info("node %s has ended", self.node.node_id)
+
+    def hold_back(self, why: str) -> None:
+        """Be not ready from now on, so that no new requests are sent here."""
+        self.held_back = why
+
+    # --- who may do what --------------------------------------------------------------------------------------
+
+    def check(self, needed: Role, given: HTTPAuthorizationCredentials | None, *, opened: bool = False) -> None:
+        """Raise ProblemError unless who asks may do what needs this role.
+
+        opened: whether it needs no token. Where no token was set, which is so on loopback alone, reading needs none.
+        """
+        if opened or (not len(self._tokens) and needed == "read"):
+            return
+        if not len(self._tokens):
+            raise ProblemError(403, "this needs a token, and none was set: start with COPILOTLAB_TOKEN or tokens_file")
+        role = self._tokens.role_of(given.credentials) if given is not None else None
+        if role is None:
+            said = "this token is not known" if given is not None else "this needs Authorization: Bearer TOKEN"
+            raise ProblemError(401, said, WWW_Authenticate="Bearer")
+        if not covers(role, needed):
+            raise ProblemError(403, f"this needs a token for {needed!r}, and the token given is for {role!r}")
+
+    # --- answers ----------------------------------------------------------------------------------------------
+
+    def bounded(self, queries: list[str], k: int, chart_ids: list[int] | None) -> None:
+        """Raise ProblemError for more than may be asked at once."""
+        settings = self.settings
+        if k > settings.max_k:
+            raise ProblemError(422, f"k={k}: expected at most {settings.max_k}, which is max_k")
+        if len(queries) > settings.max_queries:
+            raise ProblemError(422, f"{len(queries)} queries: expected at most {settings.max_queries}")
+        if chart_ids is not None and len(chart_ids) > settings.max_chart_ids:
+            raise ProblemError(422, f"{len(chart_ids)} chart_ids: expected at most {settings.max_chart_ids}")
+        for query in queries:
+            if not 1 <= len(query.strip()) <= MAX_QUERY_LENGTH:
+                raise ProblemError(422, f"a query of {len(query.strip())} characters: expected 1 to {MAX_QUERY_LENGTH}")
+
+    def search(self, query: str, k: int, chart_ids: list[int] | None) -> bytes:
+        """Answer one query, as JSON."""
+        found = self.node.search(query, k, chart_ids=chart_ids)
+        return msgspec.json.encode({"query": query, "results": found.to_dicts()})
+
+    def search_many(self, queries: list[str], k: int, chart_ids: list[int] | None) -> bytes:
+        """Answer several queries, as JSON, in their order."""
+        found = self.node.search_many(queries, k, chart_ids=chart_ids)
+        starts = [row for row, rank in enumerate(found["rank"].to_list()) if rank == 1]
+        ends = [*starts[1:], found.height][: len(starts)]
+        answered = iter(zip(starts, ends, strict=True))
+        answers = []
+        following = next(answered, None)
+        for query in queries:
+            rows: list[dict[str, Any]] = []
+            if following is not None and found["query"][following[0]] == query.strip():
+                start, end = following
+                rows = found.slice(start, end - start).drop("query").to_dicts()
+                following = next(answered, None)
+            answers.append({"query": query, "results": rows})
+        return msgspec.json.encode({"answers": answers})
+
+    def chart(self, chart_id: int) -> bytes:
+        """Return a chart as the repository has it, as JSON. Raises ProblemError if there is none."""
+        change = self.node.charts.get_many([chart_id]).get(chart_id)
+        if change is None or change.chart is None:
+            raise ProblemError(404, f"chart {chart_id} is not in the repository")
+        return msgspec.json.encode({**asdict(change.chart), "revision": change.revision})
+
+    def listed(self, after: int, limit: int) -> bytes:
+        """Return the ids of charts that this node holds, as JSON."""
+        manifest = self.node.store.manifest(after, limit)
+        chart_ids = manifest.chart_ids.tolist()
+        further = chart_ids[-1] if len(chart_ids) == limit else None
+        return msgspec.json.encode({"chart_ids": chart_ids, "next": further})
+
+    def status(self) -> bytes:
+        """Return all that is known of the node, as JSON."""
+        node, vitals = self.node, self.node.vitals()
+        lines = timeline([node.journal], start=0.0).tail(TIMELINE)
+        return msgspec.json.encode(
+            {
+                "version": __version__,
+                "status": node.status(),
+                "policy": asdict(node.policy),
+                "peers": [msgspec.structs.asdict(peer) for peer in vitals.peers],
+                "alerts": [alert.as_dict(vitals.at) for alert in node.alerts.active()],
+                "health": self.health(),
+                "metrics": node.metrics(),
+                "skipped": node.skipped().to_dicts(),
+                "actions": {"under_way": self._acting, **self._acted},
+                "timeline": lines.with_columns((vitals.at - pl.col("seconds")).alias("seconds_ago"))
+                .drop("seconds")
+                .to_dicts(),
+            }
+        )
+
+    def alerts(self) -> bytes:
+        """Return the alerts that are raised, as JSON."""
+        now = self.node.clock.now()
+        return msgspec.json.encode({"alerts": [alert.as_dict(now) for alert in self.node.alerts.active()]})
+
+    def health(self) -> Health:
+        """Judge how the node is."""
+        return health_of(self.node.vitals(), self.node.alerts.active(), held_back=self.held_back)
+
+    def metrics(self) -> bytes:
+        """Return all metrics, of the process too, as Prometheus reads them."""
+        return exposition(self._registry)
+
+    # --- actions that take long -------------------------------------------------------------------------------
+
+    def begin(self, action: str, do: Callable[[], object]) -> bytes:
+        """Begin a long action, one at a time, and answer at once. Raises ProblemError."""
+        if wait := self._admin_calls.admit():
+            raise ProblemError(
+                429, f"more than {self.settings.admin_per_minute} admin calls a minute", Retry_After=str(int(wait) + 1)
+            )
+        if self._acting:
+            raise ProblemError(409, f"{self._acting} is under way: see /v1/status")
+        self._acting = action
+
+        async def act() -> None:
+            try:
+                self._acted[action] = str(await self.actions.run(do))
+            except Exception as error:
+                self._acted[action] = f"failed: {error!r}"
+                log.error("%s failed", action, exc_info=error)
+            finally:
+                self._acting = ""
+
+        self._task = asyncio.create_task(act())  # held, so that it is not collected
+        log.info("%s begins", action)
+        return msgspec.json.encode({"action": action})
+
+    def switch_model(self, name: str) -> str:
+        """Load a model and switch the node to it."""
+        self.node.switch_model(load_embedder(name))
+        return self.node.embedder.fingerprint
+
+
+def create_app(node: Node, settings: Settings) -> FastAPI:
+    """Make the application. It starts the node, and stops it at its end. Raises ValueError for a token that is no good,
+    ImportError without prometheus_client."""
+    service = Service(node, settings)
+    app = FastAPI(
+        title="copilotlab",
+        version=__version__,
+        summary="Find charts by meaning, from one node's memory",
+        lifespan=service.life,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+
+    def searcher(given: Given) -> None:
+        service.check("read", given, opened=settings.open_search)
+
+    def reader(given: Given) -> None:
+        service.check("read", given)
+
+    def scraper(given: Given) -> None:
+        service.check("read", given, opened=settings.open_metrics)
+
+    def writer(given: Given) -> None:
+        service.check("write", given)
+
+    def admin(given: Given) -> None:
+        service.check("admin", given)
+
+    async def on(workers: Workers, call: Callable[[], bytes], status: int = 200) -> Response:
+        return _json(await workers.run(call), status)
+
+    @app.get("/v1/search", response_model=Answer, responses=_responses(), dependencies=[Depends(searcher)])
+    async def search(
+        q: Annotated[str, Query(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])],
+        k: Annotated[int, Query(ge=1, description="how many charts")] = 10,
+        chart_id: Annotated[list[AnId] | None, Query(description="only these charts")] = None,
+    ) -> Response:
+        """Find the charts nearest in meaning to one query."""
+        service.bounded([q], k, chart_id)
+        return await on(service.searches, lambda: service.search(q, k, chart_id))
+
+    @app.post("/v1/search", response_model=Answers, responses=_responses(), dependencies=[Depends(searcher)])
+    async def search_many(question: Question) -> Response:
+        """Answer several queries at once."""
+        service.bounded(question.queries, question.k, question.chart_ids)
+        asked = question.queries, question.k, question.chart_ids
+        return await on(service.searches, lambda: service.search_many(*asked))
+
+    @app.get("/v1/charts", response_model=Page, responses=_responses(), dependencies=[Depends(searcher)])
+    async def charts(
+        after: Annotated[int, Query(ge=-1, le=LARGEST_ID)] = -1,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+    ) -> Response:
+        """List the ids of the charts that this node holds, by id."""
+        return await on(service.looks, lambda: service.listed(after, limit))
+
+    @app.get(
+        "/v1/charts/{chart_id}",
+        response_model=ChartAnswer,
+        responses=_responses(404),
+        dependencies=[Depends(searcher)],
+    )
+    async def get_chart(chart_id: ChartId) -> Response:
+        """Read a chart from the repository."""
+        return await on(service.changes, lambda: service.chart(chart_id))
+
+    @app.put("/v1/charts/{chart_id}", response_model=Changed, responses=_responses(), dependencies=[Depends(writer)])
+    async def put_chart(chart_id: ChartId, body: ChartBody) -> Response:
+        """Save a chart, embed it, and tell the other nodes."""
+        chart = Chart(chart_id=chart_id, **body.model_dump())
+        return await on(service.changes, lambda: msgspec.json.encode(node.update_chart(chart)._asdict()))
+
+    @app.delete(
+        "/v1/charts/{chart_id}", response_model=Changed, responses=_responses(404), dependencies=[Depends(writer)]
+    )
+    async def delete_chart(chart_id: ChartId) -> Response:
+        """Delete a chart, and tell the other nodes."""
+        return await on(service.changes, lambda: msgspec.json.encode(node.delete_chart(chart_id)._asdict()))
+
+    @app.post(
+        "/v1/rebuild",
+        status_code=202,
+        response_model=Accepted,
+        responses=_responses(409, 429),
+        dependencies=[Depends(admin)],
+    )
+    async def rebuild() -> Response:
+        """Begin to bring the whole catalogue into all nodes."""
+        return _json(service.begin("rebuild", lambda: node.rebuild().outcome), 202)
+
+    @app.post(
+        "/v1/sync",
+        status_code=202,
+        response_model=Accepted,
+        responses=_responses(409, 429),
+        dependencies=[Depends(admin)],
+    )
+    async def sync() -> Response:
+        """Begin to make this node hold what the repository holds."""
+        return _json(service.begin("sync", lambda: node.sync().outcome), 202)
+
+    @app.post(
+        "/v1/model",
+        status_code=202,
+        response_model=Accepted,
+        responses=_responses(409, 429),
+        dependencies=[Depends(admin)],
+    )
+    async def model(body: ModelName) -> Response:
+        """Begin to switch to another model; searches go on with the present one until it is complete."""
+        return _json(service.begin("model", lambda: service.switch_model(body.name)), 202)
+
+    @app.get("/v1/status", responses=_responses(), dependencies=[Depends(reader)])
+    async def status() -> Response:
+        """Tell all that is known of the node: status, policy, peers, alerts, health, metrics, timeline."""
+        return await on(service.looks, service.status)
+
+    @app.get("/v1/alerts", responses=_responses(), dependencies=[Depends(reader)])
+    async def alerts() -> Response:
+        """List what has been wrong for longer than it should, with evidence and what to do."""
+        return await on(service.looks, service.alerts)
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        """Tell that the process answers."""
+        return _json(b'{"live":true}')
+
+    @app.get("/readyz", responses={503: {"description": "before the first fill, or ending; with the reasons"}})
+    async def readyz() -> Response:
+        """Tell whether this node may be asked; it may while Redis is away."""
+        health = await service.looks.run(service.health)
+        body = {"ready": health.ready, "reasons": health.not_ready}
+        return _json(msgspec.json.encode(body), 200 if health.ready else 503)
+
+    @app.get("/healthz", responses={503: {"description": "something is wrong; with the reasons"}})
+    async def healthz() -> Response:
+        """Tell whether all is well, and what is not."""
+        health = await service.looks.run(service.health)
+        return _json(msgspec.json.encode(health), 200 if health.well else 503)
+
+    @app.get("/metrics", responses=_responses(), dependencies=[Depends(scraper)])
+    async def metrics() -> Response:
+        """Give all metrics as Prometheus reads them."""
+        return Response(await service.looks.run(service.metrics), media_type=CONTENT_TYPE_LATEST)
+
+    told_as_problems(app)
+    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
+    return app
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")

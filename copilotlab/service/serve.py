@@ -1,0 +1,140 @@
+"""``copilotlab serve`` and ``copilotlab config``: from flags to a running service, and to its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import uvicorn
+
+from copilotlab.charts import ChartRepository
+from copilotlab.embedding import load_embedder
+from copilotlab.node import Node
+from copilotlab.service.app import Service, create_app
+from copilotlab.service.door import REQUEST_ID
+from copilotlab.service.settings import Settings, load_settings
+
+
+def serve(flags: Sequence[str] = ()) -> int:
+    """Serve one node until SIGTERM or Ctrl-C; return 0 if it ended in order.
+
+    Then it takes no new connections, is not ready, finishes the requests under way (at most ``grace`` seconds), gives a
+    lease back, and leaves Redis. Raises SettingsError, EmbeddingError, RepositoryError, CarrierRefused, OSError.
+    """
+    settings, _ = load_settings(flags)
+    with ChartRepository(settings.charts) as charts:
+        node = Node(
+            charts,
+            load_embedder(settings.model),
+            settings.redis,
+            policy=settings.policy.made(),
+            node_id=settings.node_id,
+            namespace=settings.namespace,
+        )
+        log_as(settings.log, node.node_id)
+        try:
+            return run(node, settings)
+        finally:
+            node.stop()
+
+
+def run(node: Node, settings: Settings) -> int:
+    """Serve a node that was made before; see `serve`."""
+    app = create_app(node, settings)
+    config = uvicorn.Config(
+        app,
+        settings.host,
+        settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        lifespan="on",
+    )
+    server = _Server(config, app.state.service)
+    # uvicorn ends in order, and then raises the signal once more: that is to find somebody, and do nothing.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Says that it is not ready as soon as it is told to end, and where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Begin to end, by a signal."""
+        self._service.hold_back("the service is ending")
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]  # uvicorn's own frame
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Bind, and say where."""
+        await super().startup(sockets)  # type: ignore[arg-type]
+        for server in getattr(self, "servers", []):
+            for socket in server.sockets:
+                host, port = socket.getsockname()[:2]
+                logging.getLogger("copilotlab.service").info("listening on http://%s:%d", host, port)
+
+
+def show_config(flags: Sequence[str] = ()) -> int:
+    """Print the effective settings, each with where it comes from, secrets hidden. Raises SettingsError."""
+    _, effective = load_settings(flags, program="copilotlab config")
+    width = max(len(row.name) for row in effective)
+    values = max(len(row.value) for row in effective)
+    for row in effective:
+        print(f"{row.name:<{width}}  {row.value:<{values}}  {row.origin}")
+    return 0
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def log_as(form: str, node_id: str) -> None:
+    """Write the logs of copilotlab and uvicorn to stderr. form: "plain" or "json", an object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(node_id) if form == "json" else _Plain(node_id))
+    for name in ("copilotlab", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:], logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+class _Plain(logging.Formatter):
+    def __init__(self, node_id: str) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s [%(node)s %(request)s] %(message)s")
+        self._node_id = node_id
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.node, record.request = self._node_id, REQUEST_ID.get() or "-"
+        return super().format(record)
+
+
+class _Json(logging.Formatter):
+    def __init__(self, node_id: str) -> None:
+        super().__init__()
+        self._node_id = node_id
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "node": self._node_id,
+            "request": REQUEST_ID.get(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
