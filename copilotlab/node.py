@@ -29,7 +29,6 @@ from copilotlab.charts import (
     RepositoryError,
     check_chart_id,
     plain,
-    short,
 )
 from copilotlab.clock import Clock
 from copilotlab.details import Details
@@ -64,6 +63,7 @@ from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.follower import Completeness
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
+from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 from copilotlab.watch import NodeState, Watch, collector_of, state_of
 

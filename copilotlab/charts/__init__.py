@@ -1,6 +1,6 @@
 """What there is to find: charts, and the repository that is their system of record."""
 
-from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, check_chart_id, plain, short
+from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, check_chart_id, plain
 from copilotlab.charts.database import RepositoryError
 from copilotlab.charts.repository import Change, ChartRepository, Heads, Identity, Look, Reading, Unreadable
 
@@ -18,5 +18,4 @@ __all__ = [
     "Unreadable",
     "check_chart_id",
     "plain",
-    "short",
 ]

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from copilotlab.charts.chart import LISTS, ChartError, short
+from copilotlab.charts.chart import LISTS, ChartError
+from copilotlab.reasons import short
 
 _WHOLE_NUMBER = re.compile(r"\s*(\d{1,100})(\.0*)?\s*")
 _LARGEST_FLOAT = 2**53  # from here on a float may stand for several whole numbers

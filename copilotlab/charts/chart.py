@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copilotlab.markup import facts_table
+from copilotlab.reasons import short
 
 MAX_CHART_ID = 2**63 - 1
 MAX_TITLE = 500
@@ -159,12 +160,3 @@ def plain(value: object) -> object:
 
 def _words(value: object) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def short(value: object) -> str:
-    """Return what `repr` says of the value, cut to 80 characters, as messages show it."""
-    try:
-        shown = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        shown = f"<{type(value).__name__} too long to show>"
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from copilotlab.charts.chart import short
-from copilotlab.reasons import reason
+from copilotlab.reasons import reason, short
 from copilotlab.urls import hide_password
 
 if TYPE_CHECKING:

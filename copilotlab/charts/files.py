@@ -17,8 +17,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from copilotlab.charts.chart import Chart, ChartError, short
-from copilotlab.reasons import reason
+from copilotlab.charts.chart import Chart, ChartError
+from copilotlab.reasons import reason, short
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from copilotlab.charts.cells import is_absent, is_blank, value_of
-from copilotlab.charts.chart import Chart, ChartError, short
+from copilotlab.charts.chart import Chart, ChartError
 from copilotlab.charts.files import FIELDS, Table, polars_table, read_table
+from copilotlab.reasons import short
 
 if TYPE_CHECKING:
     import polars as pl

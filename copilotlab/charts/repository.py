@@ -26,7 +26,6 @@ from copilotlab.charts.chart import (
     check_chart_id,
     hash_of,
     plain,
-    short,
     text_of,
 )
 from copilotlab.charts.database import RepositoryError, check_timeout, database_of
@@ -34,7 +33,7 @@ from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
 from copilotlab.lifetime import ForkGate, renewed_by_fork
 from copilotlab.markup import rows_table, text
-from copilotlab.reasons import reason
+from copilotlab.reasons import reason, short
 
 if TYPE_CHECKING:
     import polars as pl
@@ -179,6 +178,7 @@ class ChartRepository:
         self._charts, self._counter = _tables()
         self._turns = 0  # that threads have had, where they come one by one
         self._told: dict[int, Unreadable] = {}
+        self._gone = False  # closed, and it was in memory
         self._file_id: tuple[int, int] | None = None  # of SQLite's file: device and inode
         with self._transaction(writes=True) as connection:
             self.identity = self._create(connection)
@@ -578,6 +578,7 @@ class ChartRepository:
         """Close all connections, but those of an engine of your own; a repository in memory is gone then."""
         if self._database.is_ours:
             self._engine.dispose()
+            self._gone = self._database.in_memory
 
     def __enter__(self) -> Self:
         return self
@@ -590,6 +591,8 @@ class ChartRepository:
         """Open a connection in a transaction; all that it reads, in however many statements, is of one moment."""
         import sqlalchemy as sa
 
+        if self._gone:
+            raise self._error("it was closed, and what was in memory is gone. Make another, or give it a file's URL")
         # SQLite's own lock is tried now and then, so that one of many may never get it: here they take turns.
         alone = self._lock if self._database.is_alone(writes) else None
         if alone is not None:

@@ -61,7 +61,19 @@ class Embedder(ABC):
         self._told_of_empty = False
         self._told_of_cut = False
 
+    if not TYPE_CHECKING:  # which knows the attributes, and should not take others
+
+        def __getattr__(self, name: str) -> object:
+            """Say why an attribute is not there that ``__init__`` makes."""
+            owner = type(self).__name__
+            if name in ("name", "fingerprint", "dim", "_told_of_empty", "_told_of_cut"):
+                needed = "super().__init__(name=..., fingerprint=..., dim=...)"
+                raise AttributeError(f"{owner} has no {name!r}: its __init__ has to call {needed}")
+            raise AttributeError(f"{owner!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
+        if "fingerprint" not in vars(self):
+            return f"{type(self).__name__}(without super().__init__)"
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
 
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
@@ -80,7 +92,8 @@ class Embedder(ABC):
         Raises:
             TypeError: `texts` is one string, or an element is not a string.
             ValueError: an element is not valid Unicode, or `batch_size` is below 1.
-            EmbeddingError: the model gave NaN, infinity or another shape.
+            EmbeddingError: the model gave NaN, infinity or another shape, or raised what is no error of the system
+                (OSError, MemoryError), which passes through.
         """
         texts = _checked(texts)
         if batch_size < 1:
@@ -135,7 +148,12 @@ class Embedder(ABC):
             yield rows[start : start + batch_size]
 
     def _unit_vectors(self, texts: list[str], rows: list[int]) -> NDArray[np.float64]:
-        block = np.array(self._encode([texts[row] for row in rows]), dtype=np.float64)
+        try:
+            block = np.array(self._encode([texts[row] for row in rows]), dtype=np.float64)
+        except (EmbeddingError, OSError, MemoryError):
+            raise
+        except Exception as error:  # the model is foreign code: whatever it raises has one name here
+            raise EmbeddingError(f"{self.name} failed on {len(rows)} texts: {error!r}") from error
         if block.shape != (len(rows), self.dim):
             raise EmbeddingError(
                 f"{self.name} gave an array of shape {block.shape} for {len(rows)} texts: "

@@ -23,6 +23,7 @@ from copilotlab.monitoring import Journal, timeline
 from copilotlab.monitoring.happenings import Deleted, Happening, Updated
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy, check_policy
+from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT
 from copilotlab.store.records import as_integer
 from copilotlab.urls import hide_password
@@ -80,12 +81,12 @@ class Lab:
         exact_limit: int = EXACT_LIMIT,
     ) -> None:
         if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= 64:
-            raise ValueError(f"Lab(nodes={nodes!r}): expected a whole number from 1 to 64")
+            raise ValueError(f"Lab(nodes={short(nodes)}): expected a whole number from 1 to 64")
         if not isinstance(model, str | Embedder):
-            raise TypeError(f"Lab(model={model!r}): expected the name of a model, or an Embedder")
+            raise TypeError(f"Lab(model={short(model)}): expected the name of a model, or an Embedder")
         if redis is not None and not isinstance(redis, LocalRedis):
-            shown = hide_password(str(redis))
-            raise TypeError(f"Lab(redis={shown!r}): expected a LocalRedis, as in Lab(redis=LocalRedis()), or None")
+            shown = short(hide_password(redis)) if isinstance(redis, str) else hide_password(short(redis))
+            raise TypeError(f"Lab(redis={shown}): expected a LocalRedis, as in Lab(redis=LocalRedis()), or None")
         check_policy(policy)
         self._model = load_embedder(model) if isinstance(model, str) else model
         if isinstance(charts, ChartRepository):

@@ -136,7 +136,11 @@ class ConnectionLost(Happening, frozen=True):
 
     @property
     def line(self) -> Line:
-        return Line("redis_refused" if self.refused else "redis_away", self.reason, logging.WARNING)
+        return (
+            Line("redis_refused", self.reason, logging.WARNING)
+            if self.refused
+            else Line("redis_away", self.reason.removeprefix("Redis ").replace(" is away: ", ": ", 1), logging.WARNING)
+        )
 
 
 class ConnectionBack(Happening, frozen=True):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from copilotlab.monitoring.happenings import Happening
+from copilotlab.reasons import short
 
 Listener = Callable[[Happening], object]
 
@@ -29,7 +30,7 @@ class Listeners:
     def add(self, listener: Listener) -> None:
         """Tell ``listener`` of all that happens from now on. Raises TypeError for what cannot be called."""
         if not callable(listener):
-            raise TypeError(f"listener={listener!r}: expected a function of one happening, as in print")
+            raise TypeError(f"listener={short(listener)}: expected a function of one happening, as in print")
         self.added = (*self.added, listener)
 
     def tell(self, happening: Happening) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Happening, Journal, Listener, Listeners, Metrics
 from copilotlab.protocol.policy import Policy, check_policy
+from copilotlab.reasons import short
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Context:
 def check_name(field: str, value: object) -> str:
     """Return the name; ValueError for anything but a text of 1 to 200 characters that can be sent."""
     if not isinstance(value, str) or not 1 <= len(value) <= 200:
-        raise ValueError(f"{field}={value!r}: expected 1 to 200 characters")
+        raise ValueError(f"{field}={short(value)}: expected 1 to 200 characters")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{field}={value!r}: has half a surrogate pair, which cannot be sent; leave it out")
     return value

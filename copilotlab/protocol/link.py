@@ -23,6 +23,7 @@ from copilotlab.protocol import access, events, keys
 from copilotlab.protocol.carrier import Carrier, CarrierAway, CarrierRefused, RedisCarrier
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.pages import PageBound, PageRefused, is_for_size
+from copilotlab.reasons import short
 
 REFUSED_PAUSE = 10.0  # seconds, at most, between two looks at a Redis that refuses us
 SILENT_BEATS = 3  # heartbeats without any answer, after which the subscription is dead, whatever TCP says
@@ -329,5 +330,5 @@ def _carrier(target: str | redis.Redis | redis.RedisCluster | Carrier, timeout: 
     if hasattr(target, "receive") and hasattr(target, "publish"):
         return target
     raise ValueError(
-        f"redis={target!r}: expected a URL such as redis://127.0.0.1:6379/0, or a redis-py client that you made"
+        f"redis={short(target)}: expected a URL such as redis://127.0.0.1:6379/0, or a redis-py client that you made"
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Literal, get_args
 
+from copilotlab.reasons import short
+
 Precision = Literal["float32", "float16"]
 
 
@@ -140,4 +142,4 @@ class Policy:
 def check_policy(policy: object) -> None:
     """Raise TypeError for what is neither a `Policy` nor None."""
     if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"policy={policy!r}: expected a Policy, as in Policy(batch_timeout=60) or Policy.seed()")
+        raise TypeError(f"policy={short(policy)}: expected a Policy, as in Policy(batch_timeout=60) or Policy.seed()")

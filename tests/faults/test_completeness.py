@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 
@@ -204,3 +205,27 @@ def test_the_time_to_convergence_counts_from_the_last_change_and_is_nothing_wher
         assert healed > changed + 0.4
         assert seconds < LIMIT
         assert any(event == "heal" for event in lab.timeline()["event"])
+
+
+def test_a_search_that_is_awaited_leaves_the_event_loop_free():
+    model = FragileModel(HASH)
+    asked, answered = threading.Event(), threading.Event()
+
+    def encode(batch):
+        asked.set()
+        assert answered.wait(LIMIT)
+        return HASH.embed(batch)
+
+    model._encode = encode
+    node = Node(full(), model)
+
+    async def both():
+        search = asyncio.create_task(node.asearch(QUESTION, k=3, chart_ids=[1]))
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        assert not search.done()
+        answered.set()
+        return await search
+
+    assert isinstance(asyncio.run(asyncio.wait_for(both(), LIMIT)), Answer)
+    node.close()
