@@ -1,6 +1,6 @@
 """Answer many at once in an event loop: each search in a thread, only what each user may see.
 
-    python examples/ask_in_asyncio.py [MODEL]
+python examples/ask_in_asyncio.py [MODEL]
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Kill Redis under three nodes, go on, bring it back empty, and see all nodes agree.
 
-    python examples/lose_redis.py [MODEL]
+python examples/lose_redis.py [MODEL]
 """
 
 import sys

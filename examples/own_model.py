@@ -1,6 +1,6 @@
 """A model of your own in a running node: the one that counts pairs of letters forgives spelling.
 
-    python examples/own_model.py [MODEL]
+python examples/own_model.py [MODEL]
 """
 
 import sys

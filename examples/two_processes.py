@@ -1,6 +1,6 @@
 """Two processes, one catalogue: the second follows the first, and embeds nothing.
 
-    python examples/two_processes.py [MODEL]
+python examples/two_processes.py [MODEL]
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """Count and print what happens on a node, as a service would for its dashboards.
 
-    python examples/watch_a_node.py [MODEL]
+python examples/watch_a_node.py [MODEL]
 """
 
 import queue
