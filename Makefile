@@ -143,15 +143,14 @@ docs: $(VENV)/dev   ## the site, in build/site; a link, anchor or name that lead
 	@echo "build/site/index.html"
 
 dist: $(VENV)/dev   ## wheel and sdist, checked, in dist
-	@rm -rf dist
+	@rm -rf dist && mkdir -p build
 	@$(BIN)/python -m build --outdir dist . >build/dist.log 2>&1 || (cat build/dist.log; exit 1)
 	@$(BIN)/twine check --strict dist/*
 
-# For each Python at hand: an empty venv, the wheel, and the demo from outside the repository. Where there is no CPU build of
-# torch for one, as with `RELEASE_TORCH=`, the model is one that needs none, and what needs torch is left out.
-release-check: dist   ## the wheel in an empty venv, demoed from outside; extras resolvable (PYTHONS="python3.11 python3.12")
-	@for python in $(or $(PYTHONS),$(PYTHON)); do \
-	  tests/release/check $$python "$(TORCH)" $(CURDIR)/dist/*.whl || exit 1; done
+# PYTHONS="python3.12 python3.13": also there, without torch, which would be a larger build, and with a model that needs none.
+release-check: dist   ## the wheel in an empty venv, demoed from outside; its extras (PYTHONS="python3.12 ...": there too)
+	@tests/release/check $(PYTHON) "$(TORCH)" $(CURDIR)/dist/*.whl
+	@for python in $(PYTHONS); do tests/release/check $$python "" $(CURDIR)/dist/*.whl || exit 1; done
 
 clean:           ## remove what was installed and cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

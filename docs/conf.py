@@ -34,6 +34,7 @@ nb_execution_mode = "off"  # shown as they were committed; `make notebooks` runs
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # would be fetched; a widget's static picture is shown in its place
 
 default_role = "code"
+smartquotes = False  # a default of "" stays one
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
