@@ -253,7 +253,7 @@ class Batch:
             (vector,) = self._embedder.embed([chart.text])
             return [Record.of(chart.chart_id, revision, chart.content_hash, vector)]
         except Exception as error:  # noqa: BLE001 - as above
-            reason = f"the model fails on it: {error!r}"
+            reason = f"the model fails on it: {error.__cause__ or error!r}"
             self._follower.skip(chart.chart_id, revision, chart.content_hash, TEXT, reason)
             with suppress(CarrierAway):  # then the claim ends by itself
                 self._coordinator.disclaim(Need(chart.chart_id, chart.content_hash, revision))

@@ -160,7 +160,7 @@ def test_whoever_waits_for_a_batch_that_fails_finds_what_it_failed_with_and_may_
         c.turn()
 
     ((error, left),) = found
-    assert isinstance(error, ZeroDivisionError)
+    assert isinstance(error.__cause__, ZeroDivisionError)
     assert left is None
     monkeypatch.undo()
     assert node.rebuild().outcome == "published"
