@@ -41,10 +41,10 @@ def picture(page: Page) -> str:
 
 
 def test_another_depth_has_another_recommendation_and_a_wrong_name_is_told(show):
-    imports, *_, asks = cells = code("02_embedding_models")
+    imports, choices, collection, *_, asks = cells = code("02_embedding_models")
     (plots,) = [cell for cell in cells if "def quality_against_cost" in cell]
-    few = imports.replace("charts=800, questions=100", "charts=100, questions=10")
-    page = show("models", few, MEASURED, plots, asks)
+    few = "CHARTS, QUESTIONS = 100, 10"
+    page = show("models", imports, choices, few, collection, MEASURED, plots, asks)
     expect(page.locator("strong", has_text="nDCG@10")).to_be_visible()
     before = picture(page)
 
@@ -59,9 +59,10 @@ def test_another_depth_has_another_recommendation_and_a_wrong_name_is_told(show)
 
 
 def test_another_size_of_catalogue_has_another_timeout(show):
-    imports, *_, asks = code("03_batch_timeouts")
-    page = show("timeouts", imports, asks)
-    advised = page.locator("table.dataframe tbody tr").first
+    imports, choices, *_, asks = code("03_batch_timeouts")
+    page = show("timeouts", imports, choices, asks)
+    tables = page.locator("table", has=page.locator("thead"))
+    advised = tables.locator("tbody tr").first
     expect(page.get_by_text("With a batch_timeout of 32 s")).to_be_visible()
     expect(advised).to_contain_text("754")
 
@@ -71,13 +72,13 @@ def test_another_size_of_catalogue_has_another_timeout(show):
     expect(advised).to_contain_text("7,202")
     page.get_by_label("the holder renews its lease").click()
     expect(page.get_by_text("the lease changes hands 375 times")).to_be_visible()
-    expect(page.locator("table.dataframe")).to_have_count(1)
+    expect(tables).to_have_count(1)
 
 
 def test_another_field_has_another_story(show):
-    imports, _, _, _, sentences, asks = code("05_policies")
-    two = "FIELDS = ['reconcile', 'fenced']\nplayed = outcomes(FIELDS)\nmeasured = summary(played)"
-    page = show("policies", imports, two, sentences, asks)
+    imports, _, played, *_, sentences, asks = code("05_policies")
+    two = "FIELDS = ['reconcile', 'fenced']"
+    page = show("policies", imports, two, played, sentences, asks)
     expect(page.get_by_text("When a message to one node is lost")).to_have_count(2)
     before = picture(page)
 
@@ -88,8 +89,8 @@ def test_another_field_has_another_story(show):
 
 
 def test_another_fault_is_drawn_while_it_lasts(show):
-    imports, asks = code("04_recovery")
-    page = show("recovery", imports, asks)
+    imports, choices, named, asks = code("04_recovery")
+    page = show("recovery", imports, choices, named, asks)
     expect(page.get_by_text("the server is killed")).to_be_visible()
     before = picture(page)
 
