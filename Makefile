@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit alone axe-core browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue lab clean chromium debian-redis prometheus docs dist release-check
+        screenshots catalogue lab clean chromium debian-redis prometheus site docs dist release-check
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -69,7 +69,7 @@ axe-core:        ## axe-core from npm, for the browser tests
 	  && rm axe-core-*.tgz) || echo "axe-core cannot be had here: set COPILOTLAB_AXE to an axe.min.js"
 
 test:            ## everything that decides whether a change lands; one failure does not hide the next
-	@$(MAKE) --no-print-directory --keep-going lint types unit alone browser notebooks \
+	@$(MAKE) --no-print-directory --keep-going lint types site unit alone browser notebooks \
 	  || (echo "tests that failed, of all parts:"; $(BIN)/pytest --quiet --no-header --cache-show cache/lastfailed; exit 1)
 
 lint: $(VENV)/dev   ## style
@@ -137,8 +137,10 @@ catalogue: $(VENV)/dev   ## make data/*.parquet again from data/subjects
 lab: $(VENV)/dev   ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir notebooks
 
-docs: $(VENV)/dev   ## the site, in build/site; a link, anchor or name that leads nowhere is an error
+site: $(VENV)/dev   ## build/site; a link, anchor or name that leads nowhere is an error
 	@$(BIN)/sphinx-build --fail-on-warning --nitpicky --fresh-env --quiet --builder html docs build/site
+
+docs: site       ## the site, and what its pages show tried out
 	@$(BIN)/pytest --quiet tests/docs
 	@echo "build/site/index.html"
 
