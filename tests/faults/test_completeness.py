@@ -184,6 +184,7 @@ def test_a_lab_does_not_say_that_nodes_agree_which_are_not_heard_or_differ_from_
             assert "agree" not in shown, "at once, before any node has looked"
         lab.wait_converged(LIMIT)
         lab.redis.kill()
+        wait_until(lambda: all(node.status()["redis"] == "away" for node in lab.nodes), "the nodes notice", LIMIT)
         with pytest.raises(NotConverged, match="node-0 is not connected"):
             lab.wait_converged(1.0)
         for shown in (repr(lab), lab._repr_html_()):
