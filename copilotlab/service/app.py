@@ -172,9 +172,9 @@ class Service:
     @asynccontextmanager
     async def life(self, _app: FastAPI) -> AsyncIterator[None]:
         """Start the node, and stop it at the end: it gives its lease back and leaves Redis, within a bound."""
-        await self.actions.run(self.node.start)
-        log.info("node %s serves", self.node.node_id)
         try:
+            await self.actions.run(self.node.start)
+            log.info("node %s serves", self.node.node_id)
             yield
         finally:
             self.hold_back("the service is ending")
@@ -350,8 +350,16 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     def admin(given: Given) -> None:
         service.check("admin", given)
 
-    async def on(workers: Workers, call: Callable[[], bytes], status: int = 200) -> Response:
-        return _json(await workers.run(call), status)
+    async def on(workers: Workers, call: Callable[[], bytes]) -> Response:
+        return _json(await workers.run(call))
+
+    # What begins something long: it is answered at once.
+    action: dict[str, Any] = {
+        "status_code": 202,
+        "response_model": Accepted,
+        "responses": _responses(409, 429),
+        "dependencies": [Depends(admin)],
+    }
 
     @app.get("/v1/search", response_model=Answer, responses=_responses(), dependencies=[Depends(searcher)])
     async def search(
@@ -401,35 +409,17 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         """Delete a chart, and tell the other nodes."""
         return await on(service.changes, lambda: msgspec.json.encode(node.delete_chart(chart_id)._asdict()))
 
-    @app.post(
-        "/v1/rebuild",
-        status_code=202,
-        response_model=Accepted,
-        responses=_responses(409, 429),
-        dependencies=[Depends(admin)],
-    )
+    @app.post("/v1/rebuild", **action)
     async def rebuild() -> Response:
         """Begin to bring the whole catalogue into all nodes."""
         return _json(service.begin("rebuild", lambda: node.rebuild().outcome), 202)
 
-    @app.post(
-        "/v1/sync",
-        status_code=202,
-        response_model=Accepted,
-        responses=_responses(409, 429),
-        dependencies=[Depends(admin)],
-    )
+    @app.post("/v1/sync", **action)
     async def sync() -> Response:
         """Begin to make this node hold what the repository holds."""
         return _json(service.begin("sync", lambda: node.sync().outcome), 202)
 
-    @app.post(
-        "/v1/model",
-        status_code=202,
-        response_model=Accepted,
-        responses=_responses(409, 429),
-        dependencies=[Depends(admin)],
-    )
+    @app.post("/v1/model", **action)
     async def model(body: ModelName) -> Response:
         """Begin to switch to another model; searches go on with the present one until it is complete."""
         return _json(service.begin("model", lambda: service.switch_model(body.name)), 202)

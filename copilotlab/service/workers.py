@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -62,9 +63,8 @@ class Workers:
                 result, error = call(), None
             except Exception as raised:  # noqa: BLE001 - it is raised where it was asked for
                 result, error = None, raised
-            loop = future.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, future, result, error)
+            with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
             del future, call, handed, result, error
 
     def __repr__(self) -> str:
