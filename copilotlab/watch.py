@@ -102,8 +102,7 @@ class Watch:
     def _estimate(self, batch: Batch, now: float) -> None:
         """Take the rate of a batch before it, or else of its own beginning: one that slows down is to be seen."""
         tally, seconds = batch.tally, now - batch.tally.began
-        wanted = tally.total - (tally.done - tally.embedded)
-        enough = tally.embedded >= SHARE_FOR_ESTIMATE * wanted or seconds >= SECONDS_FOR_ESTIMATE
+        enough = tally.embedded >= SHARE_FOR_ESTIMATE * tally.to_embed or seconds >= SECONDS_FOR_ESTIMATE
         if self._rate is None and tally.embedded and seconds > 0 and enough:
             self._rate = tally.embedded / seconds
 
@@ -151,21 +150,24 @@ class Watch:
             batch=self._batch_vitals(replica.batches.present, now),
             peers=tuple(self._peer_vitals(replica, peer, now) for peer in replica.peers.known()),
             counts=counts,
-            recent={name[len(DROPPED) :]: now - at for name, at in self._grew.copy().items() if name[:8] == DROPPED},
+            recent={
+                name.removeprefix(DROPPED): now - at
+                for name, at in self._grew.copy().items()
+                if name.startswith(DROPPED)
+            },
         )
 
     def _batch_vitals(self, batch: Batch | None, now: float) -> BatchVitals | None:
         if batch is None:
             return None
         tally = batch.tally
-        wanted = tally.total - (tally.done - tally.embedded)
         return BatchVitals(
             kind=batch.kind,
             done=tally.done,
             total=tally.total,
             embedded=tally.embedded,
             seconds=now - tally.began,
-            expected=None if self._rate is None else wanted / self._rate,
+            expected=None if self._rate is None else tally.to_embed / self._rate,
             leased=batch.grant is not None,
         )
 

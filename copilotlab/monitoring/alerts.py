@@ -96,16 +96,20 @@ class Alert(msgspec.Struct, frozen=True):
     remedy: str
     times: int = 1
 
+    @property
+    def told(self) -> str:
+        """The evidence in a line."""
+        return ", ".join(f"{name} {_short(value)}" for name, value in self.evidence.items())
+
     def as_dict(self, now: float) -> dict[str, object]:
         """Return it in plain values; ``seconds``: for how long it has lasted."""
-        told = ", ".join(f"{name} {_short(value)}" for name, value in self.evidence.items())
         return {
             "name": self.name,
             "severity": self.severity,
             "since": self.since,
             "seconds": now - self.since,
             "times": self.times,
-            "evidence": told,
+            "evidence": self.told,
             "remedy": self.remedy,
         }
 
@@ -348,8 +352,7 @@ class Alerts:
             if now - case.since < finding.after:
                 return []
             case.alert = Alert(name, condition.severity, case.since, finding.evidence, condition.remedy)
-            told = str(case.alert.as_dict(now)["evidence"])
-            return [AlertRaised(name, condition.severity, told, condition.remedy)]
+            return [AlertRaised(name, condition.severity, case.alert.told, condition.remedy)]
         times, case.gone = case.alert.times + case.gone, False
         case.alert = msgspec.structs.replace(case.alert, evidence=finding.evidence, times=times)
         return []

@@ -37,6 +37,11 @@ class Tally:
     removed: int = 0
     sent: int = 0
 
+    @property
+    def to_embed(self) -> int:
+        """How many charts were embedded, or may still have to be."""
+        return self.total - (self.done - self.embedded)
+
     def count_kept(self, charts: int) -> None:
         """Count charts that need nothing, since their vectors are here."""
         self.reused += charts
