@@ -95,7 +95,9 @@ class Batches:
                 since = 0  # nothing less than the whole catalogue makes up for a rebuild that is owed
             name, inquiry = uuid.uuid4().hex, None
             if ask_peers and grant is not None and context.policy.reconcile:
-                inquiry = Inquiry(name, self._coordinator, self._view, self._peers, self._transfers)
+                parts = self._coordinator, self._view, self._peers, self._transfers
+                left_by = grant.left_by if grant.left_by != context.node_id else ""
+                inquiry = Inquiry(name, *parts, left_by=left_by)
             batch = Batch(
                 kind,
                 name=name,
@@ -109,7 +111,7 @@ class Batches:
             )
             if batch.epoch:
                 self._view.accept(batch.name, batch.epoch)  # what was said under an earlier lease is over
-            context.tell(BatchBegan(kind, batch.epoch, grant is None, grant is not None and grant.taken_over))
+            context.tell(BatchBegan(kind, batch.epoch, grant is None, bool(grant and grant.left_by)))
             self.present = batch  # from now on a thread may drive it
             return batch
 

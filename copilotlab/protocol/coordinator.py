@@ -221,16 +221,17 @@ class Coordinator:
 
     # --- events -----------------------------------------------------------------------------------------------
 
-    def publish(self, event: events.Event, need: Need | None = None) -> int:
-        """Say ``event`` to all nodes, and note on the claim of ``need`` that it was sent; return how many listened."""
+    def publish(self, event: events.Event, *needs: Need) -> int:
+        """Say ``event`` to all nodes, and note on the claims of ``needs`` that it was sent; return how many listened."""
         link, policy = self.link, self.context.policy
-        if need is None or not policy.claim:
+        if not needs or not policy.claim:
             return link.say(event)
-        claim, sent = self._claim(need), f"{link.session_name}={need.revision}"
+        claims = [self._claim(need) for need in needs]
+        sent = [f"{link.session_name}={need.revision}" for need in needs]
 
         def announce(channel: str, payload: bytes) -> int:
-            what = [channel, payload, sent, round(policy.claim_timeout * 1000)]
-            return int(link.carrier.run("announce", [claim], what))
+            what = [channel, payload, round(policy.claim_timeout * 1000), *sent]
+            return int(link.carrier.run("announce", claims, what))
 
         return link.say(event, announce)
 

@@ -80,6 +80,15 @@ class ChartUpdated(_Event, frozen=True):
     record: WireRecord
 
 
+class ChartsUpdated(_Event, frozen=True):
+    """Several charts' new vectors, as a `RecordPage` in a key, for every node to fetch (`chart-vector-updates`).
+
+    Said after an outage, of what was embedded meanwhile. A node that does not know it misses it, and fetches later.
+    """
+
+    bulk: BulkId
+
+
 class ChartDeleted(_Event, frozen=True):
     """One chart's end (`chart-deletions`); ``revision`` is its tombstone's."""
 
@@ -170,6 +179,7 @@ class BulkReady(_Event, frozen=True):
 
 Event = (
     ChartUpdated
+    | ChartsUpdated
     | ChartDeleted
     | BatchStarted
     | BatchChunk
@@ -183,6 +193,7 @@ Event = (
 
 CHANNEL_OF: dict[type, str] = {
     ChartUpdated: UPDATES,
+    ChartsUpdated: UPDATES,
     ChartDeleted: DELETIONS,
     BatchStarted: BATCHES,
     BatchChunk: BATCHES,

@@ -18,10 +18,24 @@ LONGEST_SILENCE = 3  # times the patience with one peer: the longest that a batc
 
 
 class Inquiry:
-    """The questions of one batch to its peers. batch: the batch's name."""
+    """The questions of one batch to its peers.
 
-    def __init__(self, batch: str, coordinator: Coordinator, view: View, peers: Peers, transfers: Transfers) -> None:
+    batch: the batch's name. left_by: another node that left its lease behind, "" if none did. It may be away and
+    alive, and have gone on with its batch, so it is given the time to come back.
+    """
+
+    def __init__(
+        self,
+        batch: str,
+        coordinator: Coordinator,
+        view: View,
+        peers: Peers,
+        transfers: Transfers,
+        *,
+        left_by: str = "",
+    ) -> None:
         self._batch = batch
+        self._left_by = left_by
         self._coordinator = coordinator
         self._view = view
         self._peers = peers
@@ -107,7 +121,8 @@ class Inquiry:
         unheard = self._coordinator.echoed < self._announced or answered < self.audience
         unanswered = unheard and now - max(self._begun, view.back_since) < grace
         not_back = (peers.expected() or not view.knew_all) and now - view.back_since < grace
-        return bool(unanswered or not_back)
+        left = self._left_by and peers.get(self._left_by, now) is None and now - self._begun < grace
+        return bool(unanswered or not_back or left)
 
     def __repr__(self) -> str:
         return f"Inquiry({len(self._asked)} asked, {'over' if self.answered else 'under way'})"

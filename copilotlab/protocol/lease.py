@@ -25,13 +25,13 @@ class Grant(NamedTuple):
     """The right to run a batch.
 
     value: of the lease, as it stands in Redis; epoch: its fencing token, 0 where leases have none; owed: whether a
-    rebuild was owed when it was taken; taken_over: whether it was left behind by a holder that is gone.
+    rebuild was owed when it was taken; left_by: the holder that is gone and left it behind, "" if none did.
     """
 
     value: str
     epoch: int
     owed: bool
-    taken_over: bool = False
+    left_by: str = ""
 
 
 class Lease(ABC):
@@ -190,12 +190,13 @@ class FencedLease(Lease):
         where = [self._key, context.scope(keys.EPOCH), self._owed, link.sign_of_life]
         milliseconds = round(self._policy.batch_timeout * 1000)
         what = [context.node_id, model, milliseconds, self.epoch, int(if_owed), session, *link.life]
-        epoch, owed, taken_over = link.ask(lambda: link.carrier.run("take_lease", where, what))
+        epoch, owed, left_by = link.ask(lambda: link.carrier.run("take_lease", where, what))
         if not epoch:
             return None
         self.epoch = int(epoch)
         self._was_renewed()
-        return Grant(f"{epoch} {model} {session} {context.node_id}", self.epoch, bool(owed), bool(taken_over))
+        value = f"{epoch} {model} {session} {context.node_id}"
+        return Grant(value, self.epoch, bool(owed), left_by.decode(errors="replace"))
 
     def release(self, grant: Grant, *, recovered: bool) -> None:
         what = [grant.value, "1" if recovered else "0"]

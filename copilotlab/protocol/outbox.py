@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 
 from copilotlab.monitoring.happenings import Owed
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.coordinator import Coordinator, Need
-from copilotlab.store import VectorStore
+from copilotlab.protocol.pages import PageRefused
+from copilotlab.store import Record, VectorStore
 
-HANDED_OVER = 1_000  # changes that a node says one by one after an outage; the others fetch the rest
+HANDED_OVER = 1_000  # changes that a node says to all after an outage; the others fetch the rest
 
 
 class Outbox:
@@ -24,7 +26,7 @@ class Outbox:
     def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
         """Tell the other nodes of a change; if Redis is away, keep it to be said later, and return False."""
         try:
-            self._coordinator.publish(event, need)
+            self._coordinator.publish(event, *([] if need is None else [need]))
         except CarrierAway:
             self._unsaid[chart_id] = None
             self._coordinator.context.tell(Owed(chart_id))
@@ -36,25 +38,43 @@ class Outbox:
         self._unsaid.update(dict.fromkeys(chart_ids))
 
     def hand_over(self) -> None:
-        """Say all that was not said, a thousand changes at most: the others fetch the rest. Raises CarrierAway."""
-        for number, chart_id in enumerate(list(self._unsaid)):
-            self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
-            if number >= HANDED_OVER:
-                continue
-            try:
-                self._say_what_is_here(chart_id)
-            except CarrierAway:
-                self._unsaid[chart_id] = None
-                raise
+        """Say all that was not said, a thousand changes at most: the others fetch the rest. Raises CarrierAway.
 
-    def _say_what_is_here(self, chart_id: int) -> None:
-        held = self._store.get(chart_id)
-        removed = self._store.tombstone(chart_id)
-        if held is not None:
-            need = Need(chart_id, held.content_hash, held.revision)
-            self._coordinator.publish(events.ChartUpdated(events.pack(held)), need)
-        elif removed is not None:
-            self._coordinator.publish(events.ChartDeleted(chart_id, removed))
+        Vectors go in pages, which the others fetch: said one by one, they would keep this node from listening for so
+        long that it counts as dead.
+        """
+        owed = list(self._unsaid)
+        for chart_id in owed:
+            self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
+        try:
+            self._say_what_is_here(owed[:HANDED_OVER])
+        except CarrierAway:
+            self.owe(owed)  # what was said already is said again
+            raise
+
+    def _say_what_is_here(self, chart_ids: list[int]) -> None:
+        held = []
+        for chart_id in chart_ids:
+            if (record := self._store.get(chart_id)) is not None:
+                held.append(record)
+            elif (removed := self._store.tombstone(chart_id)) is not None:
+                self._coordinator.publish(events.ChartDeleted(chart_id, removed))
+        while held:
+            piece = held[: min(events.MAX_RECORDS, self._coordinator.link.pages.records(self._store.dim))]
+            try:
+                self._say_records(piece)
+            except PageRefused:
+                continue  # fewer go into a page now
+            held = held[len(piece) :]
+
+    def _say_records(self, records: list[Record]) -> None:
+        needs = [Need(record.chart_id, record.content_hash, record.revision) for record in records]
+        if len(records) == 1:
+            self._coordinator.publish(events.ChartUpdated(events.pack(records[0])), *needs)
+            return
+        bulk = secrets.token_hex(16)
+        self._coordinator.put_bulk(bulk, events.page_of(self._coordinator.link.fingerprint, records))
+        self._coordinator.publish(events.ChartsUpdated(bulk), *needs)
 
     def __len__(self) -> int:
         return len(self._unsaid)

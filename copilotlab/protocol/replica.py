@@ -299,6 +299,8 @@ class Replica:
         match event:
             case events.ChartUpdated(record):
                 self._take(self.coordinator.records([record]))
+            case events.ChartsUpdated(bulk):
+                self._fetch_page(source, bulk)
             case events.ChartDeleted(chart_id, revision):
                 self.context.tell(Applied(int(self.store.remove(chart_id, revision))))
             case events.Heartbeat() as heartbeat:
@@ -346,7 +348,7 @@ class Replica:
             case events.BatchChunk():
                 self._take(self.coordinator.records(event.records))
             case events.BatchChunkStored():
-                self._fetch_chunk(source, event)
+                self._fetch_page(source, event.bulk)
             case events.BatchFinished():
                 self._finish_heard(source, event)
 
@@ -358,9 +360,9 @@ class Replica:
             return False
         return self.view.accept(batch, self.coordinator.lease.counted(epoch))
 
-    def _fetch_chunk(self, source: str, event: events.BatchChunkStored) -> None:
-        payload = self.coordinator.get_bulk(event.bulk)
-        if payload is None:  # this node slept for longer than the chunk was kept
+    def _fetch_page(self, source: str, bulk: str) -> None:
+        payload = self.coordinator.get_bulk(bulk)
+        if payload is None:  # this node slept for longer than the page was kept
             self.context.tell(ChunkMissed(source))
             self.view.suspect(source)
             return

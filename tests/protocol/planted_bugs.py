@@ -142,9 +142,14 @@ BUGS = (
         "nothing handed over, and no peer asked",
         "what was embedded while Redis was away is embedded again",
         (
-            Edit("protocol/outbox.py", "if number >= HANDED_OVER:", "if number >= 0:"),
+            Edit("protocol/outbox.py", "owed[:HANDED_OVER]", "[]"),
             Edit("protocol/inquiry.py", "        for peer in left:\n", "        for peer in left[:0]:\n"),
         ),
+    ),
+    Bug(
+        "who was cut off with a lease is not waited for",
+        "its batch is taken over while it goes on with it, and all that it makes until it is back is made twice",
+        (Edit("protocol/batches.py", "left_by = grant.left_by if grant.left_by != context.node_id else", "left_by ="),),
     ),
     Bug(
         "who comes back in the middle of a batch is not asked",

@@ -90,7 +90,7 @@ def admit(redis, node="a", lease="", revisions=(1,), claims=(CLAIM,), model=MODE
 
 
 def announce(redis, node="a", revision=1, payload=b"x"):
-    return redis.run("announce", [CLAIM], ["news", payload, f"{SESSIONS[node]}={revision}", MINUTE])
+    return redis.run("announce", [CLAIM], ["news", payload, MINUTE, f"{SESSIONS[node]}={revision}"])
 
 
 def leave(redis, node):
@@ -102,23 +102,23 @@ def leave(redis, node):
 
 
 def test_the_lease_is_taken_once_under_growing_epochs(redis):
-    assert take(redis, "a") == [1, 0, 0]
+    assert take(redis, "a") == [1, 0, b""]
     assert value(redis, LEASE) == A_LEASE.encode()
-    assert take(redis, "b") == [0, 0, 0]
+    assert take(redis, "b") == [0, 0, b""]
     release(redis)
-    assert take(redis, "b") == [2, 0, 0]
+    assert take(redis, "b") == [2, 0, b""]
     assert value(redis, EPOCH) == b"2"
 
 
 def test_an_epoch_is_above_what_the_caller_knows(redis):
-    assert take(redis, known=41) == [42, 0, 0]
+    assert take(redis, known=41) == [42, 0, b""]
     redis.set(EPOCH, b"no number")
     release(redis, f"42 {MODEL} {A} a")
-    assert take(redis, known=7) == [8, 0, 0]
+    assert take(redis, known=7) == [8, 0, b""]
 
 
 def test_a_large_epoch_is_a_whole_number(redis):
-    assert take(redis, known=10**15) == [10**15 + 1, 0, 0]
+    assert take(redis, known=10**15) == [10**15 + 1, 0, b""]
     assert value(redis, LEASE) == f"{10**15 + 1} {MODEL} {A} a".encode()
 
 
@@ -126,32 +126,32 @@ def test_a_lease_notes_that_a_rebuild_is_owed_unless_one_was(redis):
     take(redis)
     assert value(redis, OWED) == A_LEASE.encode()
     redis.delete(LEASE)
-    assert take(redis) == [2, 1, 0]
+    assert take(redis) == [2, 1, b""]
     assert value(redis, OWED) == A_LEASE.encode(), "it is owed for the holder that died"
 
 
 def test_a_lease_for_what_is_owed_is_taken_only_where_it_is(redis):
-    assert take(redis, if_owed=1) == [0, 0, 0]
+    assert take(redis, if_owed=1) == [0, 0, b""]
     assert [value(redis, key) for key in (LEASE, EPOCH, OWED)] == [None] * 3
     redis.set(OWED, b"true")
-    assert take(redis, if_owed=1) == [1, 1, 0]
-    assert take(redis, if_owed=1) == [0, 0, 0]
+    assert take(redis, if_owed=1) == [1, 1, b""]
+    assert take(redis, if_owed=1) == [0, 0, b""]
 
 
 def test_the_lease_of_a_holder_that_is_gone_is_taken_over_and_the_rebuild_is_owed(redis):
     take(redis, "a")
-    assert take(redis, "b") == [0, 0, 0]
+    assert take(redis, "b") == [0, 0, b""]
     leave(redis, "a")
 
-    assert take(redis, "b") == [2, 1, 1]
+    assert take(redis, "b") == [2, 1, b"a"]
     assert value(redis, LEASE) == f"2 {MODEL} {B} b".encode()
     assert keep(redis) == -1, "it is fenced, should it come back"
 
 
 def test_a_node_takes_over_the_lease_of_its_own_earlier_life_at_once(redis):
     take(redis, "a")
-    assert take(redis, "a", session="c" * 16, model=OTHER_MODEL) == [0, 0, 0], "its other model's is another matter"
-    assert take(redis, "a", session="c" * 16) == [2, 1, 1]
+    assert take(redis, "a", session="c" * 16, model=OTHER_MODEL) == [0, 0, b""], "its other model's is another matter"
+    assert take(redis, "a", session="c" * 16) == [2, 1, b"a"]
 
 
 @pytest.mark.parametrize("nonsense", [b"x", b"inf", b"1 zz zz a", b"\xff", b"7 "])
@@ -160,7 +160,7 @@ def test_what_is_no_lease_is_nobodys(redis, nonsense):
     assert beat(redis)[1] == b""
     redis.delete(OWED)
     assert admit(redis) == [b"", 0, 1]
-    assert take(redis) == [1, 0, 0]
+    assert take(redis) == [1, 0, b""]
 
 
 @pytest.mark.parametrize("nonsense", [b"inf", b"nan", b"-1", b"1e400", b"0x10", b"9" * 40, b"", b"\xff"])
@@ -203,7 +203,7 @@ def test_the_holder_gives_the_lease_back_and_what_was_owed_for_it(redis, whole):
 
 def test_only_a_whole_rebuild_strikes_what_was_owed_before(redis):
     redis.set(OWED, b"true")
-    assert take(redis) == [1, 1, 0]
+    assert take(redis) == [1, 1, b""]
     release(redis, whole=False)
     assert value(redis, OWED) == b"true"
     take(redis)

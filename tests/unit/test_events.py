@@ -50,6 +50,7 @@ BULK = "0" * 32
         events.BatchStarted("b1", 5),
         events.BatchChunk("b1", 5, [events.pack(record(1)), events.pack(record(2))]),
         events.BatchChunkStored("b1", 5, BULK),
+        events.ChartsUpdated(BULK),
         events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
         events.BatchFinished("b1", 5, 2, 9, False, None),
         events.Heartbeat("ab" * 16, 3, 9, "rebuild", True, 9, "cd" * 16),

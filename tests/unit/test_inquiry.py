@@ -22,7 +22,7 @@ PATIENCE = 2 * POLICY.heartbeat_interval
 class Room:
     """An inquiry among peers that a test lets speak; time moves by hand, and this node hears all at once."""
 
-    def __init__(self):
+    def __init__(self, left_by=""):
         self.clock = ManualClock(1_000.0)
         self.context = SimpleNamespace(clock=self.clock, policy=POLICY)
         self.link = SimpleNamespace(connected=True, away_for=0.0, context=self.context)
@@ -32,7 +32,7 @@ class Room:
         self.peer, self.taken, self.patience = "", 0, PATIENCE
         self.asked, self.given_up = [], 0
         self.lacking = [7, 8]
-        self.inquiry = Inquiry("mine", self, self.view, self.peers, self)
+        self.inquiry = Inquiry("mine", self, self.view, self.peers, self, left_by=left_by)
         self.inquiry.begin()
         self.inquiry.announced(1)
 
@@ -161,6 +161,21 @@ def test_where_it_had_no_time_to_hear_of_all_before_the_outage_it_waits_for_whoe
     assert not room.step()
     room.clock.advance(0.02)
     assert room.step()
+
+
+def test_who_left_its_lease_behind_is_waited_for_since_it_may_be_alive_and_is_asked_once_it_is_back():
+    room = Room(left_by="a")
+    room.says("b", charts=0)
+    assert not room.step()
+    room.clock.advance(GRACE - 0.01)
+    assert not room.step()
+    room.says("a")
+    room.step()
+    assert names(room) == ["a"]
+
+    room = Room(left_by="a")
+    room.clock.advance(GRACE)
+    assert room.step(), "it is not coming back"
 
 
 def test_without_redis_it_waits_for_it_and_not_for_ever(room):

@@ -279,15 +279,14 @@ def test_who_wants_it_only_where_a_rebuild_is_owed_does_not_get_it_else(world):
 
 def test_a_fenced_lease_whose_holder_is_gone_is_taken_over_and_says_so(world):
     a, b = world.lease("a", FENCED), world.lease("b", FENCED)
-    assert a.take().taken_over is False
+    assert a.take().left_by == ""
     assert b.take() is None
     world.clock.advance(a._link.lives_for + 0.1)  # no sign of life of a
     grant = b.take()
-    assert grant.taken_over
-    assert grant.epoch == 2
+    assert (grant.epoch, grant.left_by) == (2, "a")
 
     again = world.lease("b", FENCED).take()  # the same node in a later session: the earlier one is gone
-    assert (again.epoch, again.taken_over) == (3, True)
+    assert (again.epoch, again.left_by) == (3, "b")
     assert b.keep(grant) is None
 
 
@@ -297,7 +296,7 @@ def test_garbage_in_the_key_keeps_no_fenced_lease_away_and_is_nobodys(world):
         a._link.carrier.set(BATCH_IN_PROGRESS, garbage)
         grant = a.take()
         assert grant is not None
-        assert not grant.taken_over, "it was no node's"
+        assert not grant.left_by, "it was no node's"
         a.release(grant, recovered=True)
     a._link.carrier.set(EPOCH, b"garbage")
     assert a.take().epoch == 5

@@ -13,6 +13,7 @@ from copilotlab.protocol import events
 from copilotlab.protocol import outbox as outbox_module
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.outbox import Outbox
+from copilotlab.protocol.pages import PageRefused
 from copilotlab.store import Record, VectorStore
 
 CATALOGUE = Identity("1" * 32, b"key")
@@ -48,12 +49,17 @@ class Desk:
             events.decode(message.payload, fingerprint="m", identity=CATALOGUE).event for message in self.ear.arrived
         ]
         self.ear.arrived.clear()
-        return [
-            (event.record.chart_id, event.record.revision)
-            if isinstance(event, events.ChartUpdated)
-            else ("deleted", event.chart_id, event.revision)
-            for event in said
-        ]
+        return [change for event in said for change in self._changes(event)]
+
+    def _changes(self, event):
+        match event:
+            case events.ChartDeleted(chart_id, revision):
+                return [("deleted", chart_id, revision)]
+            case events.ChartUpdated(record):
+                return [(record.chart_id, record.revision)]
+            case events.ChartsUpdated(bulk):
+                records = self.coordinator.decode_records(self.coordinator.get_bulk(bulk))
+                return [tuple(record.chart_id for record in records)]
 
     def change(self, chart_id, revision):
         self.store.put(record(chart_id, revision))
@@ -84,7 +90,7 @@ def test_what_could_not_be_said_is_said_as_it_is_by_then_and_once(desk):
 
     desk.back()
     desk.outbox.hand_over()
-    assert desk.heard() == [(7, 3), ("deleted", 8, 4)]
+    assert desk.heard() == [("deleted", 8, 4), (7, 3)]
     desk.outbox.hand_over()
     assert desk.heard() == []
 
@@ -103,25 +109,56 @@ def test_what_is_handed_over_is_noted_on_its_claim(desk):
     assert list(claims.values()) == [f"{desk.coordinator.link.session_name}=3".encode()]
 
 
-def test_where_redis_goes_in_the_middle_the_rest_is_owed_on(desk):
+def test_several_are_handed_over_in_pages_each_noted_on_its_claim(desk, monkeypatch):
+    monkeypatch.setattr(type(desk.coordinator.link.pages), "records", lambda *_: 2)
+    for chart_id in (7, 8, 9):
+        desk.store.put(record(chart_id, 3))
+    desk.store.remove(6, 2)
+    desk.outbox.owe([7, 6, 8, 9])
+    desk.outbox.hand_over()
+    assert desk.heard() == [("deleted", 6, 2), (7, 8), (9, 3)], "the last of them needs no page"
+    claims = {key: value for key, value in desk.server.held().items() if "claim" in key}
+    assert list(claims.values()) == [f"{desk.coordinator.link.session_name}=3".encode()] * 3
+
+
+def test_a_page_that_is_too_large_is_handed_over_in_smaller_ones(desk, monkeypatch):
+    sizes = iter([3, 2, 2])
+    monkeypatch.setattr(type(desk.coordinator.link.pages), "records", lambda *_: next(sizes))
+    put, refusals = desk.coordinator.put_bulk, [PageRefused("too large")]
+
+    def refuse_once(bulk, page):
+        if refusals:
+            raise refusals.pop()
+        put(bulk, page)
+
+    monkeypatch.setattr(desk.coordinator, "put_bulk", refuse_once)
+    for chart_id in (7, 8, 9):
+        desk.store.put(record(chart_id, 1))
+    desk.outbox.owe([7, 8, 9])
+    desk.outbox.hand_over()
+    assert desk.heard() == [(7, 8), (9, 1)]
+
+
+def test_where_redis_goes_in_the_middle_all_is_owed_on(desk, monkeypatch):
+    monkeypatch.setattr(type(desk.coordinator.link.pages), "records", lambda *_: 2)
     for chart_id in (7, 8, 9):
         desk.store.put(record(chart_id, 1))
     desk.outbox.owe([7, 8, 9])
     run = desk.carrier.run
 
-    def cut_at_8(script, keys, arguments):
-        if ":8:" in keys[0]:
+    def cut_at_9(script, keys, arguments):
+        if ":9:" in keys[0]:
             desk.carrier.cut()
         return run(script, keys, arguments)
 
-    desk.carrier.run = cut_at_8
+    desk.carrier.run = cut_at_9
     with pytest.raises(CarrierAway):
         desk.outbox.hand_over()
-    assert (desk.heard(), len(desk.outbox)) == ([(7, 1)], 2)
     desk.carrier.run = run
     desk.back()
+    assert (desk.heard(), len(desk.outbox)) == ([(7, 8)], 3)
     desk.outbox.hand_over()
-    assert sorted(desk.heard()) == [(8, 1), (9, 1)]
+    assert desk.heard() == [(7, 8), (9, 1)]
 
 
 def test_what_changes_again_while_it_is_said_is_owed_again(desk, monkeypatch):
@@ -149,5 +186,5 @@ def test_of_very_many_the_first_are_said_and_the_rest_is_left_to_be_fetched(desk
         desk.store.put(record(chart_id, 1))
     desk.outbox.owe(range(5))
     desk.outbox.hand_over()
-    assert desk.heard() == [(0, 1), (1, 1)]
+    assert desk.heard() == [(0, 1)]
     assert len(desk.outbox) == 0

@@ -1,8 +1,10 @@
--- Send one change, and note on its claim that it was sent, so that a node that hears of it late does not embed it.
+-- Send changes, and note on their claims that they were sent, so that a node that hears of them late does not embed them.
 --
--- KEYS  claim
--- ARGV  channel, payload, the claim's new value, claim's milliseconds
+-- KEYS  one claim for each change
+-- ARGV  channel, payload, claim's milliseconds, then for each change its claim's new value
 -- returns how many nodes listened
 
-redis.call('SET', KEYS[1], ARGV[3], 'PX', tonumber(ARGV[4]))
+for i = 1, #KEYS do
+    redis.call('SET', KEYS[i], ARGV[i + 3], 'PX', tonumber(ARGV[3]))
+end
 return redis.call('PUBLISH', ARGV[1], ARGV[2])
