@@ -222,7 +222,7 @@ class Coordinator:
     # --- events -----------------------------------------------------------------------------------------------
 
     def publish(self, event: events.Event, *needs: Need) -> int:
-        """Say ``event`` to all nodes, and note on the claims of ``needs`` that it was sent; return how many listened."""
+        """Say ``event`` to all nodes, note on the claims of ``needs`` that it was sent; return how many listened."""
         link, policy = self.link, self.context.policy
         if not needs or not policy.claim:
             return link.say(event)

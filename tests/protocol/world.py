@@ -572,7 +572,7 @@ class World:
             return True
         if later.in_batch:
             # Whoever has it died with it, or could not be asked. Or, since the repository went back, what was made met
-            # words of the lost past of a higher revision, was dropped for them, and is here again after they were asked.
+            # words of the lost past, of a higher revision, was dropped for them, and came again after all were asked.
             return not holders or self._misled is not None
         forgotten = earlier.memory != later.memory or later.at - earlier.at >= self.policy.claim_timeout
         return earlier.alone or forgotten
