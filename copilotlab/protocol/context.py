@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Happening, Journal, Listener, Listeners, Metrics
@@ -14,7 +14,8 @@ from copilotlab.reasons import short
 class Context:
     """One node's name, namespace, policy and clock, and the listeners that are told what happens on it.
 
-    Make it with `of`, which checks its arguments; all rooms of a node share one.
+    Make it with `of`, which checks its arguments; all rooms of a node share one. sessions: of all connections that this
+    node has made: while it changes its model it has two, and what one says is no stranger's to the other.
     """
 
     node_id: str
@@ -24,6 +25,7 @@ class Context:
     journal: Journal
     metrics: Metrics
     listeners: Listeners
+    sessions: set[int] = field(default_factory=set)
 
     @classmethod
     def of(

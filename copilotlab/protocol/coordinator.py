@@ -263,7 +263,8 @@ class Coordinator:
                 told = f"another node is called {envelope.source!r} too: give each a node_id of its own, or none"
                 raise events.EventRejected("namesake", told)
         except events.EventRejected as error:
-            self.reject(error)
+            if error.session not in self.context.sessions:
+                self.reject(error)
             return None
         if not own:
             return envelope

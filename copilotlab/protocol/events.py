@@ -54,11 +54,13 @@ class EventRejected(ValueError):
     kind: "oversized", "version", "damaged" (on its way: the checksum does not fit), "foreign_catalogue", "forged"
     (signed without the catalogue's key), "copy" (by a node that reads another copy of this one), "malformed",
     "foreign_model", "bad_vector", "epoch" (of a batch that is over) or "namesake" (of another node that has our name).
+    session: the sender's, where an event of another model was understood; else 0.
     """
 
-    def __init__(self, kind: str, reason: str) -> None:
+    def __init__(self, kind: str, reason: str, *, session: int = 0) -> None:
         super().__init__(reason)
         self.kind = kind
+        self.session = session
 
 
 class WireRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -458,5 +460,7 @@ _OfModel = TypeVar("_OfModel", Envelope, RecordPage, ManifestPage)
 
 def _ours(message: _OfModel, fingerprint: str) -> _OfModel:
     if message.fingerprint != fingerprint:
-        raise EventRejected("foreign_model", f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}")
+        session = message.session if isinstance(message, Envelope) else 0
+        told = f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}"
+        raise EventRejected("foreign_model", told, session=session)
     return message

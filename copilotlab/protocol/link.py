@@ -57,6 +57,7 @@ class Link:
         self.fingerprint = fingerprint
         self.identity = identity
         self.session = secrets.randbelow(2**62) + 1
+        context.sessions.add(self.session)
         self.pages = PageBound()
         self.carrier = _carrier(redis, context.policy.redis_timeout)
         _check_slot(self.carrier, context.namespace)

@@ -198,3 +198,19 @@ def test_what_failed_on_an_earlier_connection_is_no_outage_of_this_one(carrier, 
         a.flags()
     assert a.connected
     assert a.context.metrics["outages"] == 1
+
+
+def test_what_a_node_says_of_its_other_model_is_dropped_without_a_word_and_a_strangers_with_one(clock):
+    server = SimulatedRedis(clock)
+    listener = Coordinator(server.carrier(), **RIGHT, clock=clock)
+    successor = Coordinator(server.carrier(), listener.context, fingerprint="hash:2", dim=8)
+    namesake = Coordinator(server.carrier(), **{**RIGHT, "fingerprint": "hash:3"}, clock=clock)
+    for coordinator in (listener, successor, namesake):
+        assert coordinator.connect()
+
+    successor.publish(ChartDeleted(1, 1))
+    assert listener.receive() is None
+    assert listener.context.metrics["dropped_foreign_model"] == 0
+    namesake.publish(ChartDeleted(1, 1))
+    assert listener.receive() is None
+    assert listener.context.metrics["dropped_foreign_model"] == 1
