@@ -81,8 +81,8 @@ types: $(VENV)/dev   ## types
 
 # One seed for all that Hypothesis draws, so that the tests say the same twice; `make scenarios` draws anew each time.
 SEEDED := --hypothesis-seed $(or $(SEED),20261125)
-# Two processes share what does not measure time: one computes where the other waits, whichever is free takes what is left.
-SHARED := --numprocesses 2 --dist worksteal
+# Three processes share what does not measure time: half of it waits. Whichever is free takes what is left.
+SHARED := --numprocesses 3 --dist worksteal
 
 unit: $(VENV)/dev debian-redis prometheus   ## unit, protocol and fault tests, all but those marked alone (SEED=... for other scenarios)
 	@echo "hypothesis: seed $(or $(SEED),20261125)"
@@ -92,7 +92,7 @@ alone: $(VENV)/dev debian-redis   ## the tests that measure time, one after the 
 	@$(BIN)/pytest tests --ignore tests/browser -m "alone and not slow" $(SEEDED)
 
 browser: chromium axe-core   ## the panels in a real browser, under JupyterLab and Voila
-	@$(BIN)/pytest tests/browser
+	@$(BIN)/pytest tests/browser --numprocesses 2 --dist loadfile
 
 scenarios: $(VENV)/dev   ## the protocol's state machine, 50,000 scenarios (half an hour; not part of the tests)
 	@COPILOTLAB_SCENARIOS=$${COPILOTLAB_SCENARIOS:-50000} $(BIN)/pytest tests/protocol/test_state_machine.py --timeout 0 $(SHARED)

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Protocol
 
+from copilotlab.reasons import short
+
 
 class Clock(Protocol):
     """What the protocol asks of a clock: seconds that only go forward."""
@@ -42,7 +44,7 @@ class ManualClock:
     def advance(self, seconds: float) -> float:
         """Move forward by ``seconds`` (>= 0, else ValueError) and return the new time."""
         if seconds < 0:
-            raise ValueError(f"a clock cannot go back: advance({seconds!r}); give seconds >= 0")
+            raise ValueError(f"a clock cannot go back: advance({short(seconds)}); give seconds >= 0")
         with self._lock:
             self._now += seconds
             return self._now
@@ -54,4 +56,4 @@ class ManualClock:
 def check_clock(clock: object) -> None:
     """Raise TypeError for what is neither a `Clock` nor None."""
     if clock is not None and not callable(getattr(clock, "now", None)):
-        raise TypeError(f"clock={clock!r}: expected an object whose now() gives seconds, as in ManualClock()")
+        raise TypeError(f"clock={short(clock)}: expected an object whose now() gives seconds, as in ManualClock()")

@@ -434,7 +434,9 @@ class Node:
         replica = self.replica
         change = self._read(chart_id)
         if change is None:
-            raise ChartNotFound(f"chart {chart_id!r} is not in the repository, nor was it ever; save it there first")
+            raise ChartNotFound(
+                f"chart {short(chart_id)} is not in the repository, nor was it ever; save it there first"
+            )
         if change.chart is None:
             return self._spread_deletion(chart_id, change.revision, began)
         held = replica.store.head(chart_id)

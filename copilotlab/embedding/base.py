@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from copilotlab.reasons import short
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -54,7 +56,7 @@ class Embedder(ABC):
         if not 1 <= len(fingerprint) <= 100:
             raise ValueError(f"fingerprint must have 1 to 100 characters, not {len(fingerprint)}: {fingerprint!r}")
         if dim < 1:
-            raise ValueError(f"dim must be 1 or more, not {dim!r}")
+            raise ValueError(f"dim must be 1 or more, not {short(dim)}")
         self.name = name
         self.fingerprint = fingerprint
         self.dim = dim
@@ -97,7 +99,7 @@ class Embedder(ABC):
         """
         texts = _checked(texts)
         if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {batch_size!r}")
+            raise ValueError(f"batch_size must be 1 or more, not {short(batch_size)}")
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with _progress_bar(len(texts), self.name) if progress else nullcontext() as bar:
             for rows in self._batches(texts, batch_size):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copilotlab.embedding.base import Embedder
+from copilotlab.reasons import short
 
 _WORD = re.compile(r"[^\W_]+")
 _VERSION = 1  # raise it when any vector changes: it is in the fingerprint
@@ -32,7 +33,7 @@ class HashEmbedder(Embedder):
 
     def __init__(self, *, name: str = "hash", dim: int = 64) -> None:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
-            raise ValueError(f"dim must be a whole number, 2 or more, not {dim!r}")
+            raise ValueError(f"dim must be a whole number, 2 or more, not {short(dim)}")
         super().__init__(name=name, fingerprint=f"hash:{dim}:v{_VERSION}", dim=dim)
 
     def _encode(self, batch: list[str]) -> NDArray[np.float32]:

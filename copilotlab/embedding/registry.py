@@ -28,6 +28,7 @@ from copilotlab.embedding.transformer import (
     model_files,
 )
 from copilotlab.embedding.weights import megabytes
+from copilotlab.reasons import short
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,13 +153,15 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
             this machine and the cache cannot be written.
         TypeError, ValueError: an option that this model does not have, or a wrong value.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"load_embedder({short(name)}): expected the name of a model, such as 'minilm', or a folder")
     name = os.fspath(name)
     load, missing, stamp = _find(name)
     try:
         call = inspect.signature(load).bind(name=name, **options)
     except TypeError as error:
         accepted = ", ".join(option for option in inspect.signature(load).parameters if option != "name")
-        raise TypeError(f"{name!r}: {error}; its options are: {accepted or 'none'}") from None
+        raise TypeError(f"{short(name)}: {error}; its options are: {accepted or 'none'}") from None
     call.apply_defaults()
     # By representation: 64 and 64.0 are equal, but the loader may accept one and refuse the other.
     key = f"{load.__name__} {call.arguments!r} {stamp}"
@@ -242,7 +245,7 @@ def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], 
     names = [model.name for model in _KNOWN]
     close = get_close_matches(name.lower(), names, n=1)
     raise UnknownModel(
-        f"no model is called {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
+        f"no model is called {short(name)}{f'; did you mean {close[0]!r}?' if close else '.'} "
         f"Known: {', '.join(names)}; also a folder that holds a sentence-transformers model, or a Hugging Face "
         f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2'"
     )

@@ -21,6 +21,7 @@ from copilotlab.embedding.base import Embedder, EmbeddingError
 from copilotlab.embedding.quiet import quietly
 from copilotlab.embedding.transformer import minilm_files, model_files, threads_that_sleep
 from copilotlab.embedding.weights import digest, package_folder
+from copilotlab.reasons import short
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,7 +65,7 @@ def wordllama_files() -> tuple[Path, ...]:
 def load_wordllama(name: str, *, dim: int = 256) -> StaticEmbedder:
     """Load WordLlama's l2_supercat; its first 64 or 128 components are a smaller model of their own."""
     if dim not in _WORDLLAMA_DIMS:
-        raise ValueError(f"dim must be one of {_WORDLLAMA_DIMS}, not {dim!r}")
+        raise ValueError(f"dim must be one of {_WORDLLAMA_DIMS}, not {short(dim)}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer

@@ -25,7 +25,7 @@ from copilotlab.embedding.base import Embedder, EmbeddingError
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
 from copilotlab.lifetime import renewed_by_fork
-from copilotlab.reasons import reason
+from copilotlab.reasons import reason, short
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -55,7 +55,7 @@ class TransformerEmbedder(Embedder):
 
     def __init__(self, folder: Path, *, name: str, device: str | None = None, dtype: str = "float32") -> None:
         if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {_DTYPES}, not {dtype!r}")
+            raise ValueError(f"dtype must be one of {_DTYPES}, not {short(dtype)}")
         files = model_files(folder)
         self._model = _load(folder, device, dtype)
         self._prompt = self._model.prompts.get(self._model.default_prompt_name)
@@ -221,7 +221,7 @@ def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r}: {reason(error)}; None takes the best that torch finds") from error
+        raise ValueError(f"device={short(device)}: {reason(error)}; None takes the best that torch finds") from error
     try:
         with without_progress_bars():
             model = SentenceTransformer(

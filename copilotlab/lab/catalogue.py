@@ -9,6 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
+from copilotlab.reasons import short
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -20,7 +22,7 @@ def catalogue_path(name: str) -> Path:
     Raises ValueError for another name, FileNotFoundError if the file is missing.
     """
     if name not in ("charts", "questions", "judgements"):
-        raise ValueError(f"catalogue_path({name!r}): expected 'charts', 'questions' or 'judgements'")
+        raise ValueError(f"catalogue_path({short(name)}): expected 'charts', 'questions' or 'judgements'")
     places = [_PACKAGE.parent / "data" / f"{name}.parquet", _PACKAGE / "data" / f"{name}.parquet"]
     for path in places:
         if path.is_file():
@@ -39,7 +41,7 @@ def questions(split: str | None = None) -> pl.DataFrame:
     Raises ValueError for another split.
     """
     if split not in (None, "dev", "test"):
-        raise ValueError(f"questions({split!r}): expected 'dev' or 'test', or None for both")
+        raise ValueError(f"questions({short(split)}): expected 'dev' or 'test', or None for both")
     frame = pl.read_parquet(catalogue_path("questions"))
     return frame if split is None else frame.filter(pl.col("split") == split)
 

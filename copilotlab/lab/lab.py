@@ -242,7 +242,7 @@ class Lab:
 
     def _proxy(self, index: int) -> FaultProxy:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.nodes):
-            raise IndexError(f"node {index!r}: this lab has nodes 0 to {len(self.nodes) - 1}")
+            raise IndexError(f"node {short(index)}: this lab has nodes 0 to {len(self.nodes) - 1}")
         return self.proxies[index]
 
     # --- agreement --------------------------------------------------------------------------------------------

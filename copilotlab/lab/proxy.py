@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from copilotlab.lab.server import ReservedPort
 from copilotlab.lifetime import renewed_by_fork
+from copilotlab.reasons import short
 
 Direction = Literal["to_server", "to_client"]
 CutMode = Literal["refuse", "blackhole"]
@@ -108,13 +109,13 @@ class FaultProxy:
         (half-open); new ones are accepted and hang. After `heal` what was held arrives, as TCP would send it again.
         """
         if mode not in get_args(CutMode):
-            raise ValueError(f"cut(mode={mode!r}); expected one of {', '.join(get_args(CutMode))}")
+            raise ValueError(f"cut(mode={short(mode)}); expected one of {', '.join(get_args(CutMode))}")
         self._run(self._switch(partition=mode))
 
     def one_way(self, direction: Direction) -> None:
         """Hold all data in one direction, "to_server" or "to_client", until `heal`; the other way stays open."""
         if direction not in get_args(Direction):
-            raise ValueError(f"one_way({direction!r}); expected one of {', '.join(get_args(Direction))}")
+            raise ValueError(f"one_way({short(direction)}); expected one of {', '.join(get_args(Direction))}")
         self._run(self._switch(partition=direction))
 
     def delay(self, seconds: float, jitter: float = 0.0) -> None:
@@ -124,14 +125,14 @@ class FaultProxy:
         """
         for name, value in (("seconds", seconds), ("jitter", jitter)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"delay({name}={value!r}); expected a finite number of seconds >= 0")
+                raise ValueError(f"delay({name}={short(value)}); expected a finite number of seconds >= 0")
         self._run(self._switch(delay=float(seconds), jitter=float(jitter)))
 
     def throttle(self, bytes_per_second: float | None) -> None:
         """Let at most this many bytes a second through, each way, all connections together. None ends it."""
         rate = math.inf if bytes_per_second is None else float(bytes_per_second)
         if not rate > 0:
-            raise ValueError(f"throttle({bytes_per_second!r}); expected bytes per second > 0, or None")
+            raise ValueError(f"throttle({short(bytes_per_second)}); expected bytes per second > 0, or None")
         self._run(self._switch(rate=rate))
 
     def reset(self, after_bytes: int | None = None) -> int:
@@ -140,7 +141,7 @@ class FaultProxy:
         after_bytes: how many more bytes each client gets first, so that its connection ends in the middle of a reply.
         """
         if after_bytes is not None and (not isinstance(after_bytes, int) or after_bytes < 0):
-            raise ValueError(f"reset(after_bytes={after_bytes!r}); expected a whole number >= 0, or None")
+            raise ValueError(f"reset(after_bytes={short(after_bytes)}); expected a whole number >= 0, or None")
         return self._run(self._reset(after_bytes or 0))
 
     def heal(self) -> None:
@@ -439,7 +440,7 @@ def _target(target: tuple[str, int] | str | os.PathLike[str]) -> tuple[str, int]
             return host, port
         case str() | os.PathLike() if (path := os.fspath(target)) and "://" not in path:
             return path
-    raise ValueError(f"target is {target!r}; expected (host, port from 1 to 65535) or the path of a socket file")
+    raise ValueError(f"target is {short(target)}; expected (host, port from 1 to 65535) or the path of a socket file")
 
 
 def _loopback(listen: str) -> tuple[str, int]:
@@ -449,4 +450,4 @@ def _loopback(listen: str) -> tuple[str, int]:
             return host, int(port)
     except ValueError:
         pass
-    raise ValueError(f"listen is {listen!r}; expected an address of the loopback interface such as '127.0.0.1:0'")
+    raise ValueError(f"listen is {short(listen)}; expected an address of the loopback interface such as '127.0.0.1:0'")

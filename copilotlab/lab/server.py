@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from copilotlab.markup import facts_table
+from copilotlab.reasons import short
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class LocalRedis:
     ) -> None:
         _check_password(password)
         if isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
-            raise ValueError(f'args is {args!r}; expected a list of strings such as ["--maxmemory", "100mb"]')
+            raise ValueError(f'args is {short(args)}; expected a list of strings such as ["--maxmemory", "100mb"]')
         self.binary = find_server(binary)
         self.kind, self.version = _identify(self.binary)
         self._password = password

@@ -21,6 +21,7 @@ import msgspec
 
 from copilotlab.monitoring.happenings import AlertEnded, AlertRaised, Happening
 from copilotlab.monitoring.vitals import Vitals
+from copilotlab.reasons import short
 
 Severity = Literal["warning", "critical"]
 Evidence = Mapping[str, str | int | float]
@@ -61,7 +62,7 @@ class Thresholds:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value > 0):
-                raise ValueError(f"Thresholds({field.name}={value!r}): expected a number above 0, and finite")
+                raise ValueError(f"Thresholds({field.name}={short(value)}): expected a number above 0, and finite")
 
 
 class Finding(NamedTuple):

@@ -46,7 +46,7 @@ class Context:
         check_policy(policy)
         check_clock(clock)
         check_name("node_id", node_id)
-        if namespace:
+        if not isinstance(namespace, str) or namespace:
             check_name("namespace", namespace)
         clock = clock or SystemClock()
         journal, metrics = Journal(node_id, clock), Metrics()

@@ -320,7 +320,7 @@ def _check_slot(carrier: Carrier, namespace: str) -> None:
     """Raise ValueError for a Redis Cluster and a namespace that does not keep all keys on one of its servers."""
     if isinstance(carrier, RedisCarrier) and carrier.clustered and not re.match(r"[^{]*\{[^}]+\}", namespace):
         raise ValueError(
-            f"namespace={namespace!r}: a Redis Cluster needs all keys in one hash slot; "
+            f"namespace={short(namespace)}: a Redis Cluster needs all keys in one hash slot; "
             'put a name in braces, as in namespace="{charts}"'
         )
 

@@ -94,19 +94,19 @@ class Policy:
             value = getattr(self, field.name)
             if field.type == "bool":
                 if not isinstance(value, bool):
-                    raise ValueError(f"Policy({field.name}={value!r}): expected True or False")
+                    raise ValueError(f"Policy({field.name}={short(value)}): expected True or False")
             elif field.type == "float":
                 if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise ValueError(f"Policy({field.name}={value!r}): expected seconds as a number")
+                    raise ValueError(f"Policy({field.name}={short(value)}): expected seconds as a number")
                 if not (isfinite(value) and value > 0):
-                    raise ValueError(f"Policy({field.name}={value!r}): expected seconds above 0, and finite")
+                    raise ValueError(f"Policy({field.name}={short(value)}): expected seconds above 0, and finite")
             elif field.type == "Precision":
                 if value not in get_args(Precision):
                     raise ValueError(
-                        f"Policy({field.name}={value!r}): expected one of {', '.join(get_args(Precision))}"
+                        f"Policy({field.name}={short(value)}): expected one of {', '.join(get_args(Precision))}"
                     )
             elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-                raise ValueError(f"Policy({field.name}={value!r}): expected a whole number from 1 to 4096")
+                raise ValueError(f"Policy({field.name}={short(value)}): expected a whole number from 1 to 4096")
 
     @classmethod
     def seed(cls, **changes: object) -> Policy:

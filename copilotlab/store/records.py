@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.reasons import short
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -52,7 +54,7 @@ class Record:
     @classmethod
     def of(cls, chart_id: int, revision: int, content_hash: bytes, vector: npt.ArrayLike) -> Record:
         """Make a record with its own copy of ``vector``, a unit vector (dim,) of real numbers; ValueError otherwise."""
-        own = as_floats(vector, f"the vector of chart {chart_id!r}").copy()
+        own = as_floats(vector, f"the vector of chart {short(chart_id)}").copy()
         own.setflags(write=False)
         return cls(chart_id, revision, content_hash, own, hash_vector(own))
 
@@ -232,5 +234,5 @@ def _shown(value: object) -> str:
         return f"{value.dtype} of shape {value.shape}"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    shown = short(value)
+    return shown if shown.startswith("<") else f"{type(value).__name__} {shown}"

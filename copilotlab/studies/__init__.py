@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from copilotlab.reasons import short
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -38,7 +40,7 @@ def load_study(name: str) -> Callable[..., pl.DataFrame]:
     Raises ValueError for an unknown name, StudyNotInstalled where a package is absent.
     """
     if name not in STUDIES:
-        raise ValueError(f"no study is called {name!r}; there are: {', '.join(STUDIES)}")
+        raise ValueError(f"no study is called {short(name)}; there are: {', '.join(STUDIES)}")
     try:
         module = import_module(STUDIES[name])
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart, simulate
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 from copilotlab.protocol.policy import Policy
+from copilotlab.reasons import short
 from copilotlab.studies.result_cache import cached
 
 CHARTS = 40
@@ -147,7 +148,7 @@ def _chosen(fields: Sequence[str]) -> list[Scenario]:
     names = list(fields) or list(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"fields has {name!r}: expected names of {', '.join(known)}")
+            raise ValueError(f"fields has {short(name)}: expected names of {', '.join(known)}")
     return [known[name] for name in names]
 
 

@@ -13,6 +13,7 @@ from copilotlab.charts import ChartRepository
 from copilotlab.charts.files import read_file
 from copilotlab.lab import catalogue
 from copilotlab.markup import GOOD, card
+from copilotlab.reasons import short
 
 FrameOrPath = pl.DataFrame | str | Path
 
@@ -57,7 +58,7 @@ class Collection:
         judged = _frame(judgements, "judgements", ("query_id", "chart_id", "relevance"))
         if split is not None:
             if "split" not in asked.columns or split not in asked["split"].cast(pl.String):
-                raise ValueError(f"split={split!r}: no question has it; with split=None all questions count")
+                raise ValueError(f"split={short(split)}: no question has it; with split=None all questions count")
             asked = asked.filter(pl.col("split").cast(pl.String) == split)
         described = ChartRepository.from_frame(charts).frame().drop("revision")
         judged = (
@@ -79,7 +80,7 @@ class Collection:
         """
         for name, size in (("charts", charts), ("questions", questions)):
             if size is not None and size < 1:
-                raise ValueError(f"{name}={size!r}: expected 1 or more, or None for all")
+                raise ValueError(f"{name}={short(size)}: expected 1 or more, or None for all")
         asked, described = self.questions, self.charts
         if questions is not None and questions < asked.height:
             asked = asked.sample(questions, seed=seed, shuffle=False)

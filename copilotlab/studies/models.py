@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from copilotlab.embedding import load_embedder
 from copilotlab.markup import GOOD, card
+from copilotlab.reasons import short
 from copilotlab.studies.cluster import cluster
 from copilotlab.studies.collection import Collection, FrameOrPath
 from copilotlab.studies.cost import cost
@@ -101,7 +102,7 @@ def models(
             What `load_embedder` raises for a name. All this before anything is measured.
     """
     if isinstance(embedders, str):
-        raise ValueError(f"embedders={embedders!r}: expected a list of names, such as ['minilm', 'bm25']")
+        raise ValueError(f"embedders={short(embedders)}: expected a list of names, such as ['minilm', 'bm25']")
     if not embedders:
         raise ValueError("embedders is empty: expected at least one name, such as 'minilm'")
     _check_whole("k", k, 1, DEPTH)
@@ -144,7 +145,7 @@ def models(
 def _check_whole(name: str, value: object, least: int, most: float = inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         wanted = f", {least} or more" if most == inf else f" from {least} to {most}"
-        raise ValueError(f"{name}={value!r}: expected a whole number{wanted}")
+        raise ValueError(f"{name}={short(value)}: expected a whole number{wanted}")
 
 
 def compared(values: pl.DataFrame, *, reference: str, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:
@@ -210,7 +211,9 @@ def table(measured: pl.DataFrame, kind: str) -> pl.DataFrame:
     """
     part = measured.filter(pl.col("kind") == kind)
     if part.is_empty():
-        raise ValueError(f"kind={kind!r}: nothing of that kind was measured, but {measured['kind'].unique().to_list()}")
+        raise ValueError(
+            f"kind={short(kind)}: nothing of that kind was measured, but {measured['kind'].unique().to_list()}"
+        )
     words = [
         f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         if kind == "quality"
@@ -230,7 +233,7 @@ def frontier(measured: pl.DataFrame, *, quality: str = "nDCG@10", cost: str = "q
     for measure in (quality, cost):
         if measured.filter(pl.col("measure") == measure).is_empty():
             known = ", ".join(measured["measure"].unique(maintain_order=True))
-            raise ValueError(f"no model has the measure {measure!r}; there are: {known}")
+            raise ValueError(f"no model has the measure {short(measure)}; there are: {known}")
     sign = -1.0 if cost.startswith(MORE_IS_BETTER) else 1.0
     good = measured.filter(pl.col("measure") == quality).select("model", "low", "high", quality="value")
     paid = measured.filter(pl.col("measure") == cost).select("model", cost="value")
@@ -256,7 +259,7 @@ def recommend(
     """
     points = frontier(measured, quality=quality, cost=cost).filter(pl.col("model") != BM25)
     if reference not in points["model"]:
-        raise ValueError(f"reference={reference!r}: it is none of the models that were measured")
+        raise ValueError(f"reference={short(reference)}: it is none of the models that were measured")
     compared = measured.filter(pl.col("measure") == quality).select("model", "difference", "difference_low")
     good = points.join(compared, on="model").filter(
         (pl.col("model") == reference) | (pl.col("difference_low") >= -margin)

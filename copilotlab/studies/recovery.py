@@ -39,6 +39,7 @@ from copilotlab.lab.server import LocalRedis
 from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
+from copilotlab.reasons import short
 from copilotlab.studies.result_cache import cached
 
 Phase = Literal["before", "fault", "after"]
@@ -123,11 +124,15 @@ class Experiment:
         seed: int = 0,
     ) -> None:
         if fault not in FAULTS:
-            raise ValueError(f"fault={fault!r}: expected one of {', '.join(FAULTS)}")
+            raise ValueError(f"fault={short(fault)}: expected one of {', '.join(FAULTS)}")
         if nodes < 2 or charts < 2 * ROUNDS:
-            raise ValueError(f"nodes={nodes!r}, charts={charts!r}: expected at least 2 nodes, and {2 * ROUNDS} charts")
+            raise ValueError(
+                f"nodes={short(nodes)}, charts={short(charts)}: expected at least 2 nodes, and {2 * ROUNDS} charts"
+            )
         if min(lasts, limit, pace) <= 0:
-            raise ValueError(f"lasts={lasts!r}, limit={limit!r}, pace={pace!r}: expected seconds above 0")
+            raise ValueError(
+                f"lasts={short(lasts)}, limit={short(limit)}, pace={short(pace)}: expected seconds above 0"
+            )
         self.fault = FAULTS[fault]
         self.policy = policy
         self.agreed: float | None = None
@@ -377,7 +382,7 @@ def recovery(
         if not given or any(name not in known for name in given):
             raise ValueError(f"{what}={list(given)!r}: expected names of {', '.join(known)}")
     if jobs < 1:
-        raise ValueError(f"jobs={jobs!r}: expected at least 1")
+        raise ValueError(f"jobs={short(jobs)}: expected at least 1")
     pairs = [(fault, policy) for fault in faults for policy in policies]
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -10,6 +10,7 @@ import polars as pl
 from ir_measures import RR, R, nDCG
 
 from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.reasons import short
 from copilotlab.store import Record, VectorStore
 from copilotlab.studies.collection import Collection
 from copilotlab.studies.lexical import BM25, LexicalIndex
@@ -53,7 +54,7 @@ def per_question(
     Raises ValueError for k beyond the depth of `found`, or a reference that it does not hold.
     """
     if not 1 <= k <= DEPTH:
-        raise ValueError(f"k={k!r}: expected 1 to {DEPTH}")
+        raise ValueError(f"k={short(k)}: expected 1 to {DEPTH}")
     names = {nDCG @ k: f"nDCG@{k}", R @ k: f"recall@{k}", RR @ k: f"MRR@{k}"}
     judged = judgements.join(found, on="query_id", how="semi").select("query_id", "chart_id", "relevance")
     qrels = [ir_measures.Qrel(str(query), str(chart), grade) for query, chart, grade in judged.iter_rows()]
@@ -78,7 +79,7 @@ def per_question(
 def _shared(best: pl.DataFrame, k: int, reference: str) -> pl.DataFrame:
     theirs = best.filter(pl.col("model") == reference).select("query_id", "chart_id", pl.lit(1).alias("both"))
     if theirs.is_empty():
-        raise ValueError(f"reference={reference!r}: it is none of the models that were ranked")
+        raise ValueError(f"reference={short(reference)}: it is none of the models that were ranked")
     return (
         best.join(theirs, on=["query_id", "chart_id"], how="left")
         .group_by("model", "query_id")

@@ -22,6 +22,7 @@ from copilotlab.markup import DOUBTFUL, GOOD, card
 from copilotlab.protocol.link import SILENT_BEATS
 from copilotlab.protocol.policy import Policy, check_policy
 from copilotlab.protocol.worklist import CHUNKS_PER_WINDOW
+from copilotlab.reasons import short
 from copilotlab.studies.interrupted import Case, Fate, real, simulated
 
 POLICIES = {"as written": Policy.seed(), "renewal off": Policy(renew_lease=False), "renewal on": Policy()}
@@ -136,10 +137,10 @@ def _fates(fates: Sequence[str], moments: Sequence[float]) -> list[tuple[Fate, f
 
 def _case(name: str, timeout: float, rebuild: float, fate: Fate, moment: float, frozen_for: float, seed: int) -> Case:
     if name not in POLICIES:
-        raise ValueError(f"policies has {name!r}: expected some of {', '.join(POLICIES)}")
+        raise ValueError(f"policies has {short(name)}: expected some of {', '.join(POLICIES)}")
     for what, value in (("charts / rate", rebuild), ("frozen_for", frozen_for)):
         if not value > 0:
-            raise ValueError(f"{what} is {value!r}: expected a number above 0")
+            raise ValueError(f"{what} is {short(value)}: expected a number above 0")
     chunk = int(PIECES * min(1 / LEAST_CHUNKS, timeout / CHUNKS_TO_A_LEASE / rebuild))
     if chunk < 1:
         least = CHUNKS_TO_A_LEASE * rebuild / PIECES
@@ -271,9 +272,9 @@ def advise(
     }
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise ValueError(f"{name}={value!r}: expected a number")
+            raise ValueError(f"{name}={short(value)}: expected a number")
         if not (isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r}: expected a number above 0, and finite")
+            raise ValueError(f"{name}={short(value)}: expected a number above 0, and finite")
     if not policy.fenced:
         raise ValueError(f"policy={policy!r}: without fenced a second holder works beside the first at any timeout")
     rebuild = catalogue_size / embedding_rate

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from copilotlab import Chart, ChartRepository, Embedder, Lab, Node, load_embedder
+from copilotlab import Chart, ChartRepository, Embedder, Lab, Node, Policy, VectorStore, load_embedder
 from copilotlab.charts import RepositoryError
 from copilotlab.embedding import EmbeddingError
 from copilotlab.monitoring.happenings import ConnectionLost
@@ -47,13 +47,20 @@ class Failing(Embedder):
         lambda given: Lab(nodes=given),
         lambda given: Lab(model=given),
         lambda given: Lab(redis=given),
+        lambda given: Node(ChartRepository(), HASH, clock=given),
+        lambda given: Node(ChartRepository(), HASH, namespace=given),
+        lambda given: Policy(batch_timeout=given),
+        lambda given: VectorStore(4, exact_limit=given),
+        lambda given: Node(ChartRepository(), HASH).search("revenue", k=given),
+        lambda given: Node(ChartRepository(), HASH).search("revenue", chart_ids=given),
+        lambda given: load_embedder(given),
     ],
 )
 def test_a_table_in_the_wrong_place_is_named_in_one_line_with_what_was_expected(use):
     with pytest.raises((TypeError, ValueError)) as caught:
         use(FRAME)
     (line,) = str(caught.value).splitlines()
-    assert re.search(r"<DataFrame, shape: \(30, 1\)>\)?: expected", line)
+    assert re.search(r"<DataFrame, shape: \(30, 1\)>\)?: expected|must be .*, got <DataFrame, shape: \(30, 1\)>$", line)
 
 
 def test_what_was_given_takes_one_line_of_80_characters_at_most():
