@@ -2,11 +2,11 @@
 
 from copilotlab.charts.chart import Chart, ChartError, ChartNotFound, chart_id_of, check_chart_id, plain
 from copilotlab.charts.database import RepositoryError
-from copilotlab.charts.mirror import Catalogue, MirrorResult
+from copilotlab.charts.mirror import CatalogueLike, MirrorResult
 from copilotlab.charts.repository import Change, ChartRepository, Heads, Identity, Look, Reading, Unreadable
 
 __all__ = [
-    "Catalogue",
+    "CatalogueLike",
     "Change",
     "Chart",
     "ChartError",

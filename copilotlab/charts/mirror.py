@@ -19,7 +19,7 @@ _COLUMNS = {field.name for field in fields(Chart)}
 logger = logging.getLogger("copilotlab.charts")
 
 
-class Catalogue(Protocol):
+class CatalogueLike(Protocol):
     """All charts that an instance of another tool has, as `ChartRepository.mirror` takes them.
 
     frame: the columns of `Chart` that there are, key and title among them. skipped: what could not be read: path,
@@ -61,7 +61,7 @@ class Mirrored(NamedTuple):
     skipped: int
 
 
-def mirrored(catalogue: Catalogue, instance: str | None, *, progress: bool) -> Mirrored:
+def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) -> Mirrored:
     """Make the charts of a catalogue, under the keys of ``instance``; None: of its own.
 
     Raises ChartError for a format or instance that cannot stand in a key, for a key of another one, and where two keys
@@ -102,15 +102,13 @@ def check_size(catalogue: Mirrored, held: set[str]) -> None:
     held: the keys of those of the same instance.
     """
     found, whose = len(catalogue.charts), catalogue.prefix[:-1]
+    remedy = "nothing was changed. If the others are gone, say allow_shrink=True, or --allow-shrink"
     if not found:
-        raise ChartError(
-            f"the catalogue of {whose} came out empty, and {len(held):,} charts of it are held: nothing was changed. If it "
-            "is empty, say allow_shrink=True, or --allow-shrink"
-        )
+        raise ChartError(f"the catalogue of {whose} came out empty, and {len(held):,} of its charts are held: {remedy}")
     if 2 * (found + len(catalogue.kept & held)) < len(held):
         raise ChartError(
-            f"the catalogue of {whose} came out with {found:,} charts, less than half of the {len(held):,} that are held: "
-            "nothing was changed. If the others are gone, say allow_shrink=True, or --allow-shrink"
+            f"the catalogue of {whose} came out with {found:,} charts, less than half of the {len(held):,} that are "
+            f"held: {remedy}"
         )
 
 

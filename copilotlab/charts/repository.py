@@ -30,7 +30,7 @@ from copilotlab.charts.chart import (
     text_of,
 )
 from copilotlab.charts.database import RepositoryError, check_timeout, database_of
-from copilotlab.charts.mirror import Catalogue, Mirrored, MirrorResult, check_size, collision, mirrored
+from copilotlab.charts.mirror import CatalogueLike, Mirrored, MirrorResult, check_size, collision, mirrored
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
 from copilotlab.lifetime import ForkGate, renewed_by_fork
@@ -279,7 +279,12 @@ class ChartRepository:
             return revision
 
     def mirror(
-        self, catalogue: Catalogue, *, instance: str | None = None, allow_shrink: bool = False, progress: bool = False
+        self,
+        catalogue: CatalogueLike,
+        *,
+        instance: str | None = None,
+        allow_shrink: bool = False,
+        progress: bool = False,
     ) -> MirrorResult:
         """Make the charts of one instance of another tool what its catalogue says, in one transaction.
 
