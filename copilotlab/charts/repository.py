@@ -149,7 +149,8 @@ class ChartRepository:
 
     url: any SQLAlchemy URL, such as sqlite:///charts.db or postgresql+psycopg://user:password@host/charts; "sqlite://",
     the default, is in memory. Or an SQLAlchemy Engine of your own, which is used as it is, its timeouts included, and
-    left open. Tables are made where they are missing.
+    left open. Tables are made where they are missing; those of an earlier version get the columns that they lack, which
+    the log says, and those of a later one are refused.
     timeout: seconds (5) that connecting, a statement, or waiting for another one's write may take, on SQLite and with
     psycopg; then it is a RepositoryError. What reads and imports much is cut into statements that take less. A
     connection that turns out dead before anything was begun on it is replaced within that time.
@@ -227,7 +228,7 @@ class ChartRepository:
         .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
         commas, semicolons, tabs or | between its fields.
         Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
-        text, as in 7.0. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
+        text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
         words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and
         rows that say nothing are left out. Raises ChartError that names the file, the row (from 1, without the header,
         blank ones counted), the column, and what was expected.
