@@ -228,10 +228,10 @@ class ChartRepository:
         .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
         commas, semicolons, tabs or | between its fields.
         Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
-        text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
-        words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and
-        rows that say nothing are left out. Raises ChartError that names the file, the row (from 1, without the header,
-        blank ones counted), the column, and what was expected.
+        text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a
+        list in JSON or as Python writes it, or words with semicolons between, or with commas where there is no
+        semicolon. None, NaN and "" say nothing, and rows that say nothing are left out. Raises ChartError that names
+        the file, the row (from 1, without the header, blank ones counted), the column, and what was expected.
         """
         return self.save_many(charts_of(frame_or_path))
 
