@@ -20,6 +20,8 @@ FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
     "measures": pl.List(pl.String),
     "tags": pl.List(pl.String),
     "description": pl.String,
+    "key": pl.String,
+    "url": pl.String,
 }
 
 

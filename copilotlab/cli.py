@@ -1,4 +1,4 @@
-"""The command line: ``copilotlab demo``, ``models``, ``study``, ``serve`` and ``config``."""
+"""The command line: ``copilotlab demo``, ``models``, ``study``, ``import``, ``serve`` and ``config``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+IMPORT = {"import": "the charts of a BI tool, out of its export; its options: `copilotlab import --help`"}
 SERVICE = {
     "serve": "one node behind HTTP; its options: `copilotlab serve --help`",
     "config": "the effective settings of `serve`, and where each comes from",
@@ -38,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     study.add_argument("name", choices=STUDIES, help="which study; its options: `copilotlab study NAME --help`")
     study.add_argument("options", nargs=argparse.REMAINDER)
-    for name, what in SERVICE.items():
+    for name, what in (IMPORT | SERVICE).items():
         commands.add_parser(name, help=what, add_help=False).add_argument("options", nargs=argparse.REMAINDER)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in SERVICE:
         return _service(given[0], given[1:])
+    if given[:1] and given[0] in IMPORT:
+        return _import(given[1:])
     chosen = parser.parse_args(given)
 
     logging.getLogger("copilotlab").setLevel(logging.ERROR)  # the demo says itself what happens
@@ -70,6 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EmbeddingError, ValueError, ServerNotFound, StudyNotInstalled, OSError) as error:
         print(f"copilotlab: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _import(flags: Sequence[str]) -> int:
+    """Import charts, which has flags of its own."""
+    from copilotlab.importers.command import run_import
+
+    try:
+        return run_import(flags)
     except KeyboardInterrupt:
         return 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
 GOOD, DOUBTFUL = "#2e8540", "#c05600"  # readable on white and on black
 _CELL = "text-align:left;padding:3px 10px 3px 0"
@@ -14,6 +15,24 @@ _TABLE = "<table style='border:none;margin:4px 0'>"
 def text(value: object) -> str:
     """Escape ``value``: markup in it is shown, not obeyed, and right-to-left text does not reverse its neighbours."""
     return f"<bdi>{html.escape(str(value))}</bdi>"
+
+
+def is_web_url(url: str) -> bool:
+    """Tell whether a page may link to ``url``: http or https, a host, and no white space or control character."""
+    if not url.isprintable() or any(map(str.isspace, url)):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def link(words: object, url: str) -> str:
+    """Make ``words`` a link that opens in a page of its own; only text where ``url`` is none of http or https."""
+    if not is_web_url(url):
+        return text(words)
+    return f"<a href='{html.escape(url)}' target='_blank' rel='noopener'>{text(words)}</a>"
 
 
 def facts_table(facts: Mapping[str, object], *, caption: str = "") -> str:

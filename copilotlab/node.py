@@ -520,7 +520,8 @@ class Node:
         chart_ids: only these, when given: the charts that a user may see.
         require_complete: raise NodeIncomplete where this node lacks charts, see `completeness`.
         Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
-        dimensions, measures, tags, description. It says where it may lack charts, see `Answer`; the log does so once.
+        dimensions, measures, tags, description, key, url. It says where it may lack charts, see `Answer`; the log does
+        so once.
         Raises ValueError for an empty or overlong query or k < 1.
         """
         began = time.perf_counter()

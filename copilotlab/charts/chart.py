@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from copilotlab.markup import facts_table
+from copilotlab.markup import facts_table, is_web_url
 from copilotlab.reasons import short
 
 MAX_CHART_ID = 2**63 - 1
@@ -19,9 +19,12 @@ MAX_TITLE = 500
 MAX_DESCRIPTION = 10_000
 MAX_WORD = 200
 MAX_WORDS = 64
+MAX_KEY = 500
+MAX_URL = 2_000
 HASH_BYTES = 16
 
 LISTS = ("dimensions", "measures", "tags")
+LINKS = ("key", "url")  # whence a chart comes, which says nothing of what it shows: no part of its text
 _EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
 
 
@@ -41,7 +44,10 @@ class Chart:
     """A chart, as far as words describe it. Lists are accepted for the tuples.
 
     chart_id: 0 to 2**63 - 1. title: 1 to 500 characters. description: at most 10,000. chart_type, source, and each of
-    dimensions, measures and tags (at most 64 of each, none blank): at most 200 characters. Raises ChartError.
+    dimensions, measures and tags (at most 64 of each, none blank): at most 200 characters.
+    key: of a chart that another tool has, "format:instance:native id", as in "superset:prod:12"; its chart_id is then
+    `chart_id_of` that. url: what opens the chart there, http or https. Each is "" by default, is no part of `text`, and
+    has at most 500 and 2,000 characters. Raises ChartError.
     """
 
     chart_id: int
@@ -52,6 +58,8 @@ class Chart:
     measures: tuple[str, ...] = ()
     source: str = ""
     tags: tuple[str, ...] = ()
+    key: str = ""
+    url: str = ""
 
     if TYPE_CHECKING:  # what it takes is more than what it keeps, which a dataclass cannot say
 
@@ -66,6 +74,8 @@ class Chart:
             measures: list[str] | tuple[str, ...] = (),
             source: str = "",
             tags: list[str] | tuple[str, ...] = (),
+            key: str = "",
+            url: str = "",
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -89,6 +99,12 @@ class Chart:
                 if not word.strip():
                     raise ChartError(f"an entry of {name} is blank, {word!r}: leave it out")
             object.__setattr__(self, name, tuple(words))
+        if self.key != "":
+            _check_key(self.key, self.chart_id)
+        if self.url != "":
+            _check_text("url", self.url, MAX_URL)
+            if not is_web_url(self.url):
+                raise ChartError(f"url={short(self.url)}: expected one such as https://bi.example.org/chart/7, or none")
 
     @cached_property
     def text(self) -> str:
@@ -104,7 +120,12 @@ class Chart:
         return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
 
 
-_WORDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
+_WORDS = tuple(field.name for field in fields(Chart) if field.name not in ("chart_id", *LINKS))
+
+
+def chart_id_of(key: str) -> int:
+    """Return the chart_id of a chart with this key: the first 63 bits of its BLAKE2b hash, so the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def text_of(
@@ -140,6 +161,18 @@ def check_chart_id(chart_id: object) -> int:
     if isinstance(chart_id, bool) or not isinstance(chart_id, int | np.integer):
         raise ChartError(f"chart_id={short(chart_id)}: {_EXPECTED_ID}")
     return int(chart_id)
+
+
+def _check_key(key: str, chart_id: int) -> None:
+    _check_text("key", key, MAX_KEY)
+    parts = key.split(":", 2)
+    if len(parts) < 3 or not all(map(str.strip, parts)):
+        raise ChartError(f"key={short(key)}: expected format:instance:native id, as in superset:prod:12, or none")
+    if chart_id != chart_id_of(key):
+        raise ChartError(
+            f"chart_id={chart_id}: the chart with the key {short(key)} has the id {chart_id_of(key)}, which is "
+            "chart_id_of(key); give it that, or leave the key out"
+        )
 
 
 def _check_text(name: str, value: object, most: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from copilotlab.charts.cells import is_absent, is_blank, value_of
-from copilotlab.charts.chart import Chart, ChartError
+from copilotlab.charts.chart import Chart, ChartError, chart_id_of
 from copilotlab.charts.files import FIELDS, Table, polars_table, read_table
 from copilotlab.reasons import short
 
@@ -90,7 +90,7 @@ def _pandas_table(frame: Any) -> Table:
 def _checked(table: Table, origin: str) -> Iterator[Chart]:
     columns, rows = table
     for required in _REQUIRED:
-        if required not in columns:
+        if required not in columns and not (required == "chart_id" and "key" in columns):
             raise ChartError(f"{origin} has no column {required!r}{_like(required, columns)}; {_listed(columns)}")
     names = [name for name in FIELDS if name in columns]
     seen: dict[int, int] = {}
@@ -112,6 +112,8 @@ def _checked(table: Table, origin: str) -> Iterator[Chart]:
 
 
 def _chart(cells: dict[str, Any]) -> Chart:
+    if "chart_id" not in cells and isinstance(key := cells.get("key"), str) and key.strip():
+        cells = {**cells, "chart_id": chart_id_of(key)}
     for name, expected in _REQUIRED.items():
         if name not in cells:
             raise ChartError(f"{name}=None: the cell is empty; expected {expected}")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from copilotlab.charts.chart import (
     HASH_BYTES,
+    LINKS,
     LISTS,
     MAX_CHART_ID,
     Chart,
@@ -29,6 +30,7 @@ from copilotlab.charts.chart import (
     text_of,
 )
 from copilotlab.charts.database import RepositoryError, check_timeout, database_of
+from copilotlab.charts.mirror import CatalogueLike, Mirrored, MirrorResult, check_size, collision, mirrored
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
 from copilotlab.lifetime import ForkGate, renewed_by_fork
@@ -51,6 +53,7 @@ TOMBSTONES_KEPT = 100_000  # revisions for which a deletion is remembered; whoev
 _ROWS_PER_STATEMENT = 1_000  # databases bound the parameters of one statement
 _ROWS_PER_PAGE = 5_000
 _PURGE_EVERY = 1_000  # revisions
+_SCHEMA = 2  # of the tables; 1, which is written nowhere, has no key and url
 _MOST_TOLD = 100  # rows that cannot be read and are named in the log
 
 logger = logging.getLogger("copilotlab.charts")
@@ -146,7 +149,8 @@ class ChartRepository:
 
     url: any SQLAlchemy URL, such as sqlite:///charts.db or postgresql+psycopg://user:password@host/charts; "sqlite://",
     the default, is in memory. Or an SQLAlchemy Engine of your own, which is used as it is, its timeouts included, and
-    left open. Tables are made where they are missing.
+    left open. Tables are made where they are missing; those of an earlier version get the columns that they lack, which
+    the log says, and those of a later one are refused.
     timeout: seconds (5) that connecting, a statement, or waiting for another one's write may take, on SQLite and with
     psycopg; then it is a RepositoryError. What reads and imports much is cut into statements that take less. A
     connection that turns out dead before anything was begun on it is replaced within that time.
@@ -224,10 +228,10 @@ class ChartRepository:
         .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
         commas, semicolons, tabs or | between its fields.
         Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
-        text, as in 7.0. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
-        words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and
-        rows that say nothing are left out. Raises ChartError that names the file, the row (from 1, without the header,
-        blank ones counted), the column, and what was expected.
+        text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a
+        list in JSON or as Python writes it, or words with semicolons between, or with commas where there is no
+        semicolon. None, NaN and "" say nothing, and rows that say nothing are left out. Raises ChartError that names
+        the file, the row (from 1, without the header, blank ones counted), the column, and what was expected.
         """
         return self.save_many(charts_of(frame_or_path))
 
@@ -274,6 +278,92 @@ class ChartRepository:
                 raise ChartNotFound(f"chart {chart_id!r} is not in {self._shown_url}, so it cannot be deleted")
             self._write(connection, state, [_row(chart_id, revision, None)])
             return revision
+
+    def mirror(
+        self,
+        catalogue: CatalogueLike,
+        *,
+        instance: str | None = None,
+        allow_shrink: bool = False,
+        progress: bool = False,
+    ) -> MirrorResult:
+        """Make the charts of one instance of another tool what its catalogue says, in one transaction.
+
+        What changed is saved, at a new revision; what is in the catalogue no more is deleted, but for what the
+        catalogue skipped by its native id: that is still there, and stays as it was. Charts of other instances and
+        tools, and those without a key, are not touched. A row that is no chart is skipped, and the log names it.
+        instance: in place of the catalogue's own. allow_shrink: take a catalogue also where it came out empty, or with
+        less than half of the charts that are held. progress: show bars.
+        Raises ChartError for such a catalogue, and where another chart has the id of one of its keys, RepositoryError;
+        then, and after Ctrl-C, nothing was changed.
+        """
+        given = mirrored(catalogue, instance, progress=progress)
+        rows = {chart_id: _row(chart_id, 0, chart) for chart_id, chart in given.charts.items()}
+        with self._transaction() as connection:
+            read_at = self._current(connection)
+            found = self._compare(connection, given, rows, allow_shrink=allow_shrink, progress=progress)
+        if not found.rows:  # as most often: no writer had to wait
+            return found.result
+        with self._transaction(writes=True) as connection:
+            if self._state(connection, lock=True).revision != read_at:
+                found = self._compare(connection, given, rows, allow_shrink=allow_shrink, progress=progress)
+            self._write_many(connection, found.rows, f"saving {given.prefix[:-1]}", progress=progress)
+        return found.result
+
+    def _compare(
+        self,
+        connection: sa.Connection,
+        given: Mirrored,
+        rows: Mapping[int, dict[str, Any]],
+        *,
+        allow_shrink: bool,
+        progress: bool,
+    ) -> _Difference:
+        """Find out what a mirror has to write. rows: of what it is given. Raises ChartError where it may not."""
+        import sqlalchemy as sa
+        from tqdm.auto import tqdm
+
+        table = self._charts.c
+        ours = sa.func.substr(table.key, 1, len(given.prefix)) == given.prefix  # LIKE knows no capitals in SQLite
+        query = _as_stored(table.chart_id, table.key).where(ours, table.deleted.is_not(True))
+        held: dict[int, str] = {chart_id: key for chart_id, key in connection.execute(query)}
+        if not allow_shrink:
+            check_size(given, set(held.values()))
+        names = [column.name for column in table if column is not table.revision]
+        query, chart_ids = _as_stored(*(table[name] for name in names)), list(rows)
+        is_deleted, key = names.index("deleted"), names.index("key")
+        added, changed = [], []
+        bar = tqdm(desc=f"comparing {given.prefix[:-1]}", total=len(rows), disable=None if progress else True)
+        with bar:
+            for part in _parts(chart_ids):
+                stored = {row[0]: row for row in connection.execute(query.where(table.chart_id.in_(part)))}
+                for chart_id in part:
+                    row, other = rows[chart_id], stored.get(chart_id)
+                    if other is None or other[is_deleted]:
+                        added.append(row)
+                    elif other[key] not in ("", row["key"]):
+                        raise collision(given.charts[chart_id], other[key])
+                    elif any(value != row[name] for name, value in zip(names, other, strict=True)):
+                        changed.append(row)
+                bar.update(len(part))
+        gone = [i for i, its_key in held.items() if i not in rows and its_key not in given.kept]
+        unchanged = len(rows) - len(added) - len(changed)
+        result = MirrorResult(len(added), len(changed), unchanged, len(gone), given.skipped)
+        return _Difference([*added, *changed, *(_row(i, 0, None) for i in gone)], result)
+
+    def _write_many(
+        self, connection: sa.Connection, rows: Sequence[dict[str, Any]], label: str, *, progress: bool
+    ) -> None:
+        """Write rows at the next revisions, in order."""
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=label, total=len(rows), disable=None if progress else True) as bar:
+            for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+                state = self._state(connection, lock=True)
+                part = rows[start : start + _ROWS_PER_STATEMENT]
+                revised = [{**row, "revision": state.revision + number} for number, row in enumerate(part, start=1)]
+                self._write(connection, state, revised)
+                bar.update(len(part))
 
     def restamp(self, chart_ids: Iterable[int] | None = None) -> list[int]:
         """Give a new revision, as a save does, to each chart edited by hand; return their ids, in order.
@@ -338,6 +428,8 @@ class ChartRepository:
         revisions, rows = {}, []
         for chart in charts:
             change = held.get(chart.chart_id, _NONE)
+            if chart.key and change.chart and change.chart.key not in ("", chart.key):
+                raise collision(chart, change.chart.key)
             if change.chart == chart and change.content_hash == chart.content_hash:
                 revisions[chart.chart_id] = change.revision
                 continue
@@ -453,7 +545,7 @@ class ChartRepository:
         live = sorted(change for change in self.changes_since(0) if change.chart is not None)
         columns = {field.name: [plain(getattr(change.chart, field.name)) for change in live] for field in fields(Chart)}
         words = dict.fromkeys(LISTS, pl.List(pl.String))
-        texts = dict.fromkeys(("title", "description", "chart_type", "source"), pl.String)
+        texts = dict.fromkeys(_TEXTS, pl.String)
         return pl.DataFrame(
             {**columns, "revision": [change.revision for change in live]},
             schema_overrides={"chart_id": pl.Int64, "revision": pl.Int64, **words, **texts},
@@ -660,16 +752,17 @@ class ChartRepository:
         return connection
 
     def _create(self, connection: sa.Connection) -> Identity:
-        """Make the tables that are missing; return which catalogue they hold."""
+        """Make the tables and columns that are missing; return which catalogue they hold."""
         import sqlalchemy as sa
 
         if connection.dialect.name == "postgresql":  # two processes may come at once
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7301944)"))
-        self._charts.metadata.create_all(connection)
-        self._add_columns(connection)
         counter = self._counter
+        self._bring_up_to_date(connection)
+        self._charts.metadata.create_all(connection)
         if connection.execute(counter.select()).first() is None:
-            connection.execute(counter.insert().values(only=1, revision=0, incarnation="", secret="", digest="0"))
+            begun = {"only": 1, "revision": 0, "digest": "0", "schema_version": _SCHEMA}
+            connection.execute(counter.insert().values(**begun))
         if not connection.execute(sa.select(counter.c.incarnation)).scalar_one():
             digest = as_text(self._digest(connection, sa.true()))
             begun = {"incarnation": secrets.token_hex(16), "secret": secrets.token_hex(32), "digest": digest}
@@ -682,19 +775,38 @@ class ChartRepository:
                 logger.warning("the counter of %s was behind its rows: %s, not %s", self._shown_url, counted, highest)
         return self._state(connection).identity
 
-    def _add_columns(self, connection: sa.Connection) -> None:
-        """Give a counter that an earlier version made the columns that it lacks."""
+    def _bring_up_to_date(self, connection: sa.Connection) -> None:
+        """Give tables that an earlier version made the columns that they lack; RepositoryError where a later one did.
+
+        Their values are empty at first. A version that does not know them goes on, and leaves them empty.
+        """
         import sqlalchemy as sa
 
-        held = {column["name"] for column in sa.inspect(connection).get_columns(self._counter.name)}
-        missing = [column for column in self._counter.columns if column.name not in held]
-        for column in missing:
-            kind = column.type.compile(connection.dialect)
-            connection.execute(
-                sa.text(f"ALTER TABLE {self._counter.name} ADD COLUMN {column.name} {kind} NOT NULL DEFAULT ''")
+        counter = self._counter
+        held = {name: _columns(connection, name) for name in (counter.name, self._charts.name)}
+        if "schema_version" in held[counter.name]:
+            version = connection.execute(sa.select(sa.func.max(counter.c.schema_version))).scalar_one() or _SCHEMA
+            if version > _SCHEMA:
+                raise self._error(
+                    f"its tables have the schema {version}, which a later version of copilotlab made; this one knows "
+                    f"schema {_SCHEMA}. Update copilotlab, or name another database"
+                )
+        added = []
+        for table in (counter, self._charts):
+            for column in table.columns:
+                if held[table.name] and column.name not in held[table.name]:
+                    made = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                    connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
+                    added.append(column.name)
+        if added:
+            if held[counter.name]:
+                connection.execute(counter.update().values(schema_version=_SCHEMA))
+            logger.warning(
+                "the repository at %s was made by an earlier version: it has the columns %s now, and the schema %s",
+                self._shown_url,
+                ", ".join(added),
+                _SCHEMA,
             )
-        if missing:
-            logger.info("the repository at %s has its identity now: it was made by an older version", self._shown_url)
 
     def __repr__(self) -> str:
         return f"ChartRepository({self._shown_url!r}, {len(self):,} charts, revision {self.revision})"
@@ -710,6 +822,21 @@ def _revision(revision: object) -> int:
     return int(revision)
 
 
+def _columns(connection: sa.Connection, table: str) -> set[str]:
+    """Return the names of a table's columns; none where there is no such table."""
+    import sqlalchemy as sa
+
+    inspector = sa.inspect(connection)
+    return {column["name"] for column in inspector.get_columns(table)} if inspector.has_table(table) else set()
+
+
+class _Difference(NamedTuple):
+    """What a mirror has to write, at revisions that it gets then, and what will have become of it."""
+
+    rows: list[dict[str, Any]]
+    result: MirrorResult
+
+
 class _State(NamedTuple):
     """The counter's row."""
 
@@ -719,7 +846,9 @@ class _State(NamedTuple):
 
 
 _NONE = Change(-1, -1, None)
-_WORDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
+_FIELDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
+_WORDS = tuple(name for name in _FIELDS if name not in LINKS)
+_TEXTS = tuple(name for name in _FIELDS if name not in LISTS)
 
 
 def _tables() -> tuple[sa.Table, sa.Table]:
@@ -734,15 +863,17 @@ def _tables() -> tuple[sa.Table, sa.Table]:
         sa.Column("deleted", sa.Boolean, nullable=False),
         sa.Column("content_hash", sa.LargeBinary(HASH_BYTES), nullable=False),
         *(sa.Column(name, sa.Text, nullable=False) for name in _WORDS),
+        *(sa.Column(name, sa.Text, nullable=False, server_default="") for name in LINKS),
     )
     counter = sa.Table(
         "copilotlab_revision",
         metadata,
         sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
-        sa.Column("incarnation", sa.Text, nullable=False),
-        sa.Column("secret", sa.Text, nullable=False),
-        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("incarnation", sa.Text, nullable=False, server_default=""),
+        sa.Column("secret", sa.Text, nullable=False, server_default=""),
+        sa.Column("digest", sa.Text, nullable=False, server_default=""),
+        sa.Column("schema_version", sa.Integer, nullable=False, server_default="1"),
     )
     return charts, counter
 
@@ -750,7 +881,7 @@ def _tables() -> tuple[sa.Table, sa.Table]:
 def _row(chart_id: int, revision: int, chart: Chart | None) -> dict[str, Any]:
     shown = chart or Chart(chart_id=chart_id, title="deleted")
     words = {name: json.dumps(getattr(shown, name) if chart else (), ensure_ascii=False) for name in LISTS}
-    texts = {name: getattr(shown, name) if chart else "" for name in ("title", "description", "chart_type", "source")}
+    texts = {name: getattr(shown, name) if chart else "" for name in _TEXTS}
     content_hash = b"" if chart is None else chart.content_hash
     key = {"chart_id": chart_id, "revision": revision, "deleted": chart is None, "content_hash": content_hash}
     return {**key, **texts, **words}
@@ -779,7 +910,7 @@ def _reading(row: Any) -> Change | Unreadable:
     if deleted:
         return Change(chart_id, revision, None)
     try:
-        chart = Chart(chart_id=chart_id, **{name: _word(name, getattr(row, name)) for name in _WORDS})
+        chart = Chart(chart_id=chart_id, **{name: _word(name, getattr(row, name)) for name in _FIELDS})
     except ChartError:
         return Unreadable(chart_id, revision, *next(_damages(row)), stored)
     return Change(chart_id, revision, chart, stored)
@@ -791,9 +922,9 @@ def _no_number(value: object, least: int) -> str:
 
 def _damages(row: Any) -> Iterator[tuple[str, str]]:
     """Yield the columns whose value no chart can have, and why."""
-    for column in _WORDS:
+    for column in _FIELDS:
         try:
-            Chart(**{"chart_id": 0, "title": "any", column: _word(column, getattr(row, column))})
+            Chart(**{"chart_id": row.chart_id, "title": "any", column: _word(column, getattr(row, column))})
         except ChartError as error:
             yield column, str(error)
 
@@ -832,7 +963,7 @@ _strings = msgspec.json.Decoder(list[str]).decode
 def _fits(row: Any) -> bool:
     """Return whether the hash fits the words, without making a chart; False too where that cannot be told."""
     _, _, deleted, content_hash, *stored = row
-    words = dict(zip(_WORDS, stored, strict=True))
+    words = dict(zip(_WORDS, stored[: len(_WORDS)], strict=True))
     try:
         for name in LISTS:
             words[name] = _strings(words[name])

@@ -64,6 +64,8 @@ class ChartBody(BaseModel):
     measures: list[Word] = Field([], max_length=64)
     source: str = Field("", max_length=200)
     tags: list[Word] = Field([], max_length=64)
+    key: str = Field("", max_length=500, description="format:instance:native id; the chart's id follows from it")
+    url: str = Field("", max_length=2_000, description="what opens the chart in its own tool: http or https")
 
 
 class ChartAnswer(ChartBody):
@@ -86,6 +88,8 @@ class Found(BaseModel):
     measures: list[str] | None
     tags: list[str] | None
     description: str | None
+    key: str | None
+    url: str | None
 
 
 class Answer(BaseModel):

@@ -25,6 +25,7 @@ class Found(NamedTuple):
     source: str = ""
     dimensions: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
+    url: str = ""
 
     @classmethod
     def of_frame(cls, frame: pl.DataFrame) -> list[Found]:
@@ -38,6 +39,7 @@ class Found(NamedTuple):
                 row["source"] or "",
                 tuple(row["dimensions"] or ()),
                 tuple(row["measures"] or ()),
+                row["url"] or "",
             )
             for row in frame.iter_rows(named=True)
         ]
@@ -61,7 +63,7 @@ class ModelIndex:
         self._progress = progress
         self._embedder: Embedder | None = None
         self._store: VectorStore | None = None
-        self._known: dict[int, Chart] = {}
+        self._known: dict[int, tuple[int, Chart]] = {}  # by chart_id: at which revision, and what it says
         self._looked: tuple[Identity, int, int] | None = None  # the catalogue at the last question
         self._lock = threading.Lock()
 
@@ -73,9 +75,8 @@ class ModelIndex:
         matches = store.search(embedder.embed([question])[0], k)
         charts = [(self._known.get(int(chart_id)), float(score)) for chart_id, score in zip(*matches[:2], strict=True)]
         return [
-            Found(chart.chart_id, score, chart.title, chart.chart_type, chart.source, chart.dimensions, chart.measures)
-            for chart, score in charts
-            if chart is not None
+            Found(c.chart_id, score, c.title, c.chart_type, c.source, c.dimensions, c.measures, c.url)
+            for _, c, score in ((*known, score) for known, score in charts if known is not None)
         ]
 
     def _loaded(self) -> tuple[Embedder, VectorStore]:
@@ -104,7 +105,13 @@ class ModelIndex:
                 Record.of(chart.chart_id, revision, chart.content_hash, vector)
                 for (revision, chart), vector in zip(saved, vectors, strict=True)
             )
-            self._known.update((chart.chart_id, chart) for _, chart in saved)
+            self._known.update((chart.chart_id, (revision, chart)) for revision, chart in saved)
+        # Also what needs no new vector has changed: a link, say, is no part of the words.
+        heads = zip(look.heads.chart_ids.tolist(), look.heads.revisions.tolist(), strict=True)
+        stale = [i for i, revision in heads if i in self._known and self._known[i][0] != revision]
+        for change in self._charts.get_many(stale).values():
+            if change.chart is not None:
+                self._known[change.chart_id] = change.revision, change.chart
         self._looked = look[:3]
         self._progress("")
 

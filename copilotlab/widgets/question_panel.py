@@ -15,7 +15,7 @@ from copilotlab.charts import ChartRepository
 from copilotlab.embedding import Embedder, available_embedders
 from copilotlab.lab import Lab
 from copilotlab.lifetime import Background
-from copilotlab.markup import text
+from copilotlab.markup import link, text
 from copilotlab.node import Node
 from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.model_index import Found, ModelIndex
@@ -194,10 +194,11 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
 
 
 def chart_cell(found: Found) -> str:
-    """Draw a chart in words: its title, or else its id, and below it the measures by dimensions."""
+    """Draw a chart in words: its title, which opens the chart where it has a link, or else its id; below it the
+    measures by dimensions."""
     said = " by ".join(filter(None, [", ".join(found.measures), ", ".join(found.dimensions)]))
     small = f"<div class='cl-small'>{text(said)}</div>" if said else ""
-    title = text(found.title or f"chart {found.chart_id}")
+    title = link(found.title or f"chart {found.chart_id}", found.url)
     return f"<div class='cl-chart-title'>{title}</div>{small}"
 
 

@@ -36,6 +36,7 @@ CHROMIUM_OPTIONS = [
 CLOSED_EARLY = "[anywidget] Failed to initialize model."
 
 EVIL = "<script>window.pwned = 1</script><img src=x onerror='window.pwned=1'>"
+LINK = """https://bi.example.org/charts/1?week='1'&as="><b>"""
 RIGHT_TO_LEFT = "הכנסות לפי אזור"
 
 SETUP = f"""
@@ -46,7 +47,8 @@ from copilotlab.widgets import ComparisonPanel, SearchPanel
 
 logging.getLogger("copilotlab").setLevel(logging.ERROR)
 lab = Lab(nodes=NODES, model="hash", charts=catalogue.charts().head(400), policy=Policy(redis_timeout=2.0)).start()
-lab.nodes[0].update_chart(Chart(chart_id=1, title="{EVIL} injection attempts by week", chart_type="line"))
+link = {LINK!r}
+lab.nodes[0].update_chart(Chart(chart_id=1, title="{EVIL} injection attempts by week", chart_type="line", url=link))
 lab.nodes[0].update_chart(Chart(chart_id=2, title="{RIGHT_TO_LEFT} injection attempts (2024)", chart_type="bar"))
 converged = lab.wait_converged(30)
 """

@@ -18,7 +18,10 @@ lab.partition(3)
 while lab.nodes[3].coordinator.connected:
     time.sleep(0.01)
 lab.nodes[0].update_chart(Chart(chart_id=3, title="{LONG}", chart_type="kpi", source="{LONG[:60]}"))
-lab.nodes[0].update_chart(Chart(chart_id=4, title="Planes leaving late by airport", chart_type="horizontal bar"))
+planes = Chart(
+    chart_id=4, title="Planes leaving late by airport", chart_type="horizontal bar", url="https://bi.example.org/4"
+)
+lab.nodes[0].update_chart(planes)
 lab.kill(1)
 """
 SLOW_MODEL = """

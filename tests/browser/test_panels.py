@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 TITLE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned=1'> injection attempts by week"
+LINK = """https://bi.example.org/charts/1?week='1'&as="><b>"""
 RIGHT_TO_LEFT = "הכנסות לפי אזור injection attempts (2024)"
 
 
@@ -144,6 +145,9 @@ def test_a_chart_titled_with_a_script_and_right_to_left_words_is_shown_as_text(s
         expect(title).to_be_visible()
         assert title.evaluate("element => getComputedStyle(element).direction") == "rtl"  # as bdi decides by itself
         assert table.locator("script, img").count() == 0
+        link = table.get_by_role("link", name=TITLE)
+        assert table.get_by_role("link").count() == link.count() > 0, "the other charts have none"
+        assert [link.first.get_attribute(name) for name in ("href", "rel", "target")] == [LINK, "noopener", "_blank"]
     assert page.evaluate("window.pwned") is None
 
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from copilotlab import ChartRepository, LocalRedis
+from copilotlab.charts import chart_id_of
 from copilotlab.lab.simulated_lab import simulated_charts
 
 LIMIT = 60.0  # seconds for what is certain to come
@@ -132,6 +133,25 @@ def test_charts_are_put_found_read_listed_and_deleted(served):
     assert client.delete("/v1/charts/700").json()["outcome"] == "published"
     assert "chart 700" in is_problem(client.get("/v1/charts/700"), 404)
     is_problem(client.delete("/v1/charts/700"), 404)
+
+
+def test_a_chart_of_another_tool_is_put_found_and_read_with_its_key_and_link(served):
+    client, key, url = served.client, "grafana:prod:ab/2", "https://grafana.example.org/d/ab?viewPanel=2"
+    path = f"/v1/charts/{chart_id_of(key)}"
+    put = client.put(path, json={"title": "Walrus dives per day", "key": key, "url": url})
+    assert put.json()["outcome"] == "published"
+
+    (found,) = client.get("/v1/search", params={"q": "walrus dives", "k": 1}).json()["results"]
+    assert (found["chart_id"], found["key"], found["url"]) == (chart_id_of(key), key, url)
+    read = client.get(path).json()
+    assert (read["key"], read["url"]) == (key, url)
+
+    for wrong, said in (
+        ({"url": "javascript:alert(1)"}, "url='javascript:alert(1)': expected one such as https"),
+        ({"key": "grafana:prod:other"}, "the chart with the key 'grafana:prod:other' has the id"),
+    ):
+        assert said in is_problem(client.put(path, json={"title": "Walrus dives per day", **wrong}), 422)
+    client.delete(path)
 
 
 def test_several_queries_are_answered_in_their_order_and_restricted_to_what_a_user_may_see(served):

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from copilotlab import Chart, ChartRepository
-from copilotlab.charts import ChartError
+from copilotlab.charts import ChartError, chart_id_of
 from copilotlab.charts.chart import LISTS
 from copilotlab.charts.readers import charts_of
 
@@ -274,3 +274,18 @@ def test_a_field_with_the_delimiter_in_it_is_named_with_the_remedy(tmp_path):
         ChartError, match=r"row 2 has 3 fields, the header has 2; a field with ';' in it stands in doub"
     ):
         loaded(tmp_path / "a.csv")
+
+
+def test_a_key_takes_the_place_of_an_id_and_a_link_that_is_none_is_named_with_its_row(tmp_path):
+    path = tmp_path / "charts.csv"
+    path.write_text("key;title;url\nintranet:prod:B-12;Late flights;https://intranet/B-12\nintranet:prod:C-3;Costs;\n")
+    first, second = charts_of(path)
+    assert (first.chart_id, first.url) == (chart_id_of("intranet:prod:B-12"), "https://intranet/B-12")
+    assert (second.chart_id, second.url) == (chart_id_of("intranet:prod:C-3"), "")
+    for row, said in (
+        ({"key": "B-12", "title": "Costs"}, "row 1: key='B-12': expected format:instance:native id"),
+        ({"key": "", "title": "Costs"}, "row 1: chart_id=None: the cell is empty"),
+        ({"chart_id": 1, "title": "Costs", "url": "/charts/1"}, "row 1: url='/charts/1': expected one such as https"),
+    ):
+        with pytest.raises(ChartError, match=said):
+            charts_of([row])

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from copilotlab import Chart, ChartRepository, FaultProxy
-from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
+from copilotlab.charts import ChartError, ChartNotFound, RepositoryError, chart_id_of
 from copilotlab.digest import digest_of
 
 
@@ -849,3 +850,91 @@ def test_a_file_that_was_replaced_is_read_and_one_that_has_gone_is_named(tmp_pat
     file.unlink()
     with pytest.raises(RepositoryError, match="its file has gone"):
         repository.save(Chart(chart_id=3, title="Cost"))
+
+
+# --- made by another version -----------------------------------------------------------------------------------------
+
+
+def write(repository, *statements):
+    with repository._engine.connect().execution_options(copilotlab_writes=True) as connection, connection.begin():
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+def make_older(repository):
+    """Take from the tables what the version before keys and links did not have."""
+    columns = (("charts", "key"), ("charts", "url"), ("revision", "schema_version"))
+    write(repository, *(f"ALTER TABLE copilotlab_{table} DROP COLUMN {column}" for table, column in columns))
+
+
+@pytest.mark.parametrize("url", ["file", "postgres"], indirect=True)
+def test_an_older_database_gains_the_columns_once_and_all_its_charts_stay_as_they_were(url, caplog):
+    with ChartRepository(url) as repository:
+        repository.save_many([chart(1), chart(2), chart(3)])
+        repository.delete(3)
+        before, look = repository.changes_since(0), repository.look(0)
+        make_older(repository)
+
+    with ChartRepository(url) as repository:
+        assert [record.getMessage() for record in caplog.records] == [
+            f"the repository at {repository._shown_url} was made by an earlier version: it has the columns "
+            "schema_version, key, url now, and the schema 2"
+        ]
+        assert repository.changes_since(0) == before
+        assert repository.look(0)[:3] == look[:3]
+        assert repository.restamp() == []
+        key = "superset:prod:1"
+        linked = Chart(chart_id=chart_id_of(key), title="Revenue", key=key, url="https://bi.example.org/1")
+        repository.save(linked)
+    with ChartRepository(url) as repository:
+        assert len(caplog.records) == 1, "it is told once"
+        assert repository.get(linked.chart_id) == linked
+        words = "content_hash, title, description, chart_type, dimensions, measures, source, tags"
+        write(  # as the earlier version does, which is still running beside this one
+            repository,
+            f"INSERT INTO copilotlab_charts (chart_id, revision, deleted, {words}) "
+            f"SELECT 9, 9, deleted, {words} FROM copilotlab_charts WHERE chart_id = 1",
+        )
+        assert repository.get(9).url == ""
+
+
+@pytest.mark.parametrize("url", ["file", "postgres"], indirect=True)
+def test_a_database_of_a_later_version_is_refused_in_words(url):
+    with ChartRepository(url) as repository:
+        write(repository, "UPDATE copilotlab_revision SET schema_version = 3")
+        said = "tables have the schema 3, which a later version of copilotlab made; this one knows schema 2"
+        with pytest.raises(RepositoryError, match=said):
+            ChartRepository(url)
+        write(repository, "UPDATE copilotlab_revision SET schema_version = 2")
+
+
+def test_an_upgrade_that_fails_halfway_has_changed_nothing(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'charts.db'}"
+    with ChartRepository(url) as repository:
+        repository.save(chart(1))
+        make_older(repository)
+
+    def fail(*_):
+        raise RepositoryError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChartRepository, "_state", fail)
+        with pytest.raises(RepositoryError, match="the disk is full"):
+            ChartRepository(url)
+    with sqlite3.connect(tmp_path / "charts.db") as database:
+        assert "url" not in [row[1] for row in database.execute("PRAGMA table_info(copilotlab_charts)")]
+    with ChartRepository(url) as repository:
+        assert repository.get(1) == chart(1)
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_a_mirror_on_postgresql_is_as_on_sqlite(url):
+    keys = [f"superset:prod:{number}" for number in range(1_200)]
+    frame = pl.DataFrame({"key": keys, "title": keys, "tags": [["a"]] * len(keys)})
+    given = SimpleNamespace(format="superset", instance="prod", frame=frame, skipped=pl.DataFrame())
+    with ChartRepository(url) as repository:
+        assert repository.mirror(given) == (1_200, 0, 0, 0, 0)
+        assert repository.mirror(given) == (0, 0, 1_200, 0, 0)
+        given.frame = frame.tail(-1).with_columns(url=pl.lit("https://bi.example.org"))
+        assert repository.mirror(given) == (0, 1_199, 0, 1, 0)
+        assert len(repository) == 1_199

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from base64 import b64encode
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -25,16 +26,18 @@ from IPython.utils.capture import capture_output
 from ipywidgets.widgets import widget as ipywidgets_widget
 
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
+from copilotlab.charts import ChartError
 from copilotlab.lab import FAULTS, FragileModel, FragileRepository, catalogue
 from copilotlab.lab.agreement import Agreement
 from copilotlab.markup import card, text
 from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
 from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.lab_panel import events_html, verdict_html
-from copilotlab.widgets.model_index import ModelIndex
+from copilotlab.widgets.model_index import Found, ModelIndex
 from copilotlab.widgets.node_card import card_html, health, progress_html
 from copilotlab.widgets.panel import WIDGET_VIEW
 from copilotlab.widgets.pulse import Pulse
+from copilotlab.widgets.question_panel import chart_cell
 
 EVIL = "<script>alert('x')</script>"
 RIGHT_TO_LEFT = "הכנסות לפי אזור"
@@ -961,9 +964,36 @@ def test_a_model_index_follows_saves_and_deletions():
     charts.delete(7)
     charts.save(Chart(chart_id=99, title="Espresso", chart_type="kpi", source="Kitchen"))
     found = index.search("espresso", 50)
-    assert found[0][:1] + found[0][2:] == (99, "Espresso", "kpi", "Kitchen", (), ())
+    assert found[0][:1] + found[0][2:] == (99, "Espresso", "kpi", "Kitchen", (), (), "")
     assert 7 not in {chart.chart_id for chart in found}
     assert repr(index) == f"ModelIndex('hash', revision {charts.revision})"
+
+
+def test_a_title_is_a_link_where_the_chart_has_one_and_no_other_scheme_ever_gets_there():
+    linked = Found(7, 0.5, "<b>Revenue</b>", url="https://bi.example.org/?a=1&b='\"><script>")
+    assert chart_cell(linked) == (
+        "<div class='cl-chart-title'><a href='https://bi.example.org/?a=1&amp;b=&#x27;&quot;&gt;&lt;script&gt;' "
+        "target='_blank' rel='noopener'><bdi>&lt;b&gt;Revenue&lt;/b&gt;</bdi></a></div>"
+    )
+    for url in ("", "javascript:alert(1)", " javascript:alert(1)", "JAVASCRIPT:alert(1)//https://x", "data:text/html,x",
+                "java\nscript:alert(1)", "https:alert(1)", "//host/x", "https://[", "https://a b/"):  # fmt: skip
+        assert "<a" not in chart_cell(linked._replace(url=url))
+        if url:
+            with pytest.raises(ChartError, match="url="):
+                Chart(chart_id=7, title="Revenue", url=url)
+
+
+def test_a_model_index_tells_a_link_that_was_added_and_embeds_nothing_for_it():
+    charts = repository()
+    model = FragileModel(load_embedder("hash"))
+    index = ModelIndex(charts, model)
+    assert index.search("orders of product 7", 1)[0].url == ""
+    made = model.made.copy()
+
+    charts.save(replace(charts.get(7), url="https://bi.example.org/7"))
+
+    assert index.search("orders of product 7", 1)[0].url == "https://bi.example.org/7"
+    assert model.made - made == Counter({"orders of product 7": 1})
 
 
 def test_a_model_index_follows_a_repository_that_is_restored_from_a_backup(tmp_path):

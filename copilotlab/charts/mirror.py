@@ -1,0 +1,145 @@
+"""What a mirror takes: the catalogue of another tool, as charts with keys, checked before anything is changed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from copilotlab.charts.chart import Chart, ChartError, chart_id_of
+from copilotlab.reasons import short
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_MOST_NAMED = 10  # rows that are no charts, in the log
+_SHOWN_EVERY = 1_000  # charts
+_COLUMNS = {field.name for field in fields(Chart)}
+
+logger = logging.getLogger("copilotlab.charts")
+
+
+class CatalogueLike(Protocol):
+    """All charts that an instance of another tool has, as `ChartRepository.mirror` takes them.
+
+    frame: the columns of `Chart` that there are, key and title among them. skipped: what could not be read: path,
+    native_id ("" or null where it is not known) and reason. format, instance: the first two parts of each key.
+    """
+
+    @property
+    def frame(self) -> pl.DataFrame: ...
+    @property
+    def skipped(self) -> pl.DataFrame: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def instance(self) -> str: ...
+
+
+class MirrorResult(NamedTuple):
+    """What became of a mirror: how many charts were added, changed, left as they were, deleted, and skipped.
+
+    skipped: what the catalogue names as skipped, and rows of it that are no charts, which the log names.
+    """
+
+    added: int
+    changed: int
+    unchanged: int
+    deleted: int
+    skipped: int
+
+
+class Mirrored(NamedTuple):
+    """A catalogue as charts: each once, by its id.
+
+    prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now.
+    """
+
+    prefix: str
+    charts: dict[int, Chart]
+    kept: set[str]
+    skipped: int
+
+
+def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) -> Mirrored:
+    """Make the charts of a catalogue, under the keys of ``instance``; None: of its own.
+
+    Raises ChartError for a format or instance that cannot stand in a key, for a key of another one, and where two keys
+    have one id.
+    """
+    from tqdm.auto import tqdm
+
+    own = _prefix(catalogue.format, catalogue.instance)
+    prefix = own if instance is None else _prefix(catalogue.format, instance)
+    charts: dict[int, Chart] = {}
+    kept = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped)}
+    refused = 0
+    rows = enumerate(catalogue.frame.iter_rows(named=True), start=1)
+    label, total = f"reading {prefix[:-1]}", catalogue.frame.height
+    for number, row in tqdm(rows, label, total, miniters=_SHOWN_EVERY, disable=None if progress else True):
+        key = row.get("key")
+        if not isinstance(key, str) or not key.startswith(own):
+            raise ChartError(f"the catalogue, row {number}: key={short(key)}: expected one that begins with {own!r}")
+        key = f"{prefix}{key[len(own) :]}"
+        try:
+            chart = _chart(row, key, charts)
+        except ChartError as error:
+            refused += 1
+            kept.add(key)
+            if refused <= _MOST_NAMED:
+                more = f". These are {_MOST_NAMED}: others are not named here" if refused == _MOST_NAMED else ""
+                logger.warning("the catalogue, row %s, %s, is left out: %s%s", number, short(key), error, more)
+            continue
+        if (other := charts.get(chart.chart_id)) is not None:
+            raise collision(chart, other.key)
+        charts[chart.chart_id] = chart
+    return Mirrored(prefix, charts, kept, catalogue.skipped.height + refused)
+
+
+def check_size(catalogue: Mirrored, held: set[str]) -> None:
+    """Raise ChartError for a catalogue that came out empty, or with less than half of the charts that are held.
+
+    held: the keys of those of the same instance.
+    """
+    found, whose = len(catalogue.charts), catalogue.prefix[:-1]
+    remedy = "nothing was changed. If the others are gone, say allow_shrink=True, or --allow-shrink"
+    if not found:
+        raise ChartError(f"the catalogue of {whose} came out empty, and {len(held):,} of its charts are held: {remedy}")
+    if 2 * (found + len(catalogue.kept & held)) < len(held):
+        raise ChartError(
+            f"the catalogue of {whose} came out with {found:,} charts, less than half of the {len(held):,} that are "
+            f"held: {remedy}"
+        )
+
+
+def _prefix(format_: str, instance: str) -> str:
+    for name, value in (("format", format_), ("instance", instance)):
+        if not isinstance(value, str) or not value.strip() or ":" in value:
+            raise ChartError(f"{name}={short(value)}: expected a name without a colon, such as prod")
+    return f"{format_}:{instance}:"
+
+
+def _skipped_ids(skipped: pl.DataFrame) -> list[str]:
+    if "native_id" not in skipped.columns:
+        return []
+    return [str(native) for native in skipped["native_id"].to_list() if native not in (None, "")]
+
+
+def _chart(row: dict[str, Any], key: str, others: dict[int, Chart]) -> Chart:
+    """Make the chart of one row. Raises ChartError, also where another row has this key."""
+    cells = {name: cell for name, cell in row.items() if name in _COLUMNS and cell is not None}
+    if "title" not in cells:
+        raise ChartError("title=None: the cell is empty")
+    chart = Chart(**{**cells, "chart_id": chart_id_of(key), "key": key})
+    other = others.get(chart.chart_id)
+    if other is not None and other.key == key:
+        raise ChartError("another row has this key already; expected each once")
+    return chart
+
+
+def collision(chart: Chart, other: str) -> ChartError:
+    """Return the error of two keys that have one id."""
+    return ChartError(
+        f"chart_id={chart.chart_id}: the key {short(chart.key)} gives the id that the chart with the key "
+        f"{short(other)} has: rename one of them in its tool, or give its instance another name"
+    )

@@ -1,0 +1,131 @@
+"""`copilotlab import`: an export in, a report out; and again and again, with patience for what fails."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import polars as pl
+import pytest
+
+from copilotlab import ChartRepository
+from copilotlab.cli import main
+from copilotlab.importers.command import LONGEST_WAIT, run_import
+
+
+class Stop(BaseException):
+    """Ends a watch, as Ctrl-C does."""
+
+
+class Source:
+    """What `read_catalogue` reads: the titles by native id, or an error. asked: how."""
+
+    def __init__(self) -> None:
+        self.titles: dict[str, str] = {"1": "Revenue", "2": "Orders"}
+        self.skipped: list[tuple[str, str, str]] = []
+        self.error: Exception | None = None
+        self.asked: list[tuple[object, ...]] = []
+
+    def read(self, path, format=None, instance="prod", **more):
+        self.asked.append((path, format, instance, more))
+        if self.error is not None:
+            raise self.error
+        keys = [f"superset:{instance}:{native}" for native in self.titles]
+        frame = pl.DataFrame({"key": keys, "title": list(self.titles.values())}, schema_overrides={"key": pl.String})
+        skipped = pl.DataFrame(self.skipped, schema=["path", "native_id", "reason"], orient="row")
+        return SimpleNamespace(frame=frame, skipped=skipped, format="superset", instance=instance)
+
+
+@pytest.fixture
+def source(monkeypatch):
+    source = Source()
+    stand_in = ModuleType("copilotlab.importers")
+    stand_in.read_catalogue = source.read
+    monkeypatch.setitem(sys.modules, "copilotlab.importers", stand_in)
+    return source
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'charts.db'}"
+
+
+def test_an_export_is_imported_and_reported_with_the_reasons_for_what_was_skipped(source, url, capsys):
+    source.skipped = [
+        ("a.yaml", "8", "it has no title"),
+        ("b.yaml", "9", "it has no title"),
+        ("c.yaml", "", "not YAML"),
+    ]
+    assert main(["import", "superset", "export.zip", "--instance", "eu", "--charts", url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "superset:eu from export.zip: 2 added, 0 changed, 0 unchanged, 0 deleted, 3 skipped; revision 2",
+        "  2 skipped: it has no title",
+        "  1 skipped: not YAML",
+    ]
+    more = ["--base-url", "https://bi.example.org", "--query", "SELECT 1"]
+    address = "https://me:secret@bi.example.org"
+    assert main(["import", "auto", address, "--charts", url, *more]) == 0
+    assert source.asked == [
+        ("export.zip", "superset", "eu", {}),
+        (address, None, "prod", {"base_url": "https://bi.example.org", "query": "SELECT 1"}),
+    ]
+    assert "secret" not in capsys.readouterr().out
+    with ChartRepository(url) as charts:
+        assert sorted(chart.key for chart in charts) == [f"superset:{i}:{n}" for i in ("eu", "prod") for n in (1, 2)]
+
+
+def test_what_cannot_be_imported_is_said_in_a_line_and_changes_nothing(source, url, capsys):
+    source.titles = {}
+    assert main(["import", "superset", "export.zip", "--charts", url]) == 2
+    assert "copilotlab import: the catalogue of superset:prod came out empty" in capsys.readouterr().err
+    assert main(["import", "superset", "export.zip", "--charts", url, "--allow-shrink"]) == 0
+    source.error = OSError("no such file: export.zip")
+    assert main(["import", "superset", "export.zip", "--charts", url]) == 2
+    assert capsys.readouterr().err == "copilotlab import: no such file: export.zip\n"
+    for wrong in ("0", "never"):
+        with pytest.raises(SystemExit):
+            main(["import", "superset", "export.zip", "--charts", url, "--watch", wrong])
+    with ChartRepository(url) as charts:
+        assert charts.revision == 0
+
+
+def test_a_watch_imports_what_changed_and_waits_longer_the_longer_its_source_fails(source, url, capsys):
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        turn = len(waited)
+        if turn == 2:
+            source.titles = {"1": "Revenue", "2": "Sales"}
+        elif turn == 3:
+            source.error = ConnectionError("the server is away")
+        elif turn == 20:
+            source.error, source.titles = None, {}  # a server that has just begun to start, say
+        elif turn == 21:
+            source.titles = {"1": "Revenue", "2": "Sales"}
+        elif turn == 23:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_import(["superset", "export", "--charts", url, "--watch", "60", "--allow-shrink"], wait=wait)
+
+    doubled = [120.0, 240.0, 480.0, 960.0, 1_920.0]
+    assert waited == [60.0] * 3 + doubled + [LONGEST_WAIT] * 13 + [60.0] * 2
+    said = capsys.readouterr()
+    assert [line.split(": ")[1].split("; ")[0] for line in said.out.splitlines()] == [
+        "2 added, 0 changed, 0 unchanged, 0 deleted, 0 skipped",
+        "0 added, 1 changed, 1 unchanged, 0 deleted, 0 skipped",
+        "0 added, 0 changed, 2 unchanged, 0 deleted, 0 skipped",
+    ], "nothing is printed where nothing has changed, but for a source that is back"
+    errors = said.err.splitlines()
+    assert errors[0] == "copilotlab import: the server is away; it is tried again"
+    assert "came out empty, and 2 of its charts are held" in errors[-1], "--allow-shrink was said of the first time"
+    assert len(errors) == 18
+
+
+def test_ctrl_c_ends_a_watch(source, url, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("copilotlab.importers.command.run_import.__kwdefaults__", {"wait": interrupt})
+    assert main(["import", "superset", "export", "--charts", url, "--watch", "60"]) == 130
