@@ -327,6 +327,42 @@ BUGS = (
         "after an outage at the end of a batch nobody may begin one until the lease has run out",
         (Edit("protocol/replica.py", "            self.batches.give_back()\n", ""),),
     ),
+    Bug(
+        "the version of a setting does not grow",
+        "what is turned on again stays off, since an older word counts as much",
+        (
+            Edit("protocol/toggles.py", "version = min(latest + 1, MAX_VERSION)", "version = 1"),
+            Edit("protocol/toggles.py", "setting.version, setting.at, setting", "setting.version, setting"),
+        ),
+    ),
+    Bug(
+        "a setting is said once",
+        "a node whose word was lost, or that was away, never learns what was set",
+        (Edit("protocol/replica.py", "        self.gossip.heard_beat(source)\n", ""),),
+    ),
+    Bug(
+        "what is not listened to is forgotten",
+        "a node that is told to listen again never learns what was said meanwhile",
+        (
+            Edit(
+                "protocol/replica.py",
+                "            self.view.suspect(source)  # so it is fetched once",
+                "            # once",
+            ),
+        ),
+    ),
+    Bug(
+        "what is held back is forgotten",
+        "a chart that was changed while publishing was off is embedded again by another node",
+        (
+            Edit(
+                "protocol/outbox.py",
+                "        self._unsaid[chart_id] = None\n        context.tell",
+                "        if context.toggles.now.publishing:\n            self._unsaid[chart_id] = None\n"
+                "        context.tell",
+            ),
+        ),
+    ),
 )
 
 
