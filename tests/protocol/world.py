@@ -444,14 +444,15 @@ class World:
             return
         self.configure(0, everywhere=True, publishing=True, listening=True)
         self._run_until(self._all_is_on, limit)
-        if not (self._all_is_on() and self._know_the_same()):
+        if not self._all_is_on():
             raise Broken(f"not all is on again: {[node.context.toggles for node in self.nodes]}")
 
     def _know_the_same(self) -> bool:
         return len({node.context.toggles.digest for node in self.nodes}) == 1
 
     def _all_is_on(self) -> bool:
-        return all(now.publishing and now.listening for now in (node.context.toggles.now for node in self.nodes))
+        in_force = [node.context.toggles.now for node in self.nodes]
+        return self._know_the_same() and all(now.publishing and now.listening for now in in_force)
 
     # --- the repository, and those who speak of another ----------------------------------------------------------
 
