@@ -1,9 +1,8 @@
-"""What changed here and was not said yet, since Redis is away or publishing is off: it is said when that is over."""
+"""What changed here and was not said yet, since Redis is away or publishing is off: it is said once that is over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 from copilotlab.monitoring.happenings import Owed
 from copilotlab.protocol import events
@@ -23,27 +22,25 @@ class Outbox:
         self._unsaid: dict[int, None] = {}
 
     def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
-        """Tell the other nodes of a change; False if it is kept for later, Redis being away, or publishing off."""
-        context = self._coordinator.context
-        if context.toggles.now.publishing:
-            with suppress(CarrierAway):
-                self._coordinator.publish(event, need)
-                return True
-        self._unsaid[chart_id] = None
-        context.tell(Owed(chart_id))
-        return False
+        """Tell the other nodes of a change; if Redis is away, keep it to be said later, and return False."""
+        if not self._coordinator.context.toggles.now.publishing:
+            self.owe([chart_id])
+            self._coordinator.context.tell(Owed(chart_id))
+            return False
+        try:
+            self._coordinator.publish(event, need)
+        except CarrierAway:
+            self._unsaid[chart_id] = None
+            self._coordinator.context.tell(Owed(chart_id))
+            return False
+        return True
 
     def owe(self, chart_ids: Iterable[int]) -> None:
         """Note changes that the other nodes are still to be told of."""
         self._unsaid.update(dict.fromkeys(chart_ids))
 
     def hand_over(self) -> None:
-        """Say all that was not said, a thousand changes at most: the others fetch the rest. Raises CarrierAway.
-
-        While publishing is off nothing is said.
-        """
-        if not self._coordinator.context.toggles.now.publishing:
-            return
+        """Say all that was not said, a thousand changes at most: the others fetch the rest. Raises CarrierAway."""
         for number, chart_id in enumerate(list(self._unsaid)):
             self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
             if number >= HANDED_OVER:

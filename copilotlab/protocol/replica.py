@@ -46,8 +46,13 @@ from copilotlab.protocol.view import ANYBODY, View
 from copilotlab.store import Record, VectorStore
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
-NEWS = events.ChartUpdated | events.ChartDeleted | events.BatchChunk | events.BatchChunkStored  # of charts
+NEWS = (events.UPDATES, events.DELETIONS)  # channels of nothing else than what became of charts
 ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all that came before it, be they hundreds
+
+
+def _is_news(event: events.Event) -> bool:
+    """Tell whether an event says what became of charts, and not how nodes are, or what they ask each other."""
+    return events.CHANNEL_OF[type(event)] in NEWS or isinstance(event, events.BatchChunk | events.BatchChunkStored)
 
 
 def _watched_by_nobody(_replica: Replica) -> None:
@@ -243,10 +248,16 @@ class Replica:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self._next_beat = now + self._beat_interval
         self.view.saw(self.coordinator.beat(self._heartbeat() if reconcile else None), now)
+        self._hand_over()
         if reconcile:
-            self.outbox.hand_over()
             self.transfers.check()
         self.threads.wake.set()
+
+    def _hand_over(self) -> None:
+        """Say what was not said yet, unless publishing is off; as written, that is never said. Raises CarrierAway."""
+        now = self.context.toggles.now
+        if now.policy.reconcile and now.publishing:
+            self.outbox.hand_over()
 
     @property
     def _beat_interval(self) -> float:
@@ -273,8 +284,7 @@ class Replica:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self.view.back(now, suspect_all=reconcile)
         try:
-            if reconcile:
-                self.outbox.hand_over()
+            self._hand_over()
             self.batches.give_back()
             self.view.saw(self.coordinator.beat(self._heartbeat(newcomer=True) if reconcile else None), now)
         except CarrierAway:
@@ -300,7 +310,7 @@ class Replica:
             self.context.tell(GapSeen(source))
             self.view.suspect(source)
             self.threads.wake.set()
-        if isinstance(event, NEWS) and not self.context.toggles.now.listening:
+        if _is_news(event) and not self.context.toggles.now.listening:
             self.context.tell(Unlistened(source))
             self.view.suspect(source)  # so it is fetched once listening is on again
             return

@@ -357,9 +357,8 @@ BUGS = (
         (
             Edit(
                 "protocol/outbox.py",
-                "        self._unsaid[chart_id] = None\n        context.tell",
-                "        if context.toggles.now.publishing:\n            self._unsaid[chart_id] = None\n"
-                "        context.tell",
+                "            self.owe([chart_id])\n",
+                "",
             ),
         ),
     ),
