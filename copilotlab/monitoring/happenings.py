@@ -122,11 +122,11 @@ class ModelSwitched(Happening, frozen=True):
 
 
 class ToggleSet(Happening, frozen=True):
-    """A toggle was set on this node, or on another for it. node: the one that it is for, "" for all; version: of the
-    setting; by: who set it; source: the node on which that was."""
+    """A toggle was set on this node, or on another for it. value: in words; node: the one that it is for, "" for all;
+    version: of the setting; by: who set it; source: the node on which that was."""
 
     name: str
-    value: bool | int | float
+    value: str
     node: str
     version: int
     by: str
@@ -135,7 +135,7 @@ class ToggleSet(Happening, frozen=True):
     @property
     def line(self) -> Line:
         where = f"for {self.node}" if self.node else "for all nodes"
-        told = f"{self.name}={self.value!r} {where}, by {self.by} on {self.source}, version {self.version}"
+        told = f"{self.name}={self.value} {where}, by {self.by} on {self.source}, version {self.version}"
         return Line("toggle_set", told, logging.INFO)
 
 

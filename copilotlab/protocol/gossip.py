@@ -72,7 +72,7 @@ class Gossip:
 
     def _tell(self, settings: list[events.Setting]) -> None:
         for it in settings:
-            self._context.tell(ToggleSet(it.name, it.value, it.node, it.version, it.by, it.source))
+            self._context.tell(ToggleSet(it.name, repr(it.value), it.node, it.version, it.by, it.source))
 
     def __repr__(self) -> str:
         return f"Gossip({self._context.toggles!r})"
