@@ -311,8 +311,7 @@ class Replica:
             self.view.suspect(source)
             self.threads.wake.set()
         if _is_news(event) and not self.context.toggles.now.listening:
-            self.context.tell(Unlistened(source))
-            self.view.suspect(source)  # so it is fetched once listening is on again
+            self.context.tell(Unlistened(source))  # digests will differ, and what they say is fetched once it is on
             return
         match event:
             case events.ChartUpdated(record):

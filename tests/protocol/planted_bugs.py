@@ -340,28 +340,6 @@ BUGS = (
         "a node whose word was lost, or that was away, never learns what was set",
         (Edit("protocol/replica.py", "        self.gossip.heard_beat(source)\n", ""),),
     ),
-    Bug(
-        "what is not listened to is forgotten",
-        "a node that is told to listen again never learns what was said meanwhile",
-        (
-            Edit(
-                "protocol/replica.py",
-                "            self.view.suspect(source)  # so it is fetched once",
-                "            # once",
-            ),
-        ),
-    ),
-    Bug(
-        "what is held back is forgotten",
-        "a chart that was changed while publishing was off is embedded again by another node",
-        (
-            Edit(
-                "protocol/outbox.py",
-                "            self.owe([chart_id])\n",
-                "",
-            ),
-        ),
-    ),
 )
 
 
