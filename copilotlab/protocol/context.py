@@ -15,8 +15,7 @@ from copilotlab.reasons import short
 class Context:
     """One node's name, namespace, toggles, policy and clock, and the listeners that are told what happens on it.
 
-    Make it with `of`, which checks its arguments; all rooms of a node share one. What is set on the running node gives
-    it another policy: read it at each use.
+    Make it with `of`, which checks its arguments; all rooms of a node share one.
     """
 
     node_id: str
@@ -57,7 +56,7 @@ class Context:
 
     @property
     def policy(self) -> Policy:
-        """The policy as of now."""
+        """The policy in force, replaced as a whole by what is set on the running node: read it at each use."""
         return self.toggles.now.policy
 
     def tell(self, happening: Happening) -> None:

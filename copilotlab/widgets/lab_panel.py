@@ -154,7 +154,7 @@ class LabPanel(Panel):
         )
 
     def _toggle_row(self) -> widgets.HBox:
-        self._toggle = widgets.Dropdown(options=TOGGLES, description="of", layout=widgets.Layout(width="16rem"))
+        self._toggle = widgets.Dropdown(options=TOGGLES, description="set", layout=widgets.Layout(width="16rem"))
         self._where = widgets.Dropdown(
             options=[(ALL_NODES, ALL_NODES)], description="on", layout=widgets.Layout(width="11rem")
         )
