@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import numpy as np
 import polars as pl
@@ -58,11 +60,12 @@ from copilotlab.monitoring.happenings import (
 from copilotlab.protocol.batch import Batch, BatchResult, Kind
 from copilotlab.protocol.carrier import Carrier
 from copilotlab.protocol.changes import Admission
-from copilotlab.protocol.context import Context
+from copilotlab.protocol.context import Context, check_name
 from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.follower import Completeness
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
+from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 from copilotlab.watch import NodeState, Watch, collector_of, state_of
@@ -80,9 +83,9 @@ Outcome = Literal["published", "local", "deferred", "unchanged"]
 class UpdateResult(NamedTuple):
     """What became of one change.
 
-    outcome: "published" (embedded here, and the other nodes were told), "local" (embedded here, while Redis is away),
-    "deferred" (a batch will do it, or the node that has claimed it) or "unchanged"; revision: the repository's, for
-    this chart.
+    outcome: "published" (embedded here, and the other nodes were told), "local" (embedded here, while Redis is away or
+    publishing is off: they are told later), "deferred" (a batch will do it, or the node that has claimed it) or
+    "unchanged"; revision: the repository's, for this chart.
     """
 
     outcome: Outcome
@@ -102,7 +105,8 @@ class NodeStatus(TypedDict):
     last one known; peers: other nodes alive; reconciling: the node from which it fetches; owes_rebuild: whether
     something is still missing or unsaid; last_sync_age: seconds since the whole catalogue was compared and nothing
     of it was missing; index: "exact" or "graph"; recall: of searches, None while they are exact;
-    alerts: those raised now.
+    alerts: those raised now; toggles: those that were set since the start and are in force here, see
+    `Node.toggles`.
     """
 
     node: str
@@ -132,6 +136,22 @@ class NodeStatus(TypedDict):
     index: str
     recall: float | None
     alerts: list[dict[str, object]]
+    toggles: list[dict[str, object]]
+
+
+class Changeable(TypedDict, total=False):
+    """What can be set on a running node: see `Node.configure`."""
+
+    publishing: bool
+    listening: bool
+    scheduled_sync: bool
+    rebuild_at_reconnect: bool
+    batch_timeout: float
+    sync_interval: float
+    claim_timeout: float
+    adopt_after: float
+    bulk_ttl: float
+    chunk_size: int
 
 
 class Node:
@@ -233,7 +253,7 @@ class Node:
 
     @property
     def policy(self) -> Policy:
-        """The policy of this node."""
+        """The policy of this node, with what was set of it since."""
         return self.context.policy
 
     @property
@@ -340,10 +360,11 @@ class Node:
         self.context = Context.of(
             f"{self._given_id}-{os.getpid()}" if self._given_id is not None else _random_id(),
             namespace=before.namespace,
-            policy=before.policy,
+            policy=before.toggles.given,
             clock=before.clock,
             listeners=before.listeners.added,
         )
+        self.context.toggles.learn(before.toggles.settings)
         self._details = Details(self.charts, self.context.listeners)
         self._switching = threading.Lock()
         self._told_incomplete = False
@@ -393,6 +414,53 @@ class Node:
         be called.
         """
         self.context.listeners.add(listener)
+
+    # --- toggles ----------------------------------------------------------------------------------------------
+
+    def configure(
+        self,
+        *,
+        everywhere: bool = False,
+        node_id: str | None = None,
+        by: str = "",
+        **changes: Unpack[Changeable],
+    ) -> int:
+        """Set toggles on this node while it runs, on another one, or everywhere; return the version of that setting.
+
+        publishing: off, this node tells nobody of what changes on it, and runs no batch for others; what it owes them
+        is said once it is on again, and what they ask it for they still get. listening: off, what the others say of
+        charts is not taken in; once it is on again, what was missed is fetched. scheduled_sync: off, the sync of
+        `sync_interval` is left out. The rest are fields of the `Policy`; a batch under way goes on with the chunk_size
+        and claim_timeout with which it began.
+
+        everywhere: on all nodes of this namespace and model, also on those that are away or come later: as long as one
+        node lives that knows, the others learn it from there. node_id: on that node. by: who sets this, by default the
+        process and its host. The last setting of a toggle counts, whether for one node or for all; settings end with
+        the nodes, so what is to last belongs into their configuration as well.
+
+        Raises ValueError, before anything is changed, for a toggle that there is not, for a field of the policy that
+        cannot change on a running node, with the reason, and for a value that makes no sense.
+        """
+        if everywhere and node_id is not None:
+            raise ValueError(f"everywhere=True beside node_id={short(node_id)}: expected one of them")
+        target = "" if everywhere else self.node_id if node_id is None else check_name("node_id", node_id)
+        by = by or f"process {os.getpid()} on {socket.gethostname()}"
+        first, *others = self._replicas()
+        version = first.gossip.set(changes, node=target, by=by, at=time.time())
+        for replica in others:
+            replica.gossip.say()
+        for replica in self._replicas():
+            replica.threads.wake.set()
+        return version
+
+    def toggles(self) -> list[dict[str, object]]:
+        """List what can be set with `configure`: name, value, set_by, set_on, set_at, everywhere, version.
+
+        set_on: the node on which it was set; set_at: when, as in "2026-11-28T10:15:00+00:00". These, and set_by, are
+        "" for what nobody has set, and version is 0.
+        """
+        now = self.context.toggles.now
+        return [_toggle(name, now) for name in (*SWITCHES, *POLICY_FIELDS)]
 
     # --- changes ----------------------------------------------------------------------------------------------
 
@@ -693,7 +761,8 @@ class Node:
         one node under the lease. Changes go into both. The nodes of a cluster may switch one after the other or all at
         once; meanwhile nodes of the same model follow each other, and the two models never mix.
         progress: show a bar. Ctrl-C drops the second set. Raises TypeError for what is no Embedder, RuntimeError if a
-        switch is under way or the node is not running, and what the model or the repository raised while embedding.
+        switch is under way, the node is not running, or its publishing or listening is off, and what the model or the
+        repository raised while embedding.
         """
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
@@ -705,6 +774,12 @@ class Node:
                 raise RuntimeError(
                     f"node {self.node_id!r} {'is switching its model' if self._successor else 'is not running'}: "
                     "switch_model works on a running node, once at a time"
+                )
+            now = self.context.toggles.now
+            if not (now.publishing and now.listening):
+                raise RuntimeError(
+                    f"node {self.node_id!r}: {'listening' if now.publishing else 'publishing'} is off, so it would "
+                    "wait for another model's vectors until that is on: configure it first"
                 )
             self._successor = successor = self._make_replica(embedder, self.coordinator.link.carrier.another())
         try:
@@ -806,6 +881,7 @@ class Node:
             "index": self.store.index_state,
             "recall": self.store.recall,
             "alerts": [alert.as_dict(self.clock.now()) for alert in self.alerts.active()],
+            "toggles": [toggle for toggle in self.toggles() if toggle["version"]],
         }
 
     def _state(self) -> NodeState:
@@ -947,6 +1023,20 @@ def _abandon(replicas: list[Replica]) -> None:
     """Let the replicas of a node go that has become garbage."""
     for replica in replicas:
         replica.threads.let_go()
+
+
+def _toggle(name: str, now: InForce) -> dict[str, object]:
+    setting = now.settings.get(name)
+    when = "" if setting is None else datetime.fromtimestamp(setting.at, UTC).isoformat(timespec="seconds")
+    return {
+        "name": name,
+        "value": now.value(name),
+        "set_by": "" if setting is None else setting.by,
+        "set_on": "" if setting is None else setting.source,
+        "set_at": when,
+        "everywhere": setting is not None and setting.node == "",
+        "version": 0 if setting is None else setting.version,
+    }
 
 
 def _random_id() -> str:

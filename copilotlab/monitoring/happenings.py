@@ -121,6 +121,24 @@ class ModelSwitched(Happening, frozen=True):
         return Line("model_switched", self.fingerprint, logging.INFO)
 
 
+class ToggleSet(Happening, frozen=True):
+    """A toggle was set on this node, or on another for it. value: in words; node: the one that it is for, "" for all;
+    version: of the setting; by: who set it; source: the node on which that was."""
+
+    name: str
+    value: str
+    node: str
+    version: int
+    by: str
+    source: str
+
+    @property
+    def line(self) -> Line:
+        where = f"for {self.node}" if self.node else "for all nodes"
+        told = f"{self.name}={self.value} {where}, by {self.by} on {self.source}, version {self.version}"
+        return Line("toggle_set", told, logging.INFO)
+
+
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +268,16 @@ class Applied(Happening, frozen=True):
         return {"applied": self.charts}
 
 
+class Unlistened(Happening, frozen=True):
+    """News of node ``source`` was not taken in, since listening is off: it is fetched once that is on again."""
+
+    source: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"unlistened": 1}
+
+
 class GapSeen(Happening, frozen=True):
     """An event of node ``source`` was missed."""
 
@@ -329,7 +357,7 @@ class Deleted(Happening, frozen=True):
 
 
 class Owed(Happening, frozen=True):
-    """The other nodes could not be told of a change: that is done when Redis is back."""
+    """The other nodes were not told of a change: that is done when Redis is back, or publishing is on again."""
 
     chart_id: int
 

@@ -75,22 +75,22 @@ class Batches:
     ) -> Batch | None:
         """Begin a batch under the lease; None if another node has it, one is under way here, or this node was stopped.
 
-        without_redis: begin without a lease where Redis is away; else that gives None too. since: the revision after
-        which the catalogue is taken in, 0 for all of it. ask_peers: fetch what they have before it is made. if_owed:
-        begin only if a rebuild is still owed: another node may have done it since this one looked.
+        without_redis: begin without a lease where Redis is away, or publishing is off; else that gives None too. since:
+        the revision after which the catalogue is taken in, 0 for all of it. ask_peers: fetch what they have before it
+        is made. if_owed: begin only if a rebuild is still owed: another node may have done it since this one looked.
         """
         context = self._coordinator.context
         with self._lock:
             if self.present is not None or self._stopping.is_set():
                 return None
-            try:
-                grant = self._coordinator.lease.take(if_owed=if_owed)
-                if grant is None:
-                    return None
-            except CarrierAway:
-                if not without_redis:
-                    return None
-                grant = None
+            grant, alone = None, not context.toggles.now.publishing
+            if not alone:
+                try:
+                    grant = self._coordinator.lease.take(if_owed=if_owed)
+                except CarrierAway:
+                    alone = True
+            if grant is None and not (alone and without_redis):
+                return None
             if grant is not None and grant.owed:
                 since = 0  # nothing less than the whole catalogue makes up for a rebuild that is owed
             name, inquiry = uuid.uuid4().hex, None
@@ -130,10 +130,15 @@ class Batches:
         return self.begin("rebuild", since=since, if_owed=due is None) is not None
 
     def advance(self) -> bool:
-        """Take one step of the present batch; False if there is none, or it waits for its peers."""
+        """Take one step of the present batch; False if there is none, or it waits for its peers.
+
+        One that is for all ends where publishing was turned off: another node, which may publish, does the rest.
+        """
         batch = self.present
         if batch is None:
             return False
+        if batch.grant is not None and not self._coordinator.context.toggles.now.publishing:
+            batch.cancel()
         progress = False
         try:
             progress = batch.advance()

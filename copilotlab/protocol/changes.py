@@ -57,7 +57,9 @@ class Changes:
 
     def admit(self, need: Need) -> Admission:
         """Ask who embeds a change: "ours" if we do, "deferred" if a batch will, "claimed" if another node does, "away"
-        while Redis is."""
+        while Redis is, or while this node, whose publishing is off, keeps what it makes for itself."""
+        if not self._context.toggles.now.publishing:
+            return "away"
         asked_at = self._context.clock.now()
         try:
             flags, (granted,) = self._coordinator.admit([need])
@@ -101,7 +103,7 @@ class Changes:
         return vector
 
     def spread(self, chart: Chart, revision: int, vector: np.ndarray) -> bool:
-        """Put the chart's vector into the store and tell the other nodes; False if Redis is away."""
+        """Put the chart's vector into the store and tell the other nodes; False if that has to wait."""
         record = Record.of(chart.chart_id, revision, chart.content_hash, vector)
         head = revision, chart.content_hash
         taken = self._store.put(record)
@@ -113,7 +115,7 @@ class Changes:
         return self._outbox.say(events.ChartUpdated(events.pack(record)), chart.chart_id, need)
 
     def spread_deletion(self, chart_id: int, revision: int) -> bool:
-        """Drop the chart and tell the other nodes; False if Redis is away."""
+        """Drop the chart and tell the other nodes; False if that has to wait."""
         if not self._store.remove(chart_id, revision) and chart_id in self._store:
             self._correct(chart_id)
         return self._outbox.say(events.ChartDeleted(chart_id, revision), chart_id)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from copilotlab.clock import Clock, SystemClock, check_clock
 from copilotlab.monitoring import Happening, Journal, Listener, Listeners, Metrics
 from copilotlab.protocol.policy import Policy, check_policy
+from copilotlab.protocol.toggles import Toggles
 from copilotlab.reasons import short
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One node's name, namespace, policy and clock, and the listeners that are told what happens on it.
+    """One node's name, namespace, toggles, policy and clock, and the listeners that are told what happens on it.
 
     Make it with `of`, which checks its arguments; all rooms of a node share one. sessions: of all connections that this
     node has made: while it changes its model it has two, and what one says is no stranger's to the other.
@@ -20,7 +21,7 @@ class Context:
 
     node_id: str
     namespace: str
-    policy: Policy
+    toggles: Toggles
     clock: Clock
     journal: Journal
     metrics: Metrics
@@ -53,7 +54,12 @@ class Context:
         heard_by = Listeners(metrics, journal)
         for listener in listeners:
             heard_by.add(listener)
-        return cls(node_id, namespace, policy or Policy(), clock, journal, metrics, heard_by)
+        return cls(node_id, namespace, Toggles(node_id, policy or Policy()), clock, journal, metrics, heard_by)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force, replaced as a whole by what is set on the running node: read it at each use."""
+        return self.toggles.now.policy
 
     def tell(self, happening: Happening) -> None:
         """Tell all listeners of ``happening``."""

@@ -37,6 +37,10 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_BULK_BYTES = 64 * 1024 * 1024
 MAX_RECORDS = 4096
 MANIFEST_ROWS = 65_536  # in one page
+MAX_SETTINGS = 256  # that a node keeps and says
+MAX_VERSION = 2**52  # of a setting
+LARGEST_VALUE = 1e12  # of a setting
+LATEST = 253_402_300_799.0  # seconds since 1970: the end of the year 9999, the last that Python can write
 LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a normal float16 lacks
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
@@ -44,6 +48,12 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 BulkId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+SettingName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z_]{0,39}$")]
+Value = (
+    bool
+    | Annotated[int, msgspec.Meta(ge=-int(LARGEST_VALUE), le=int(LARGEST_VALUE))]
+    | Annotated[float, msgspec.Meta(ge=-LARGEST_VALUE, le=LARGEST_VALUE)]
+)
 
 T = TypeVar("T")
 
@@ -70,6 +80,22 @@ class WireRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     revision: Number
     content_hash: Hash
     vector: bytes
+
+
+class Setting(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What somebody set one toggle to, on running nodes.
+
+    name, value: of the toggle; node: the one that it is for, "" for all; version: larger than that of any setting that
+    was known where it was made; at: when, in seconds since 1970; by: who; source: the node on which it was set.
+    """
+
+    name: SettingName
+    node: Annotated[str, msgspec.Meta(max_length=200)]
+    value: Value
+    version: Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+    at: Annotated[float, msgspec.Meta(ge=0, le=LATEST)]
+    by: Name
+    source: Name
 
 
 class _Event(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -179,6 +205,18 @@ class BulkReady(_Event, frozen=True):
     bulk: BulkId
 
 
+class SettingsHeld(_Event, frozen=True):
+    """What a node knows of the toggles, in a peer's inbox.
+
+    digest: of all settings that the sender holds; answer: whether it wants to be told what the peer holds; settings:
+    all of them, or none in an answer to a peer that holds the same.
+    """
+
+    digest: Digest
+    answer: bool
+    settings: Annotated[list[Setting], msgspec.Meta(max_length=MAX_SETTINGS)]
+
+
 Event = (
     ChartUpdated
     | ChartsUpdated
@@ -191,6 +229,7 @@ Event = (
     | ManifestWanted
     | RecordsWanted
     | BulkReady
+    | SettingsHeld
 )
 
 CHANNEL_OF: dict[type, str] = {
@@ -205,6 +244,7 @@ CHANNEL_OF: dict[type, str] = {
     ManifestWanted: INBOX,
     RecordsWanted: INBOX,
     BulkReady: INBOX,
+    SettingsHeld: INBOX,
 }
 
 

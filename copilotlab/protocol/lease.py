@@ -16,6 +16,7 @@ from copilotlab.monitoring.happenings import Said
 from copilotlab.protocol import events, keys
 from copilotlab.protocol.link import Link
 from copilotlab.protocol.pages import PageRefused
+from copilotlab.protocol.policy import Policy
 from copilotlab.store import Record
 
 MAX_EPOCH = 2**52  # a count beyond it is ignored: Lua's numbers are exact up to 2**53
@@ -42,11 +43,14 @@ class Lease(ABC):
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._policy = link.context.policy
         self._key = link.context.scope(keys.BATCH_IN_PROGRESS)
         self._owed = link.context.scope(keys.WAS_DOWN)
         self.epoch = 0
         """The highest epoch that was seen in Redis."""
+
+    @property
+    def _policy(self) -> Policy:
+        return self._link.context.policy
 
     @abstractmethod
     def take(self, *, if_owed: bool = False) -> Grant | None:

@@ -1,4 +1,4 @@
-"""What changed here and was not said yet, since Redis is away: it is said when Redis is back."""
+"""What changed here and was not said yet, since Redis is away or publishing is off: it is said once that is over."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class Outbox:
 
     def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
         """Tell the other nodes of a change; if Redis is away, keep it to be said later, and return False."""
+        if not self._coordinator.context.toggles.now.publishing:
+            self.owe([chart_id])
+            self._coordinator.context.tell(Owed(chart_id))
+            return False
         try:
             self._coordinator.publish(event, *([] if need is None else [need]))
         except CarrierAway:

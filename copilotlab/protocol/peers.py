@@ -11,6 +11,7 @@ from math import inf
 from copilotlab.protocol import events
 
 ALIVE_BEATS = 3  # a node that was silent for so many heartbeats is not asked for anything
+NO_SETTINGS = "0" * 32  # the digest of none: nobody has set anything
 MOST = 1_000  # nodes that are remembered; as many strangers, too
 
 
@@ -19,7 +20,8 @@ class Peer:
     """Another node, by what it said last.
 
     session, number: of its last event; heard: when that came; digest ("" before the first), charts, complete_to, batch:
-    of its last heartbeat; differed: its digest and ours at its last heartbeat, None if they were the same.
+    of its last heartbeat; differed: its digest and ours at its last heartbeat, None if they were the same; settings:
+    the digest of those that it holds, as far as it said.
     """
 
     node_id: str
@@ -31,6 +33,7 @@ class Peer:
     complete_to: int = 0
     batch: str = ""
     differed: tuple[str, str] | None = None
+    settings: str = NO_SETTINGS
 
 
 class Peers:

@@ -26,6 +26,7 @@ from copilotlab.monitoring.happenings import (
     GapSeen,
     Reconciling,
     Slept,
+    Unlistened,
 )
 from copilotlab.protocol import events
 from copilotlab.protocol.backlog import Backlog
@@ -35,6 +36,7 @@ from copilotlab.protocol.changes import Changes
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.coordinator import Coordinator
 from copilotlab.protocol.follower import Follower
+from copilotlab.protocol.gossip import Gossip
 from copilotlab.protocol.outbox import Outbox
 from copilotlab.protocol.peers import ALIVE_BEATS, Peers, Strangers
 from copilotlab.protocol.sync import Sync
@@ -44,7 +46,13 @@ from copilotlab.protocol.view import ANYBODY, View
 from copilotlab.store import Record, VectorStore
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
+NEWS = (events.UPDATES, events.DELETIONS)  # channels of nothing else than what became of charts
 ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all that came before it, be they hundreds
+
+
+def _is_news(event: events.Event) -> bool:
+    """Tell whether an event says what became of charts, and not how nodes are, or what they ask each other."""
+    return events.CHANNEL_OF[type(event)] in NEWS or isinstance(event, events.BatchChunk | events.BatchChunkStored)
 
 
 def _watched_by_nobody(_replica: Replica) -> None:
@@ -84,6 +92,7 @@ class Replica:
         self.view = View(clock.now(), grace if policy.reconcile else inf)
         self.peers = Peers(policy.heartbeat_interval)
         self.strangers = Strangers()
+        self.gossip = Gossip(self.coordinator, self.peers)
         self.transfers = Transfers(self.coordinator, self.store)
         self.outbox = Outbox(self.store, self.coordinator)
         self.backlog = Backlog(self.store)
@@ -200,10 +209,10 @@ class Replica:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         if self.view.slept(now):
             return False  # first the listening thread hears what was said meanwhile
-        connected = self.coordinator.connected
         if reconcile:
             self.looks.step(now)
-        if connected and not self.transfers.peer:
+        # While listening is off, this node does not know what the others have: it would embed that again.
+        if self.coordinator.connected and self.context.toggles.now.listening and not self.transfers.peer:
             # A batch goes first: it asks every peer once, while a peer that never answers could be asked for ever.
             if self.batches.begin_what_is_due(now, self._due()):
                 return True
@@ -239,10 +248,16 @@ class Replica:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self._next_beat = now + self._beat_interval
         self.view.saw(self.coordinator.beat(self._heartbeat() if reconcile else None), now)
+        self._hand_over()
         if reconcile:
-            self.outbox.hand_over()
             self.transfers.check()
         self.threads.wake.set()
+
+    def _hand_over(self) -> None:
+        """Say what was not said yet, unless publishing is off; as written, that is never said. Raises CarrierAway."""
+        now = self.context.toggles.now
+        if now.policy.reconcile and now.publishing:
+            self.outbox.hand_over()
 
     @property
     def _beat_interval(self) -> float:
@@ -269,8 +284,7 @@ class Replica:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self.view.back(now, suspect_all=reconcile)
         try:
-            if reconcile:
-                self.outbox.hand_over()
+            self._hand_over()
             self.batches.give_back()
             self.view.saw(self.coordinator.beat(self._heartbeat(newcomer=True) if reconcile else None), now)
         except CarrierAway:
@@ -296,6 +310,9 @@ class Replica:
             self.context.tell(GapSeen(source))
             self.view.suspect(source)
             self.threads.wake.set()
+        if _is_news(event) and not self.context.toggles.now.listening:
+            self.context.tell(Unlistened(source))  # digests will differ, and what they say is fetched once it is on
+            return
         match event:
             case events.ChartUpdated(record):
                 self._take(self.coordinator.records([record]))
@@ -310,6 +327,9 @@ class Replica:
                 self.threads.wake.set()
             case events.ManifestWanted() | events.RecordsWanted() as question:
                 self.transfers.answer(source, question)
+            case events.SettingsHeld() as held:
+                self.gossip.heard(source, held)
+                self.threads.wake.set()
             case batch_event:
                 self._apply_batch(source, batch_event)
 
@@ -404,6 +424,7 @@ class Replica:
     def _note_heartbeat(self, source: str, heartbeat: events.Heartbeat) -> None:
         if heartbeat.newcomer and self.coordinator.beats_under_way < ANSWERS_UNDER_WAY:
             self._next_beat = self.context.clock.now()
+        self.gossip.heard_beat(source)
         differs = self.peers.note_heartbeat(source, heartbeat, self.store.digest)
         if differs and self.view.is_quiet(self.coordinator.heard_to):
             self.context.tell(DigestsDiffered(source))

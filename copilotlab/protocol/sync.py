@@ -21,17 +21,21 @@ class Sync:
         self._at_once = False
         self._whole = False  # the whole catalogue is to be compared at the next look
         self._filling = False  # the whole catalogue was read, and something of it was missing
-        self._next_sync = now + context.policy.sync_interval
+        self._counted_from = now  # the time of the last scheduled sync
         self.last: float | None = None
         """When the whole catalogue was last compared and nothing of it was missing here; None if never."""
         self.refused = ""
         """Why the repository did not answer the last look; "" if it did."""
 
     def is_due(self, now: float) -> bool:
-        """Tell whether the scheduled sync is due; if so, the next one is due `sync_interval` later."""
-        if now < self._next_sync:
+        """Tell whether the scheduled sync is due; if so, the next one is due `sync_interval` later.
+
+        While that toggle is off none is due; one that was missed meanwhile is due once it is on again.
+        """
+        toggles = self._context.toggles.now
+        if not toggles.scheduled_sync or now < self._counted_from + toggles.policy.sync_interval:
             return False
-        self._next_sync = now + self._context.policy.sync_interval
+        self._counted_from = now
         return True
 
     def soon(self, *, whole: bool = False) -> None:

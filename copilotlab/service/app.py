@@ -31,6 +31,7 @@ from copilotlab.node import MAX_QUERY_LENGTH, Node
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
 from copilotlab.service.settings import Settings
+from copilotlab.service.toggles import toggles_router
 from copilotlab.service.tokens import Role, covers
 from copilotlab.service.workers import Workers
 
@@ -296,12 +297,16 @@ class Service:
 
     # --- actions that take long -------------------------------------------------------------------------------
 
-    def begin(self, action: str, do: Callable[[], object]) -> bytes:
-        """Begin a long action, one at a time, and answer at once. Raises ProblemError."""
+    def admit(self) -> None:
+        """Raise ProblemError for more admin calls than are allowed."""
         if wait := self._admin_calls.admit():
             raise ProblemError(
                 429, f"more than {self.settings.admin_per_minute} admin calls a minute", Retry_After=str(int(wait) + 1)
             )
+
+    def begin(self, action: str, do: Callable[[], object]) -> bytes:
+        """Begin a long action, one at a time, and answer at once. Raises ProblemError."""
+        self.admit()
         if self._acting:
             raise ProblemError(409, f"{self._acting} is under way: see /v1/status")
         self._acting = action
@@ -461,6 +466,17 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         """Give all metrics as Prometheus reads them."""
         return Response(await service.looks.run(service.metrics), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(
+        toggles_router(
+            node,
+            looks=service.looks,
+            changes=service.changes,
+            reader=reader,
+            admin=admin,
+            admit=service.admit,
+            responses=_responses(429),
+        )
+    )
     told_as_problems(app)
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
     return app

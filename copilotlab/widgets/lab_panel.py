@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ipywidgets as widgets
 import polars as pl
@@ -14,6 +14,7 @@ from copilotlab.lab.agreement import Agreement, short
 from copilotlab.lab.faults import FAULTS, Fault
 from copilotlab.lab.summary import summary_html
 from copilotlab.markup import text
+from copilotlab.protocol.toggles import SWITCHES
 from copilotlab.widgets.glance import Glance
 from copilotlab.widgets.node_card import card_html, progress_html, row_html
 from copilotlab.widgets.panel import Panel, label, set_options
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EVENTS_SHOWN = 200
 EVERYBODY = "all"
+ALL_NODES = "all nodes"
+TOGGLES = (*SWITCHES, "rebuild_at_reconnect")  # those that are on or off
 BEGIN = "Begin the fault"
 CARDS = 8  # more nodes than that are rows
 MOST = 64  # nodes, as in `Lab`
@@ -77,6 +80,7 @@ class LabPanel(Panel):
             self._fault_row(),
             self._grid,
             self._change_row(),
+            self._toggle_row(),
             self._timeline_row(),
             self._scroller(self._events, "15rem"),
         ]
@@ -148,6 +152,15 @@ class LabPanel(Panel):
             self._button("Rebuild", "Rebuild from the chosen node", self._rebuild, icon="cogs"),
             self._button("Sync", "Sync the chosen node", self._sync, icon="exchange"),
         )
+
+    def _toggle_row(self) -> widgets.HBox:
+        self._toggle = widgets.Dropdown(options=TOGGLES, description="set", layout=widgets.Layout(width="16rem"))
+        self._where = widgets.Dropdown(
+            options=[(ALL_NODES, ALL_NODES)], description="on", layout=widgets.Layout(width="11rem")
+        )
+        turn_on = self._button("Turn on", "Turn on the chosen toggle", lambda: self._set(True), icon="toggle-on")
+        turn_off = self._button("Turn off", "Turn off the chosen toggle", lambda: self._set(False), icon="toggle-off")
+        return self._row(label("Toggle"), self._toggle, self._where, turn_on, turn_off)
 
     def _timeline_row(self) -> widgets.HBox:
         self._of = widgets.Dropdown(
@@ -260,6 +273,14 @@ class LabPanel(Panel):
         result = node.rebuild()
         return f"{node.node_id}: {result.outcome}, {result.charts:,} charts, {result.embedded:,} embedded"
 
+    def _set(self, on: bool) -> str:
+        name, where = self._toggle.value, self._where.value
+        change: dict[str, Any] = {name: on}
+        everywhere = where == ALL_NODES
+        node = self._chosen() if everywhere else self.lab.nodes[where]
+        version = node.configure(everywhere=everywhere, by="the lab's panel", **change)
+        return f"{name} is {'on' if on else 'off'} on {where if everywhere else node.node_id}, version {version}"
+
     def _sync(self) -> str:
         node = self._chosen()
         return f"{node.node_id}: {node.sync().outcome}"
@@ -321,6 +342,7 @@ class LabPanel(Panel):
         ]
         for dropdown in (self._writer, self._victim):
             set_options(dropdown, options)
+        set_options(self._where, [(ALL_NODES, ALL_NODES), *options])
         if self._count.value == self._alive or not self._alive:  # else somebody has typed another number
             self._count.value = max(1, sum(running))
         self._alive = max(1, sum(running))

@@ -47,7 +47,7 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
     letter = agreement.letter(status["digest"])
     away = f"away {seconds(status['away_for'])}" if status["redis"] != "connected" else "connected"
     lag, leases = status["lag"], bool(status["lease"])
-    facts = (
+    facts: tuple[tuple[str, str, str], ...] = (
         ("charts", f"<b>{status['charts']:,}</b>", ""),
         ("digest", digest_chip(status["digest"], "" if dead else letter), ""),
         ("Redis", text("—" if dead else away), "" if dead or status["redis"] == "connected" else "cl-warn"),
@@ -57,6 +57,8 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
         ("peers", text("—" if dead else status["peers"]), ""),
         ("lag", text("—" if dead else f"{lag:,} charts" if lag else "none"), "cl-warn" if lag and not dead else ""),
     )
+    if said := _set_words(status):
+        facts += (("set", text(said), "cl-warn"),)
     rows = "".join(f"<div><dt>{name}</dt><dd class='{tone}'>{value}</dd></div>" for name, value, tone in facts)
     return (
         f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(status['node']))}'>"
@@ -112,6 +114,16 @@ def progress_html(batch: str) -> str:
 def seconds(value: object) -> str:
     """Write whole seconds, so that a card changes once a second and not at each refresh."""
     return f"{float(str(value)):.0f} s"
+
+
+def _set_words(status: Mapping[str, object]) -> str:
+    """Name what was turned off on a node, and the numbers that were set there; "" for nothing."""
+    toggles = status["toggles"]
+    assert isinstance(toggles, list)
+    values = {str(toggle["name"]).replace("_", " "): toggle["value"] for toggle in toggles}
+    return ", ".join(
+        f"{name} {'off' if value is False else value}" for name, value in values.items() if value is not True
+    )
 
 
 def _work(status: Mapping[str, object]) -> str:

@@ -332,6 +332,19 @@ BUGS = (
         "after an outage at the end of a batch nobody may begin one until the lease has run out",
         (Edit("protocol/replica.py", "            self.batches.give_back()\n", ""),),
     ),
+    Bug(
+        "the version of a setting does not grow",
+        "what is turned on again stays off, since an older word counts as much",
+        (
+            Edit("protocol/toggles.py", "version = min(latest + 1, MAX_VERSION)", "version = 1"),
+            Edit("protocol/toggles.py", "setting.version, setting.at, setting", "setting.version, setting"),
+        ),
+    ),
+    Bug(
+        "a setting is said once",
+        "a node whose word was lost, or that was away, never learns what was set",
+        (Edit("protocol/replica.py", "        self.gossip.heard_beat(source)\n", ""),),
+    ),
 )
 
 

@@ -85,6 +85,10 @@ class Protocol(RuleBasedStateMachine):
     def rebuild(self, node):
         self.world.do(self._node(node), lambda node: node.replica.batches.begin("rebuild"))
 
+    @rule(node=NODES, name=st.sampled_from(["publishing", "listening"]), on=st.booleans(), everywhere=st.booleans())
+    def configure(self, node, name, on, everywhere):
+        self.world.configure(self._node(node), everywhere=everywhere, **{name: on})
+
     # --- time and turns ---
 
     @rule(node=NODES, times=st.integers(1, 6))

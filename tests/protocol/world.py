@@ -286,7 +286,8 @@ class CrashingCarrier(SimulatedCarrier):
 
 
 class Making(NamedTuple):
-    """A text was embedded: by whom, when, in a batch or for a caller, with Redis away or not, and which memory it had.
+    """A text was embedded: by whom, when, in a batch or for a caller, with Redis away (or publishing off) or not, and
+    which memory it had.
 
     Two makings of one text break promise 3, unless `World._excused` says why neither node could know of the other's.
     """
@@ -391,7 +392,10 @@ class World:
                 raise Broken(f"{outcome}: the repository has another revision")
             if outcome in ("published", "local", "unchanged") and held != revision:
                 raise Broken(f"{outcome} {revision}, but the node holds {held}")
-            if (outcome == "published") != (self.redis.updates > said) or (outcome == "local" and connected):
+            quiet = not node.context.toggles.now.publishing
+            if (outcome == "published") != (self.redis.updates > said) or (
+                outcome == "local" and connected and not quiet
+            ):
                 raise Broken(f"{outcome}, but {self.redis.updates - said} updates were sent; connected: {connected}")
             if outcome == "deferred":
                 self._deferred[node.node_id][chart.chart_id] = revision
@@ -417,6 +421,38 @@ class World:
                     self._deferred[node.node_id][chart_id] = revision
 
         self.do(index, action)
+
+    # --- toggles ----------------------------------------------------------------------------------------------
+
+    def configure(self, index: int, *, everywhere: bool = False, **changes: bool) -> None:
+        """Somebody sets toggles. What a node has set counts there at once."""
+
+        def action(node: Node) -> None:
+            node.configure(everywhere=everywhere, by="somebody", **changes)
+            if any(getattr(node.context.toggles.now, name) != value for name, value in changes.items()):
+                raise Broken(f"{node.node_id}: {changes} was set, and is not in force: {node.context.toggles}")
+
+        self.do(index, action)
+
+    def _turn_all_on(self) -> None:
+        """All nodes learn all that was set, and then that all is on again."""
+        limit = 5 * self.policy.heartbeat_interval
+        self._run_until(self._know_the_same, limit)
+        if not self._know_the_same():
+            raise Broken(f"what was set is not known everywhere: {[node.context.toggles for node in self.nodes]}")
+        if not self.nodes[0].context.toggles.settings:
+            return
+        self.configure(0, everywhere=True, publishing=True, listening=True)
+        self._run_until(self._all_is_on, limit)
+        if not self._all_is_on():
+            raise Broken(f"not all is on again: {[node.context.toggles for node in self.nodes]}")
+
+    def _know_the_same(self) -> bool:
+        return len({node.context.toggles.digest for node in self.nodes}) == 1
+
+    def _all_is_on(self) -> bool:
+        in_force = [node.context.toggles.now for node in self.nodes]
+        return self._know_the_same() and all(now.publishing and now.listening for now in in_force)
 
     # --- the repository, and those who speak of another ----------------------------------------------------------
 
@@ -551,7 +587,8 @@ class World:
         if self.unreadable.intersection(texts):
             raise OSError("the model fails on this text")
         index = next(i for i, node in enumerate(self.nodes) if node.node_id == name)
-        alone = not (self.nodes[index].coordinator.connected and self._reaches(index))
+        node = self.nodes[index]
+        alone = not (node.coordinator.connected and self._reaches(index) and node.context.toggles.now.publishing)
         making = Making(name, self.clock.now(), self._in_batch, alone, self.redis.losses)
         for text in texts:
             if text not in self._texts:
@@ -696,6 +733,7 @@ class World:
         policy = self.policy
         slack = policy.claim_timeout + 5 * policy.heartbeat_interval
         self.run(3 * policy.heartbeat_interval)  # by then each has noticed what has happened
+        self._turn_all_on()
         # A holder that is gone is replaced after three heartbeats; two that wait for each other's claims, once each.
         self._run_until(lambda: not self.overdue(), ALIVE_BEATS * policy.heartbeat_interval + 2 * slack)
         if found := self.overdue():

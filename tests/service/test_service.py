@@ -219,6 +219,7 @@ def test_its_interface_is_described_with_examples(served):
         ("POST", "/v1/rebuild", "admin"),
         ("POST", "/v1/sync", "admin"),
         ("POST", "/v1/model", "admin"),
+        ("PATCH", "/v1/toggles", "admin"),
     ],
 )
 def test_each_call_needs_a_token_of_its_role_or_a_higher_one(served, method, path, needed):

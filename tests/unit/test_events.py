@@ -40,6 +40,7 @@ def updated(**changes):
 
 
 BULK = "0" * 32
+SETTING = events.Setting("publishing", "n1", False, 3, 1_764_000_000.0, "Ada", "n2")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,8 @@ BULK = "0" * 32
         events.ManifestWanted(BULK, -1),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
         events.BulkReady(BULK),
+        events.SettingsHeld(BULK, True, []),
+        events.SettingsHeld(BULK, False, [SETTING, msgspec.structs.replace(SETTING, node="", value=0.5)]),
     ],
 )
 def test_an_event_comes_back_as_it_was(event):
@@ -137,6 +140,15 @@ def rejected(payload):
         ["BulkReady", "0" * 31 + "*"],
         ["ManifestWanted", BULK, -2],
         ["RecordsWanted", BULK, b"0" * 8 * (events.MAX_RECORDS + 1)],
+        ["SettingsHeld", "no digest", True, []],
+        ["SettingsHeld", BULK, True, [["publishing", "", "no", 1, 0.0, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["Publishing; rm", "", True, 1, 0.0, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", True, 0, 0.0, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", True, 2**60, 0.0, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", True, 1, 1e18, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", True, 1, 0.0, "A" * 201, "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", 10**15, 1, 0.0, "Ada", "n2"]]],
+        ["SettingsHeld", BULK, True, [["publishing", "", True, 1, 0.0, "Ada", "n2"]] * (events.MAX_SETTINGS + 1)],
     ],
 )
 def test_what_is_not_an_event_is_malformed(event):

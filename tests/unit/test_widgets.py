@@ -153,7 +153,7 @@ def panel_threads():
 def describe_status(**changes):
     status = {"node": "node-0", "state": "running", "charts": 1, "digest": "aa", "redis": "connected", "batch": ""}
     more = {"lease": "", "epoch": 0, "lag": 0, "peers": 0, "reconciling": "", "next_model": "", "owes_rebuild": False}
-    return {**status, **more, "away_for": 0.0, "complete": True, **changes}
+    return {**status, **more, "away_for": 0.0, "complete": True, "toggles": [], **changes}
 
 
 # --- a panel's life -----------------------------------------------------------------------------------------------
@@ -740,6 +740,18 @@ def test_a_chart_saved_in_the_panel_is_shown_as_text_and_nodes_that_missed_it_di
     assert "expected 1 to 500 characters" in press(panel, "Save").said
 
 
+def test_a_toggle_is_turned_off_everywhere_or_on_one_node_and_its_card_says_so(panel):
+    panel.refresh()
+    assert press(panel, "Turn off").said == "publishing is off on all nodes, version 1"
+    wait_until(
+        lambda: all("publishing off" in shown(panel) and "publishing off" in card.value for card in panel._cards)
+    )
+    panel._where.value = 1
+    assert press(panel, "Turn on").said == "publishing is on on node-1, version 2"
+    panel.refresh()
+    assert ["publishing off" in card.value for card in panel._cards] == [True, False]
+
+
 def test_the_timeline_is_newest_first_and_can_be_filtered(panel):
     panel.lab.partition(1)
     panel.lab.heal(1)
@@ -786,6 +798,15 @@ def test_a_card_shows_lease_lag_epoch_and_what_is_reconciled():
     for said in (">held<", ">7<", ">3<", "1,234 charts", "pulls what it lacks from", "delay 0.2 s", ">A</span>"):
         assert said in html
     assert "<script" not in html
+
+
+def test_a_card_names_what_was_turned_off_and_the_numbers_that_were_set():
+    names = {"publishing": False, "listening": True, "sync_interval": 60}
+    status = describe_status(toggles=[{"name": name, "value": value} for name, value in names.items()])
+
+    html = card_html(status, "open", Agreement.of([status]))
+    assert "publishing off, sync interval 60" in html
+    assert "listening" not in html
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The toggles of a running node over HTTP: seen by GET /v1/toggles, set by PATCH."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+
+from copilotlab.node import Node
+from copilotlab.service.problems import ProblemError
+from copilotlab.service.workers import Workers
+
+MOST_CHANGES = 32  # in one request
+
+ToggleName = Annotated[str, Field(min_length=1, max_length=40)]
+ToggleValue = StrictBool | StrictInt | StrictFloat
+
+
+class TogglesBody(BaseModel):
+    """What to set: toggles by name; on this node, on another (node_id), or everywhere. by: who sets it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"set": {"publishing": False}, "everywhere": True, "by": "Ada"}]},
+    )
+
+    set: dict[ToggleName, ToggleValue] = Field(min_length=1, max_length=MOST_CHANGES)
+    everywhere: bool = False
+    node_id: str | None = Field(None, min_length=1, max_length=200)
+    by: str = Field("an admin over HTTP", min_length=1, max_length=200)
+
+
+class ToggleAnswer(BaseModel):
+    """One toggle as it is in force on this node; where nobody has set it, version is 0 and the rest is empty."""
+
+    name: str
+    value: ToggleValue
+    set_by: str
+    set_on: str
+    set_at: str
+    everywhere: bool
+    version: int
+
+
+class TogglesAnswer(BaseModel):
+    """All that can be set on a running node."""
+
+    toggles: list[ToggleAnswer]
+
+
+def toggles_router(
+    node: Node,
+    *,
+    looks: Workers,
+    changes: Workers,
+    reader: Callable[..., None],
+    admin: Callable[..., None],
+    admit: Callable[[], None],
+    responses: dict[int | str, dict[str, Any]],
+) -> APIRouter:
+    """Make the two routes.
+
+    looks, changes: the threads on which the node is asked and changed; reader, admin: raise unless who asks has that
+    role; admit: raises where there were too many calls; responses: the problems that both may answer with.
+    """
+    router = APIRouter(prefix="/v1/toggles", responses=responses)
+
+    def shown() -> bytes:
+        return msgspec.json.encode({"toggles": node.toggles()})
+
+    def changed(body: TogglesBody) -> bytes:
+        try:
+            node.configure(everywhere=body.everywhere, node_id=body.node_id, by=body.by, **body.set)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ProblemError(422, str(error)) from error
+        return shown()
+
+    @router.get("", response_model=TogglesAnswer, dependencies=[Depends(reader)])
+    async def toggles() -> Response:
+        """List what can be set on this node while it runs, what is in force, and who set it, when."""
+        return Response(await looks.run(shown), media_type="application/json")
+
+    @router.patch("", response_model=TogglesAnswer, dependencies=[Depends(admin)])
+    async def configure(body: TogglesBody) -> Response:
+        """Set toggles on this node, on another one or everywhere, and list what is in force here then."""
+        admit()
+        return Response(await changes.run(lambda: changed(body)), media_type="application/json")
+
+    return router
