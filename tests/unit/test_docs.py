@@ -179,7 +179,9 @@ def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
     ground -= {"node", "details", "answer", "watch", "cli"}
     assert len(ground) == 8
-    assert {name for module in ground for name in imports()[module]} <= {"reasons"}, "which puts what was given into words"
+    assert {name for module in ground for name in imports()[module]} <= {"reasons"}, (
+        "which puts what was given into words"
+    )
 
 
 def test_every_module_stands_on_a_floor() -> None:
