@@ -23,11 +23,13 @@ from prometheus_client import generate_latest as exposition
 from pydantic import BaseModel, ConfigDict, Field
 
 from copilotlab import __version__
+from copilotlab.answer import Findings
 from copilotlab.charts import Chart
 from copilotlab.embedding import load_embedder
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, Node
+from copilotlab.protocol.follower import Completeness
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
 from copilotlab.service.settings import Settings
@@ -36,6 +38,7 @@ from copilotlab.service.workers import Workers
 
 LARGEST_ID = 2**63 - 1
 MOST_LISTED = 1_000  # charts in one page of the list
+REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
 TIMELINE = 200  # lines of the journal in the diagnostics
 
 log = logging.getLogger("copilotlab.service")
@@ -73,7 +76,7 @@ class ChartAnswer(ChartBody):
     revision: int
 
 
-class Found(BaseModel):
+class FoundChart(BaseModel):
     """A chart that a search found; what is null could not be read in time."""
 
     rank: int
@@ -88,17 +91,37 @@ class Found(BaseModel):
     description: str | None
 
 
-class Answer(BaseModel):
+class Held(BaseModel):
+    """How much of the repository the node held when it was asked, as of its last look at it.
+
+    expected is null before the first look; reason: why answers may lack charts, "" where nothing is missing.
+    """
+
+    held: int
+    expected: int | None
+    reason: str = Field(examples=["the model fails"])
+
+
+class Found(BaseModel):
     """What one query found, best first."""
 
     query: str
-    results: list[Found]
+    results: list[FoundChart]
+
+
+class Answer(Found):
+    """What one query found, best first, and whether that was among all charts."""
+
+    complete: bool
+    completeness: Held
 
 
 class Answers(BaseModel):
-    """What several queries found, in their order."""
+    """What several queries found, in their order, and whether that was among all charts."""
 
-    answers: list[Answer]
+    answers: list[Found]
+    complete: bool
+    completeness: Held
 
 
 class Question(BaseModel):
@@ -111,6 +134,7 @@ class Question(BaseModel):
     queries: list[str] = Field(min_length=1)
     k: int = Field(10, ge=1)
     chart_ids: list[AnId] | None = None
+    require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
 
 class Changed(BaseModel):
@@ -220,27 +244,18 @@ class Service:
             if not 1 <= len(query.strip()) <= MAX_QUERY_LENGTH:
                 raise ProblemError(422, f"a query of {len(query.strip())} characters: expected 1 to {MAX_QUERY_LENGTH}")
 
-    def search(self, query: str, k: int, chart_ids: list[int] | None) -> bytes:
+    def search(self, query: str, k: int, chart_ids: list[int] | None, require_complete: bool) -> bytes:
         """Answer one query, as JSON."""
-        found = self.node.search(query, k, chart_ids=chart_ids)
-        return msgspec.json.encode({"query": query, "results": found.to_dicts()})
+        found = self.node.find(query, k, chart_ids=chart_ids, require_complete=require_complete)
+        return msgspec.json.encode({**_answer(query, found), **_held(found.completeness)})
 
-    def search_many(self, queries: list[str], k: int, chart_ids: list[int] | None) -> bytes:
+    def search_many(self, asked: Question) -> bytes:
         """Answer several queries, as JSON, in their order."""
-        found = self.node.search_many(queries, k, chart_ids=chart_ids)
-        starts = [row for row, rank in enumerate(found["rank"].to_list()) if rank == 1]
-        ends = [*starts[1:], found.height][: len(starts)]
-        answered = iter(zip(starts, ends, strict=True))
-        answers = []
-        following = next(answered, None)
-        for query in queries:
-            rows: list[dict[str, Any]] = []
-            if following is not None and found["query"][following[0]] == query.strip():
-                start, end = following
-                rows = found.slice(start, end - start).drop("query").to_dicts()
-                following = next(answered, None)
-            answers.append({"query": query, "results": rows})
-        return msgspec.json.encode({"answers": answers})
+        found = self.node.find_many(
+            asked.queries, asked.k, chart_ids=asked.chart_ids, require_complete=asked.require_complete
+        )
+        answers = [_answer(query, one) for query, one in zip(asked.queries, found, strict=True)]
+        return msgspec.json.encode({"answers": answers, **_held(found[0].completeness)})
 
     def chart(self, chart_id: int) -> bytes:
         """Return a chart as the repository has it, as JSON. Raises ProblemError if there is none."""
@@ -335,19 +350,21 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     )
     app.state.service = service
 
-    def searcher(given: Given) -> None:
+    # async, or each would be called on yet another thread
+
+    async def searcher(given: Given) -> None:
         service.check("read", given, opened=settings.open_search)
 
-    def reader(given: Given) -> None:
+    async def reader(given: Given) -> None:
         service.check("read", given)
 
-    def scraper(given: Given) -> None:
+    async def scraper(given: Given) -> None:
         service.check("read", given, opened=settings.open_metrics)
 
-    def writer(given: Given) -> None:
+    async def writer(given: Given) -> None:
         service.check("write", given)
 
-    def admin(given: Given) -> None:
+    async def admin(given: Given) -> None:
         service.check("admin", given)
 
     async def on(workers: Workers, call: Callable[[], bytes]) -> Response:
@@ -366,17 +383,17 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         q: Annotated[str, Query(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])],
         k: Annotated[int, Query(ge=1, description="how many charts")] = 10,
         chart_id: Annotated[list[AnId] | None, Query(description="only these charts")] = None,
+        require_complete: Annotated[bool, Query(description=REQUIRE_COMPLETE)] = False,
     ) -> Response:
         """Find the charts nearest in meaning to one query."""
         service.bounded([q], k, chart_id)
-        return await on(service.searches, lambda: service.search(q, k, chart_id))
+        return await on(service.searches, lambda: service.search(q, k, chart_id, require_complete))
 
     @app.post("/v1/search", response_model=Answers, responses=_responses(), dependencies=[Depends(searcher)])
     async def search_many(question: Question) -> Response:
         """Answer several queries at once."""
         service.bounded(question.queries, question.k, question.chart_ids)
-        asked = question.queries, question.k, question.chart_ids
-        return await on(service.searches, lambda: service.search_many(*asked))
+        return await on(service.searches, lambda: service.search_many(question))
 
     @app.get("/v1/charts", response_model=Page, responses=_responses(), dependencies=[Depends(searcher)])
     async def charts(
@@ -460,6 +477,14 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     told_as_problems(app)
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
     return app
+
+
+def _answer(query: str, found: Findings) -> dict[str, object]:
+    return {"query": query, "results": found.rows()}
+
+
+def _held(completeness: Completeness) -> dict[str, object]:
+    return {"complete": completeness.complete, "completeness": completeness._asdict()}
 
 
 def _json(body: bytes, status: int = 200) -> Response:

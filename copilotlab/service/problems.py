@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from copilotlab.answer import NodeIncomplete
 from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
 from copilotlab.embedding import EmbeddingError
 from copilotlab.service.workers import Busy
@@ -66,6 +67,9 @@ def told_as_problems(app: FastAPI) -> None:
         log.warning("%s: %s", type(error).__name__, error)
         return answer(request, 503, f"{_WHAT[_kind(error)]}; the log has more", {"Retry-After": "5"})
 
+    def on_incomplete(request: Request, error: Exception) -> Response:
+        return answer(request, 503, str(error), {"Retry-After": "1"})
+
     def on_missing(request: Request, error: Exception) -> Response:
         return answer(request, 404, str(error))
 
@@ -78,6 +82,7 @@ def told_as_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_wrong_input)
     app.add_exception_handler(Busy, on_busy)
+    app.add_exception_handler(NodeIncomplete, on_incomplete)
     app.add_exception_handler(RepositoryError, on_away)
     app.add_exception_handler(EmbeddingError, on_away)
     app.add_exception_handler(ChartNotFound, on_missing)
