@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 import polars as pl
-from fastapi import Depends, FastAPI, Path, Query, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as exposition
@@ -32,6 +32,7 @@ from copilotlab.node import MAX_QUERY_LENGTH, Node
 from copilotlab.protocol.follower import Completeness
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
+from copilotlab.service.quick import QuickRoute, credentials, from_query, query_parameters
 from copilotlab.service.settings import Settings
 from copilotlab.service.tokens import Role, covers
 from copilotlab.service.workers import Workers
@@ -134,6 +135,17 @@ class Question(BaseModel):
     queries: list[str] = Field(min_length=1)
     k: int = Field(10, ge=1)
     chart_ids: list[AnId] | None = None
+    require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
+
+
+class Asked(BaseModel):
+    """One query, as it stands in a URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: str = Field(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])
+    k: int = Field(10, ge=1, description="how many charts")
+    chart_id: list[AnId] | None = Field(None, description="only these charts")
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
 
@@ -244,10 +256,12 @@ class Service:
             if not 1 <= len(query.strip()) <= MAX_QUERY_LENGTH:
                 raise ProblemError(422, f"a query of {len(query.strip())} characters: expected 1 to {MAX_QUERY_LENGTH}")
 
-    def search(self, query: str, k: int, chart_ids: list[int] | None, require_complete: bool) -> bytes:
+    def search(self, asked: Asked) -> bytes:
         """Answer one query, as JSON."""
-        found = self.node.find(query, k, chart_ids=chart_ids, require_complete=require_complete)
-        return msgspec.json.encode({**_answer(query, found), **_held(found.completeness)})
+        found = self.node.find(
+            asked.q, asked.k, chart_ids=asked.chart_id, require_complete=asked.require_complete
+        )
+        return msgspec.json.encode({**_answer(asked.q, found), **_held(found.completeness)})
 
     def search_many(self, asked: Question) -> bytes:
         """Answer several queries, as JSON, in their order."""
@@ -378,16 +392,22 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         "dependencies": [Depends(admin)],
     }
 
-    @app.get("/v1/search", response_model=Answer, responses=_responses(), dependencies=[Depends(searcher)])
-    async def search(
-        q: Annotated[str, Query(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])],
-        k: Annotated[int, Query(ge=1, description="how many charts")] = 10,
-        chart_id: Annotated[list[AnId] | None, Query(description="only these charts")] = None,
-        require_complete: Annotated[bool, Query(description=REQUIRE_COMPLETE)] = False,
-    ) -> Response:
+    async def search(request: Request) -> Response:
         """Find the charts nearest in meaning to one query."""
-        service.bounded([q], k, chart_id)
-        return await on(service.searches, lambda: service.search(q, k, chart_id, require_complete))
+        service.check("read", credentials(request), opened=settings.open_search)
+        asked = from_query(request, Asked, many=("chart_id",))
+        service.bounded([asked.q], asked.k, asked.chart_id)
+        return await on(service.searches, lambda: service.search(asked))
+
+    app.router.add_api_route(
+        "/v1/search",
+        search,
+        methods=["GET"],
+        response_model=Answer,
+        responses=_responses(),
+        openapi_extra={"parameters": query_parameters(Asked), "security": [{"HTTPBearer": []}]},
+        route_class_override=QuickRoute,
+    )
 
     @app.post("/v1/search", response_model=Answers, responses=_responses(), dependencies=[Depends(searcher)])
     async def search_many(question: Question) -> Response:

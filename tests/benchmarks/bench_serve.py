@@ -73,9 +73,9 @@ class Client:
 
 
 @contextmanager
-def served(charts: str, redis: str, model: str, log: Path) -> Iterator[int]:
+def served(charts: str, redis: str, model: str, flags: Sequence[str], log: Path) -> Iterator[int]:
     """Run a service, and give its port once it is ready."""
-    words = ["--charts", charts, "--redis", redis, "--model", model, "--port", "0", "--node-id", "served"]
+    words = ["--charts", charts, "--redis", redis, "--model", model, "--port", "0", "--node-id", "served", *flags]
     with log.open("w") as lines:
         process = subprocess.Popen([sys.executable, "-m", "copilotlab", "serve", *words], stderr=lines)
     try:
@@ -105,9 +105,10 @@ def path_of(question: str) -> str:
     return f"/v1/search?q={quote(question)}&k={K}"
 
 
-def one_after_the_other(port: int, node: Node, questions: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Ask each question over HTTP and of the node; return how long each took, in ms."""
+def one_after_the_other(port: int, node: Node, questions: Sequence[str]) -> tuple[list[float], list[float], float]:
+    """Ask each question over HTTP and of the node; return how long each took, in ms, and the processor's seconds."""
     client, http, direct = Client(port), [], []
+    used = client.processor_seconds()
     for question in questions:
         path = path_of(question)
         began = time.perf_counter()
@@ -116,8 +117,9 @@ def one_after_the_other(port: int, node: Node, questions: Sequence[str]) -> tupl
         node.search(question, K)
         direct.append(1e3 * (time.perf_counter() - between))
         http.append(1e3 * (between - began))
+    used = client.processor_seconds() - used
     client.close()
-    return http, direct
+    return http, direct, used
 
 
 def all_at_once(port: int, questions: Sequence[str], clients: int) -> tuple[float, float, list[float]]:
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="hash", help="the embedding model (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=3_000, help="of each part (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="in the second part (default: %(default)s)")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for the service: all that follows")
     options = parser.parse_args()
     asked = catalogue.questions()["text"].to_list()
     questions = [asked[number % len(asked)] for number in range(options.requests)]
@@ -160,17 +163,17 @@ def main() -> None:
         url = f"sqlite:///{folder}/charts.db"
         with ChartRepository.from_frame(catalogue.charts(), url) as charts:
             with (
-                served(url, server.url, options.model, Path(folder) / "log") as port,
+                served(url, server.url, options.model, options.flags, Path(folder) / "log") as port,
                 Node(charts, load_embedder(options.model), server.url, node_id="here") as node,
             ):
                 node.wait_complete(STARTS_WITHIN)
                 one_after_the_other(port, node, questions[:500])  # what is read and compiled once
-                http, direct = one_after_the_other(port, node, questions)
+                http, direct, alone = one_after_the_other(port, node, questions)
                 seconds, used, at_once = all_at_once(port, questions, options.clients)
                 held = len(node.store)
     rows = [
         ("node.search", 1, *np.quantile(direct, [0.5, 0.99]), None, None),
-        ("over HTTP", 1, *np.quantile(http, [0.5, 0.99]), 1e3 * len(http) / sum(http), None),
+        ("over HTTP", 1, *np.quantile(http, [0.5, 0.99]), 1e3 * len(http) / sum(http), len(http) / alone),
         ("over HTTP", options.clients, *np.quantile(at_once, [0.5, 0.99]), len(at_once) / seconds, len(at_once) / used),
     ]
     schema = ["search", "clients", "p50_ms", "p99_ms", "per_second", "per_core_second"]
