@@ -258,9 +258,7 @@ class Service:
 
     def search(self, asked: Asked) -> bytes:
         """Answer one query, as JSON."""
-        found = self.node.find(
-            asked.q, asked.k, chart_ids=asked.chart_id, require_complete=asked.require_complete
-        )
+        found = self.node.find(asked.q, asked.k, chart_ids=asked.chart_id, require_complete=asked.require_complete)
         return msgspec.json.encode({**_answer(asked.q, found), **_held(found.completeness)})
 
     def search_many(self, asked: Question) -> bytes:

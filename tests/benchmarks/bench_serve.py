@@ -161,16 +161,16 @@ def main() -> None:
     questions = [asked[number % len(asked)] for number in range(options.requests)]
     with tempfile.TemporaryDirectory() as folder, LocalRedis(tcp=True) as server:
         url = f"sqlite:///{folder}/charts.db"
-        with ChartRepository.from_frame(catalogue.charts(), url) as charts:
-            with (
-                served(url, server.url, options.model, options.flags, Path(folder) / "log") as port,
-                Node(charts, load_embedder(options.model), server.url, node_id="here") as node,
-            ):
-                node.wait_complete(STARTS_WITHIN)
-                one_after_the_other(port, node, questions[:500])  # what is read and compiled once
-                http, direct, alone = one_after_the_other(port, node, questions)
-                seconds, used, at_once = all_at_once(port, questions, options.clients)
-                held = len(node.store)
+        with (
+            ChartRepository.from_frame(catalogue.charts(), url) as charts,
+            served(url, server.url, options.model, options.flags, Path(folder) / "log") as port,
+            Node(charts, load_embedder(options.model), server.url, node_id="here") as node,
+        ):
+            node.wait_complete(STARTS_WITHIN)
+            one_after_the_other(port, node, questions[:500])  # what is read and compiled once
+            http, direct, alone = one_after_the_other(port, node, questions)
+            seconds, used, at_once = all_at_once(port, questions, options.clients)
+            held = len(node.store)
     rows = [
         ("node.search", 1, *np.quantile(direct, [0.5, 0.99]), None, None),
         ("over HTTP", 1, *np.quantile(http, [0.5, 0.99]), 1e3 * len(http) / sum(http), len(http) / alone),
