@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as exposition
@@ -31,23 +32,27 @@ from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, Node
 from copilotlab.protocol.follower import Completeness
 from copilotlab.service.door import Door, Rate
+from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
-from copilotlab.service.quick import QuickRoute, credentials, from_query, query_parameters
+from copilotlab.service.quick import QuickRoute, credentials, from_query
 from copilotlab.service.settings import Settings
 from copilotlab.service.tokens import Role, covers
 from copilotlab.service.workers import Workers
 
-LARGEST_ID = 2**63 - 1
+TOO_LARGE_ID = 2**63  # a power of two, which OpenAPI's numbers hold exactly
 MOST_LISTED = 1_000  # charts in one page of the list
 REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
 TIMELINE = 200  # lines of the journal in the diagnostics
 
 log = logging.getLogger("copilotlab.service")
 
-ChartId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="the chart's id", examples=[7])]
+ChartId = Annotated[int, Path(ge=0, lt=TOO_LARGE_ID, description="the chart's id", examples=[7])]
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-AnId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
-Word = Annotated[str, Field(min_length=1, max_length=200)]
+AnId = Annotated[int, Field(ge=0, lt=TOO_LARGE_ID)]
+TEXT = r"^[^\x00]*$"  # no database keeps a null character
+WORDS = r"^[^\x00]*[^\s\x00][^\x00]*$"  # and not blank
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=WORDS)]
+AQuery = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_LENGTH, pattern=r"\S")]
 
 
 # --- what goes in and out ---------------------------------------------------------------------------------------------
@@ -58,15 +63,16 @@ class ChartBody(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"title": "Revenue by region", "measures": ["Revenue"], "tags": ["finance"]}]},
     )
 
-    title: str = Field(min_length=1, max_length=500)
-    description: str = Field("", max_length=10_000)
-    chart_type: str = Field("", max_length=200)
+    title: str = Field(min_length=1, max_length=500, pattern=WORDS)
+    description: str = Field("", max_length=10_000, pattern=TEXT)
+    chart_type: str = Field("", max_length=200, pattern=TEXT)
     dimensions: list[Word] = Field([], max_length=64)
     measures: list[Word] = Field([], max_length=64)
-    source: str = Field("", max_length=200)
+    source: str = Field("", max_length=200, pattern=TEXT)
     tags: list[Word] = Field([], max_length=64)
 
 
@@ -129,10 +135,12 @@ class Question(BaseModel):
     """Several queries, or one that is restricted to many charts."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"queries": ["revenue per region", "late orders"], "k": 5}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"queries": ["revenue per region", "late orders"], "k": 5}]},
     )
 
-    queries: list[str] = Field(min_length=1)
+    queries: list[AQuery] = Field(min_length=1)
     k: int = Field(10, ge=1)
     chart_ids: list[AnId] | None = None
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
@@ -143,7 +151,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    q: str = Field(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])
+    q: AQuery = Field(examples=["revenue per region"])
     k: int = Field(10, ge=1, description="how many charts")
     chart_id: list[AnId] | None = Field(None, description="only these charts")
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
@@ -172,7 +180,7 @@ class Accepted(BaseModel):
 class ModelName(BaseModel):
     """A name for `load_embedder`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "wordllama"}]})
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "wordllama"}]})
 
     name: str = Field(min_length=1, max_length=300)
 
@@ -403,7 +411,12 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         methods=["GET"],
         response_model=Answer,
         responses=_responses(),
-        openapi_extra={"parameters": query_parameters(Asked), "security": [{"HTTPBearer": []}]},
+        openapi_extra={
+            "parameters": query_parameters(
+                Asked, k={"maximum": settings.max_k}, chart_id={"maxItems": settings.max_chart_ids}
+            ),
+            "security": [{"HTTPBearer": []}],
+        },
         route_class_override=QuickRoute,
     )
 
@@ -415,7 +428,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
 
     @app.get("/v1/charts", response_model=Page, responses=_responses(), dependencies=[Depends(searcher)])
     async def charts(
-        after: Annotated[int, Query(ge=-1, le=LARGEST_ID)] = -1,
+        after: Annotated[int, Query(ge=-1, lt=TOO_LARGE_ID)] = -1,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
     ) -> Response:
         """List the ids of the charts that this node holds, by id."""
@@ -487,12 +500,25 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         health = await service.looks.run(service.health)
         return _json(msgspec.json.encode(health), 200 if health.well else 503)
 
-    @app.get("/metrics", responses=_responses(), dependencies=[Depends(scraper)])
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_responses(),
+        dependencies=[Depends(scraper)],
+    )
     async def metrics() -> Response:
         """Give all metrics as Prometheus reads them."""
         return Response(await service.looks.run(service.metrics), media_type=CONTENT_TYPE_LATEST)
 
     told_as_problems(app)
+    describing(app, with_whole_bounds)
+    bounding(
+        app,
+        Question,
+        queries={"maxItems": settings.max_queries},
+        k={"maximum": settings.max_k},
+        chart_ids={"maxItems": settings.max_chart_ids},
+    )
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
     return app
 
