@@ -21,7 +21,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as exposition
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from copilotlab import __version__
 from copilotlab.answer import Findings
@@ -48,7 +48,8 @@ log = logging.getLogger("copilotlab.service")
 
 ChartId = Annotated[int, Path(ge=0, lt=TOO_LARGE_ID, description="the chart's id", examples=[7])]
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-AnId = Annotated[int, Field(ge=0, lt=TOO_LARGE_ID)]
+Whole = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)  # 7.0
+AnId = Annotated[int, Whole, Field(ge=0, lt=TOO_LARGE_ID)]
 TEXT = r"^[^\x00]*$"  # no database keeps a null character
 WORDS = r"^[^\x00]*[^\s\x00][^\x00]*$"  # and not blank
 Word = Annotated[str, Field(min_length=1, max_length=200, pattern=WORDS)]
@@ -141,7 +142,7 @@ class Question(BaseModel):
     )
 
     queries: list[AQuery] = Field(min_length=1)
-    k: int = Field(10, ge=1)
+    k: Annotated[int, Whole] = Field(10, ge=1)
     chart_ids: list[AnId] | None = None
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
@@ -183,6 +184,9 @@ class ModelName(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "wordllama"}]})
 
     name: str = Field(min_length=1, max_length=300)
+
+
+A_BODY = (400, 408)  # what may be wrong with one, besides
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -394,7 +398,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     action: dict[str, Any] = {
         "status_code": 202,
         "response_model": Accepted,
-        "responses": _responses(409, 429),
+        "responses": _responses(*A_BODY, 409, 429),
         "dependencies": [Depends(admin)],
     }
 
@@ -420,7 +424,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         route_class_override=QuickRoute,
     )
 
-    @app.post("/v1/search", response_model=Answers, responses=_responses(), dependencies=[Depends(searcher)])
+    @app.post("/v1/search", response_model=Answers, responses=_responses(*A_BODY), dependencies=[Depends(searcher)])
     async def search_many(question: Question) -> Response:
         """Answer several queries at once."""
         service.bounded(question.queries, question.k, question.chart_ids)
@@ -444,7 +448,9 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         """Read a chart from the repository."""
         return await on(service.changes, lambda: service.chart(chart_id))
 
-    @app.put("/v1/charts/{chart_id}", response_model=Changed, responses=_responses(), dependencies=[Depends(writer)])
+    @app.put(
+        "/v1/charts/{chart_id}", response_model=Changed, responses=_responses(*A_BODY), dependencies=[Depends(writer)]
+    )
     async def put_chart(chart_id: ChartId, body: ChartBody) -> Response:
         """Save a chart, embed it, and tell the other nodes."""
         chart = Chart(chart_id=chart_id, **body.model_dump())
