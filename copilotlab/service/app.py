@@ -49,7 +49,7 @@ log = logging.getLogger("copilotlab.service")
 ChartId = Annotated[int, Path(ge=0, lt=TOO_LARGE_ID, description="the chart's id", examples=[7])]
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 Whole = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)  # 7.0
-AnId = Annotated[int, Whole, Field(ge=0, lt=TOO_LARGE_ID)]
+AnId = Annotated[int, Field(ge=0, lt=TOO_LARGE_ID), Whole]
 TEXT = r"^[^\x00]*$"  # no database keeps a null character
 WORDS = r"^[^\x00]*[^\s\x00][^\x00]*$"  # and not blank
 Word = Annotated[str, Field(min_length=1, max_length=200, pattern=WORDS)]
@@ -142,7 +142,7 @@ class Question(BaseModel):
     )
 
     queries: list[AQuery] = Field(min_length=1)
-    k: Annotated[int, Whole] = Field(10, ge=1)
+    k: Annotated[int, Field(ge=1), Whole] = 10
     chart_ids: list[AnId] | None = None
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
