@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -31,6 +32,20 @@ class NodeIncomplete(RuntimeError):
     def __init__(self, message: str, completeness: Completeness) -> None:
         super().__init__(message)
         self.completeness = completeness
+
+
+class Findings(NamedTuple):
+    """What a search found, before it is a frame.
+
+    columns: name -> values, best first, as `Node.search` says; completeness: how much the node held when it was asked.
+    """
+
+    columns: Mapping[str, Sequence[object]]
+    completeness: Completeness
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return a dict for each chart found."""
+        return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
 
 
 class Answer(pl.DataFrame):

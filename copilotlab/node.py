@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab.answer import FOUND, Answer, NodeIncomplete
+from copilotlab.answer import FOUND, Answer, Findings, NodeIncomplete
 from copilotlab.charts import (
     Change,
     Chart,
@@ -593,13 +593,26 @@ class Node:
         Raises ValueError for an empty or overlong query or k < 1.
         """
         began = time.perf_counter()
+        found = self._find(query, k, chart_ids, require_complete)
+        answer = Answer(found.columns, schema=FOUND)
+        answer.completeness = found.completeness
+        self.context.tell(Searched(1, time.perf_counter() - began))
+        return answer
+
+    def find(
+        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
+    ) -> Findings:
+        """`search` for who needs no frame, which takes half the time of a search: columns of plain values."""
+        began = time.perf_counter()
+        found = self._find(query, k, chart_ids, require_complete)
+        self.context.tell(Searched(1, time.perf_counter() - began))
+        return found
+
+    def _find(self, query: str, k: int, chart_ids: Collection[int] | None, require_complete: bool) -> Findings:
         replica = self.replica  # so that query and vectors are of one model, also while the model is switched
         question, completeness = _question(query), self._completeness_for_search(replica, require_complete)
         vector = self._query_vector(replica.embedder, question)
-        found = Answer(self._described(replica.store.search(vector, k, chart_ids)), schema=FOUND)
-        found.completeness = completeness
-        self.context.tell(Searched(1, time.perf_counter() - began))
-        return found
+        return Findings(self._described(replica.store.search(vector, k, chart_ids)), completeness)
 
     async def asearch(
         self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
@@ -619,22 +632,42 @@ class Node:
         require_complete: bool = False,
     ) -> Answer:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
+        began = time.perf_counter()
+        questions, found = self._find_many(queries, k, chart_ids, require_complete)
+        schema = {"query": pl.String, **FOUND}
+        frames = [
+            pl.DataFrame({"query": [question] * len(one.columns["rank"]), **one.columns}, schema=schema)
+            for question, one in zip(questions, found, strict=True)
+        ]
+        answer = Answer(pl.concat(frames) if frames else None, schema=schema)
+        answer.completeness = found[0].completeness if found else self._completeness_of(self.replica)
+        self.context.tell(Searched(len(questions), time.perf_counter() - began))
+        return answer
+
+    def find_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        chart_ids: Collection[int] | None = None,
+        require_complete: bool = False,
+    ) -> list[Findings]:
+        """`find` for several queries at once, in their order, all from one state of this node."""
+        began = time.perf_counter()
+        questions, found = self._find_many(queries, k, chart_ids, require_complete)
+        self.context.tell(Searched(len(questions), time.perf_counter() - began))
+        return found
+
+    def _find_many(
+        self, queries: Sequence[str], k: int, chart_ids: Collection[int] | None, require_complete: bool
+    ) -> tuple[list[str], list[Findings]]:
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({short(queries)}): expected a list of queries; for one query use search")
         questions = [_question(query) for query in queries]
-        began = time.perf_counter()
         replica = self.replica
         completeness = self._completeness_for_search(replica, require_complete)
         found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
-        schema = {"query": pl.String, **FOUND}
-        frames = [
-            pl.DataFrame({"query": [question] * len(matches.chart_ids), **self._described(matches)}, schema=schema)
-            for question, matches in zip(questions, found, strict=True)
-        ]
-        answer = Answer(pl.concat(frames) if frames else None, schema=schema)
-        answer.completeness = completeness
-        self.context.tell(Searched(len(questions), time.perf_counter() - began))
-        return answer
+        return questions, [Findings(self._described(matches), completeness) for matches in found]
 
     def _completeness_for_search(self, replica: Replica, required: bool) -> Completeness:
         """Tell how much is here; where something is missing, say so in the log the first time, or raise."""

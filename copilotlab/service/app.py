@@ -16,35 +16,45 @@ from typing import Annotated, Any
 
 import msgspec
 import polars as pl
-from fastapi import Depends, FastAPI, Path, Query, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as exposition
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from copilotlab import __version__
+from copilotlab.answer import Findings
 from copilotlab.charts import Chart
 from copilotlab.embedding import load_embedder
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, Node
+from copilotlab.protocol.follower import Completeness
 from copilotlab.service.door import Door, Rate
+from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
+from copilotlab.service.quick import QuickRoute, credentials, from_query
 from copilotlab.service.settings import Settings
 from copilotlab.service.toggles import toggles_router
 from copilotlab.service.tokens import Role, covers
 from copilotlab.service.workers import Workers
 
-LARGEST_ID = 2**63 - 1
+TOO_LARGE_ID = 2**63  # a power of two, which OpenAPI's numbers hold exactly
 MOST_LISTED = 1_000  # charts in one page of the list
+REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
 TIMELINE = 200  # lines of the journal in the diagnostics
 
 log = logging.getLogger("copilotlab.service")
 
-ChartId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="the chart's id", examples=[7])]
+ChartId = Annotated[int, Path(ge=0, lt=TOO_LARGE_ID, description="the chart's id", examples=[7])]
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-AnId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
-Word = Annotated[str, Field(min_length=1, max_length=200)]
+Whole = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)  # 7.0
+AnId = Annotated[int, Field(ge=0, lt=TOO_LARGE_ID), Whole]
+TEXT = r"^[^\x00]*$"  # no database keeps a null character
+WORDS = r"^[^\x00]*[^\s\x00][^\x00]*$"  # and not blank
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=WORDS)]
+AQuery = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_LENGTH, pattern=r"\S")]
 
 
 # --- what goes in and out ---------------------------------------------------------------------------------------------
@@ -55,15 +65,16 @@ class ChartBody(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"title": "Revenue by region", "measures": ["Revenue"], "tags": ["finance"]}]},
     )
 
-    title: str = Field(min_length=1, max_length=500)
-    description: str = Field("", max_length=10_000)
-    chart_type: str = Field("", max_length=200)
+    title: str = Field(min_length=1, max_length=500, pattern=WORDS)
+    description: str = Field("", max_length=10_000, pattern=TEXT)
+    chart_type: str = Field("", max_length=200, pattern=TEXT)
     dimensions: list[Word] = Field([], max_length=64)
     measures: list[Word] = Field([], max_length=64)
-    source: str = Field("", max_length=200)
+    source: str = Field("", max_length=200, pattern=TEXT)
     tags: list[Word] = Field([], max_length=64)
     key: str = Field("", max_length=500, description="format:instance:native id; the chart's id follows from it")
     url: str = Field("", max_length=2_000, description="what opens the chart in its own tool: http or https")
@@ -76,7 +87,7 @@ class ChartAnswer(ChartBody):
     revision: int
 
 
-class Found(BaseModel):
+class FoundChart(BaseModel):
     """A chart that a search found; what is null could not be read in time."""
 
     rank: int
@@ -93,29 +104,63 @@ class Found(BaseModel):
     url: str | None
 
 
-class Answer(BaseModel):
+class Held(BaseModel):
+    """How much of the repository the node held when it was asked, as of its last look at it.
+
+    expected is null before the first look; reason: why answers may lack charts, "" where nothing is missing.
+    """
+
+    held: int
+    expected: int | None
+    reason: str = Field(examples=["the model fails"])
+
+
+class Found(BaseModel):
     """What one query found, best first."""
 
     query: str
-    results: list[Found]
+    results: list[FoundChart]
+
+
+class Answer(Found):
+    """What one query found, best first, and whether that was among all charts."""
+
+    complete: bool
+    completeness: Held
 
 
 class Answers(BaseModel):
-    """What several queries found, in their order."""
+    """What several queries found, in their order, and whether that was among all charts."""
 
-    answers: list[Answer]
+    answers: list[Found]
+    complete: bool
+    completeness: Held
 
 
 class Question(BaseModel):
     """Several queries, or one that is restricted to many charts."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"queries": ["revenue per region", "late orders"], "k": 5}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"queries": ["revenue per region", "late orders"], "k": 5}]},
     )
 
-    queries: list[str] = Field(min_length=1)
-    k: int = Field(10, ge=1)
+    queries: list[AQuery] = Field(min_length=1)
+    k: Annotated[int, Field(ge=1), Whole] = 10
     chart_ids: list[AnId] | None = None
+    require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
+
+
+class Asked(BaseModel):
+    """One query, as it stands in a URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: AQuery = Field(examples=["revenue per region"])
+    k: int = Field(10, ge=1, description="how many charts")
+    chart_id: list[AnId] | None = Field(None, description="only these charts")
+    require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
 
 class Changed(BaseModel):
@@ -141,9 +186,12 @@ class Accepted(BaseModel):
 class ModelName(BaseModel):
     """A name for `load_embedder`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "wordllama"}]})
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "wordllama"}]})
 
     name: str = Field(min_length=1, max_length=300)
+
+
+A_BODY = (400, 408)  # what may be wrong with one, besides
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -225,27 +273,18 @@ class Service:
             if not 1 <= len(query.strip()) <= MAX_QUERY_LENGTH:
                 raise ProblemError(422, f"a query of {len(query.strip())} characters: expected 1 to {MAX_QUERY_LENGTH}")
 
-    def search(self, query: str, k: int, chart_ids: list[int] | None) -> bytes:
+    def search(self, asked: Asked) -> bytes:
         """Answer one query, as JSON."""
-        found = self.node.search(query, k, chart_ids=chart_ids)
-        return msgspec.json.encode({"query": query, "results": found.to_dicts()})
+        found = self.node.find(asked.q, asked.k, chart_ids=asked.chart_id, require_complete=asked.require_complete)
+        return msgspec.json.encode({**_answer(asked.q, found), **_held(found.completeness)})
 
-    def search_many(self, queries: list[str], k: int, chart_ids: list[int] | None) -> bytes:
+    def search_many(self, asked: Question) -> bytes:
         """Answer several queries, as JSON, in their order."""
-        found = self.node.search_many(queries, k, chart_ids=chart_ids)
-        starts = [row for row, rank in enumerate(found["rank"].to_list()) if rank == 1]
-        ends = [*starts[1:], found.height][: len(starts)]
-        answered = iter(zip(starts, ends, strict=True))
-        answers = []
-        following = next(answered, None)
-        for query in queries:
-            rows: list[dict[str, Any]] = []
-            if following is not None and found["query"][following[0]] == query.strip():
-                start, end = following
-                rows = found.slice(start, end - start).drop("query").to_dicts()
-                following = next(answered, None)
-            answers.append({"query": query, "results": rows})
-        return msgspec.json.encode({"answers": answers})
+        found = self.node.find_many(
+            asked.queries, asked.k, chart_ids=asked.chart_ids, require_complete=asked.require_complete
+        )
+        answers = [_answer(query, one) for query, one in zip(asked.queries, found, strict=True)]
+        return msgspec.json.encode({"answers": answers, **_held(found[0].completeness)})
 
     def chart(self, chart_id: int) -> bytes:
         """Return a chart as the repository has it, as JSON. Raises ProblemError if there is none."""
@@ -344,19 +383,21 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     )
     app.state.service = service
 
-    def searcher(given: Given) -> None:
+    # async, or each would be called on yet another thread
+
+    async def searcher(given: Given) -> None:
         service.check("read", given, opened=settings.open_search)
 
-    def reader(given: Given) -> None:
+    async def reader(given: Given) -> None:
         service.check("read", given)
 
-    def scraper(given: Given) -> None:
+    async def scraper(given: Given) -> None:
         service.check("read", given, opened=settings.open_metrics)
 
-    def writer(given: Given) -> None:
+    async def writer(given: Given) -> None:
         service.check("write", given)
 
-    def admin(given: Given) -> None:
+    async def admin(given: Given) -> None:
         service.check("admin", given)
 
     async def on(workers: Workers, call: Callable[[], bytes]) -> Response:
@@ -366,30 +407,41 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     action: dict[str, Any] = {
         "status_code": 202,
         "response_model": Accepted,
-        "responses": _responses(409, 429),
+        "responses": _responses(*A_BODY, 409, 429),
         "dependencies": [Depends(admin)],
     }
 
-    @app.get("/v1/search", response_model=Answer, responses=_responses(), dependencies=[Depends(searcher)])
-    async def search(
-        q: Annotated[str, Query(min_length=1, max_length=MAX_QUERY_LENGTH, examples=["revenue per region"])],
-        k: Annotated[int, Query(ge=1, description="how many charts")] = 10,
-        chart_id: Annotated[list[AnId] | None, Query(description="only these charts")] = None,
-    ) -> Response:
+    async def search(request: Request) -> Response:
         """Find the charts nearest in meaning to one query."""
-        service.bounded([q], k, chart_id)
-        return await on(service.searches, lambda: service.search(q, k, chart_id))
+        service.check("read", credentials(request), opened=settings.open_search)
+        asked = from_query(request, Asked, many=("chart_id",))
+        service.bounded([asked.q], asked.k, asked.chart_id)
+        return await on(service.searches, lambda: service.search(asked))
 
-    @app.post("/v1/search", response_model=Answers, responses=_responses(), dependencies=[Depends(searcher)])
+    app.router.add_api_route(
+        "/v1/search",
+        search,
+        methods=["GET"],
+        response_model=Answer,
+        responses=_responses(),
+        openapi_extra={
+            "parameters": query_parameters(
+                Asked, k={"maximum": settings.max_k}, chart_id={"maxItems": settings.max_chart_ids}
+            ),
+            "security": [{"HTTPBearer": []}],
+        },
+        route_class_override=QuickRoute,
+    )
+
+    @app.post("/v1/search", response_model=Answers, responses=_responses(*A_BODY), dependencies=[Depends(searcher)])
     async def search_many(question: Question) -> Response:
         """Answer several queries at once."""
         service.bounded(question.queries, question.k, question.chart_ids)
-        asked = question.queries, question.k, question.chart_ids
-        return await on(service.searches, lambda: service.search_many(*asked))
+        return await on(service.searches, lambda: service.search_many(question))
 
     @app.get("/v1/charts", response_model=Page, responses=_responses(), dependencies=[Depends(searcher)])
     async def charts(
-        after: Annotated[int, Query(ge=-1, le=LARGEST_ID)] = -1,
+        after: Annotated[int, Query(ge=-1, lt=TOO_LARGE_ID)] = -1,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
     ) -> Response:
         """List the ids of the charts that this node holds, by id."""
@@ -405,7 +457,9 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         """Read a chart from the repository."""
         return await on(service.changes, lambda: service.chart(chart_id))
 
-    @app.put("/v1/charts/{chart_id}", response_model=Changed, responses=_responses(), dependencies=[Depends(writer)])
+    @app.put(
+        "/v1/charts/{chart_id}", response_model=Changed, responses=_responses(*A_BODY), dependencies=[Depends(writer)]
+    )
     async def put_chart(chart_id: ChartId, body: ChartBody) -> Response:
         """Save a chart, embed it, and tell the other nodes."""
         chart = Chart(chart_id=chart_id, **body.model_dump())
@@ -461,7 +515,12 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         health = await service.looks.run(service.health)
         return _json(msgspec.json.encode(health), 200 if health.well else 503)
 
-    @app.get("/metrics", responses=_responses(), dependencies=[Depends(scraper)])
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_responses(),
+        dependencies=[Depends(scraper)],
+    )
     async def metrics() -> Response:
         """Give all metrics as Prometheus reads them."""
         return Response(await service.looks.run(service.metrics), media_type=CONTENT_TYPE_LATEST)
@@ -478,8 +537,24 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         )
     )
     told_as_problems(app)
+    describing(app, with_whole_bounds)
+    bounding(
+        app,
+        Question,
+        queries={"maxItems": settings.max_queries},
+        k={"maximum": settings.max_k},
+        chart_ids={"maxItems": settings.max_chart_ids},
+    )
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
     return app
+
+
+def _answer(query: str, found: Findings) -> dict[str, object]:
+    return {"query": query, "results": found.rows()}
+
+
+def _held(completeness: Completeness) -> dict[str, object]:
+    return {"complete": completeness.complete, "completeness": completeness._asdict()}
 
 
 def _json(body: bytes, status: int = 200) -> Response:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from copilotlab.answer import NodeIncomplete
 from copilotlab.charts import ChartError, ChartNotFound, RepositoryError
 from copilotlab.embedding import EmbeddingError
+from copilotlab.service.openapi import describing
 from copilotlab.service.workers import Busy
 
 MEDIA_TYPE = "application/problem+json"
+_A_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 log = logging.getLogger("copilotlab.service")
 
@@ -46,13 +51,17 @@ def problem(status: int, detail: str, request_id: str = "", headers: dict[str, s
 
 def told_as_problems(app: FastAPI) -> None:
     """Have all that is raised in ``app`` answered as a problem."""
+    describing(app, _say_media_type)
 
     def answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
         return problem(status, detail, getattr(request.state, "request_id", ""), headers)
 
     def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return answer(request, error.status_code, str(error.detail), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(app, request))  # not only those of the first route of this path
+        return answer(request, error.status_code, str(error.detail), headers)
 
     def on_wrong_input(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -66,6 +75,9 @@ def told_as_problems(app: FastAPI) -> None:
         log.warning("%s: %s", type(error).__name__, error)
         return answer(request, 503, f"{_WHAT[_kind(error)]}; the log has more", {"Retry-After": "5"})
 
+    def on_incomplete(request: Request, error: Exception) -> Response:
+        return answer(request, 503, str(error), {"Retry-After": "1"})
+
     def on_missing(request: Request, error: Exception) -> Response:
         return answer(request, 404, str(error))
 
@@ -78,11 +90,26 @@ def told_as_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_wrong_input)
     app.add_exception_handler(Busy, on_busy)
+    app.add_exception_handler(NodeIncomplete, on_incomplete)
     app.add_exception_handler(RepositoryError, on_away)
     app.add_exception_handler(EmbeddingError, on_away)
     app.add_exception_handler(ChartNotFound, on_missing)
     app.add_exception_handler(ChartError, on_wrong_value)
     app.add_exception_handler(Exception, on_unknown)
+
+
+def _say_media_type(described: dict[str, Any]) -> None:
+    """Have OpenAPI say of each answer that is a `Problem` that it is told as one."""
+    for operation in (operation for path in described["paths"].values() for operation in path.values()):
+        for response in operation["responses"].values():
+            content = response.get("content", {})
+            for kind in [kind for kind, told in content.items() if told.get("schema") == _A_PROBLEM]:
+                content[MEDIA_TYPE] = content.pop(kind)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    matching = (route for route in app.router.routes if route.matches(request.scope)[0] != Match.NONE)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 _WHAT = {"repository": "the repository does not answer", "model": "the model fails"}

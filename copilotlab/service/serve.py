@@ -25,7 +25,7 @@ def serve(flags: Sequence[str] = ()) -> int:
     Then it takes no new connections, is not ready, finishes the requests under way (at most ``grace`` seconds), gives a
     lease back, and leaves Redis. Raises SettingsError, EmbeddingError, RepositoryError, CarrierRefused, OSError.
     """
-    settings, _ = load_settings(flags)
+    settings, _ = load_settings(Settings, flags)
     with ChartRepository(settings.charts) as charts:
         node = Node(
             charts,
@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
 
 def show_config(flags: Sequence[str] = ()) -> int:
     """Print the effective settings, each with where it comes from, secrets hidden. Raises SettingsError."""
-    _, effective = load_settings(flags, program="copilotlab config")
+    _, effective = load_settings(Settings, flags, program="copilotlab config")
     width = max(len(row.name) for row in effective)
     values = max(len(row.value) for row in effective)
     for row in effective:

@@ -1,4 +1,4 @@
-"""The settings of a service: flags, then the environment (COPILOTLAB_PORT, ...), then a TOML file, then the defaults.
+"""The settings of each command: flags, then the environment (COPILOTLAB_PORT, ...), then a TOML file, then defaults.
 
 The names are the same in all three: ``--max-k``, ``COPILOTLAB_MAX_K`` and ``max_k``. A field of the policy is
 ``--policy.batch-timeout``, ``COPILOTLAB_POLICY__BATCH_TIMEOUT``, and ``batch_timeout`` in the table ``[policy]``.
@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import (
@@ -62,8 +62,11 @@ class SettingsError(ValueError):
     """The settings are not what they should be; the message names each, where it stands, and what was expected."""
 
 
-class Settings(BaseSettings):
-    """What `copilotlab serve` is told. Make it with `load_settings`, which names the line that is wrong."""
+class CommonSettings(BaseSettings):
+    """What all commands share. Each derives its own from it, adds its fields, and reads them with `load_settings`.
+
+    All may read one file: what is a setting of `serve` alone is passed over by the others.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="COPILOTLAB_",
@@ -78,9 +81,41 @@ class Settings(BaseSettings):
 
     charts: str = Field("sqlite:///charts.db", description="URL of the repository, as SQLAlchemy has it")
     redis: str = Field("redis://127.0.0.1:6379/0", description="URL of Redis")
+    namespace: str = Field("", description="what this cluster's keys begin with")
+    log: Literal["plain", "json"] = Field("plain", description="how log lines look")
+    config: Path | None = Field(None, description="a TOML file with these settings")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SharedFile(settings_cls)
+
+
+class _SharedFile(TomlConfigSettingsSource):
+    """The file without what only `serve` knows; what nobody knows stays, and is refused."""
+
+    def __call__(self) -> dict[str, Any]:
+        own = self.settings_cls.model_fields
+        return {name: value for name, value in super().__call__().items() if name in own or not _is_of_serve(name)}
+
+
+class NodeSettings(CommonSettings):
+    """What a command is told that runs a node."""
+
     model: str = Field("minilm", description="the embedding model; see `copilotlab models`")
     node_id: str | None = Field(None, description="this node's name, unlike all others; random by default")
-    namespace: str = Field("", description="what this cluster's keys begin with")
+    policy: PolicySettings = Field(PolicySettings(), description="the choices of the protocol; all nodes have the same")
+
+
+class Settings(NodeSettings):
+    """What `copilotlab serve` is told. Make it with `load_settings`, which names the line that is wrong."""
+
     host: str = Field("127.0.0.1", description="address to listen on; one that is not loopback needs a token")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     token: SecretStr | None = Field(None, description="a token for all that can be done; rather in the environment")
@@ -97,9 +132,6 @@ class Settings(BaseSettings):
     write_threads: int = Field(8, ge=1, le=64, description="changes and reads of the repository at the same time")
     max_waiting: int = Field(256, ge=1, description="requests that wait for a thread; beyond, 503")
     grace: float = Field(10.0, gt=0, description="seconds that requests under way get at the end")
-    log: Literal["plain", "json"] = Field("plain", description="how log lines look")
-    config: Path | None = Field(None, description="a TOML file with these settings")
-    policy: PolicySettings = Field(PolicySettings(), description="the choices of the protocol; all nodes have the same")
 
     @model_validator(mode="after")
     def _has_a_token_where_it_needs_one(self) -> Self:
@@ -117,16 +149,12 @@ class Settings(BaseSettings):
         except OSError as error:
             raise ValueError(f"tokens_file: {error}") from error
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+def _is_of_serve(name: str) -> bool:
+    return name in Settings.model_fields
+
+
+S = TypeVar("S", bound=CommonSettings)
 
 
 class Effective(NamedTuple):
@@ -137,20 +165,23 @@ class Effective(NamedTuple):
     origin: str
 
 
-def load_settings(flags: Sequence[str] = (), *, program: str = "copilotlab serve") -> tuple[Settings, list[Effective]]:
+def load_settings(
+    kind: type[S], flags: Sequence[str] = (), *, program: str = "copilotlab serve"
+) -> tuple[S, list[Effective]]:
     """Read all settings; return them, and each with its origin. Raises SettingsError; ``--help`` ends the program.
 
-    flags: as on the command line. A file is named by ``--config`` or COPILOTLAB_CONFIG.
+    kind: whose settings, as in `Settings`, those of `serve`. flags: as on the command line. program: its name in the
+    help. A file is named by ``--config`` or COPILOTLAB_CONFIG.
     """
     path = _named_file(flags)
     text = _read(path) if path else ""
 
-    class Chosen(Settings):
+    class Chosen(kind):  # type: ignore[valid-type, misc]  # known when it runs
         model_config = SettingsConfigDict(toml_file=path)
 
     parser: CliSettingsSource[Any] = CliSettingsSource(Chosen, cli_prog_name=program, cli_parse_args=list(flags))
     try:
-        settings = Chosen(_cli_settings_source=parser)  # type: ignore[call-arg]  # pydantic-settings' own
+        settings = Chosen(_cli_settings_source=parser)
     except ValidationError as error:
         told = [_told(problem, path, text) for problem in error.errors()]
         raise SettingsError("; ".join(told)) from error
@@ -202,7 +233,7 @@ def _told(problem: Any, path: Path | None, text: str) -> str:
     return f"{where}{name}{': ' if name else ''}{said}{given}"
 
 
-def _effective(settings: Settings, flags: Sequence[str], path: Path | None, text: str) -> list[Effective]:
+def _effective(settings: CommonSettings, flags: Sequence[str], path: Path | None, text: str) -> list[Effective]:
     rows = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)
