@@ -533,7 +533,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
             reader=reader,
             admin=admin,
             admit=service.admit,
-            responses=_responses(429),
+            responses=_responses(*A_BODY, 429),
         )
     )
     told_as_problems(app)

@@ -24,6 +24,7 @@ class TogglesBody(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"set": {"publishing": False}, "everywhere": True, "by": "Ada"}]},
     )
 
@@ -56,8 +57,8 @@ def toggles_router(
     *,
     looks: Workers,
     changes: Workers,
-    reader: Callable[..., None],
-    admin: Callable[..., None],
+    reader: Callable[..., object],
+    admin: Callable[..., object],
     admit: Callable[[], None],
     responses: dict[int | str, dict[str, Any]],
 ) -> APIRouter:
