@@ -58,14 +58,14 @@ from copilotlab.monitoring.happenings import (
 from copilotlab.protocol.batch import Batch, BatchResult, Kind
 from copilotlab.protocol.carrier import Carrier
 from copilotlab.protocol.changes import Admission
-from copilotlab.protocol.context import Context
+from copilotlab.protocol.context import Context, check_name
 from copilotlab.protocol.coordinator import Coordinator, Need
 from copilotlab.protocol.follower import Completeness
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
-from copilotlab.watch import NodeState, Watch, collector_of, state_of
+from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -211,6 +211,7 @@ class Node:
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
             watch=self._watch.step,
+            report=self._watch.report,
             store=store,
         )
         self._living.append(replica)
@@ -250,6 +251,15 @@ class Node:
     def alerts(self) -> Alerts:
         """What has been wrong here for longer than it should."""
         return self._watch.alerts
+
+    @property
+    def address(self) -> str:
+        """Where this node can be reached, as it tells those who watch the cluster: its process, until it is set."""
+        return self._watch.address
+
+    @address.setter
+    def address(self, address: str) -> None:
+        self._watch.address = check_name("address", address)[:MOST_TOLD]
 
     @property
     def embedder(self) -> Embedder:

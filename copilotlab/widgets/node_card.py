@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
 
-from copilotlab.lab.agreement import Agreement, short
 from copilotlab.markup import text
+from copilotlab.monitoring.agreement import Agreement, short
 
 _PROGRESS = re.compile(r"(\d+)/(\d+)")
 
