@@ -170,6 +170,12 @@ def test_the_protocol_does_not_know_the_node() -> None:
     }
 
 
+def test_who_watches_a_cluster_knows_no_node() -> None:
+    above = {"node", "details", "answer", "watch"}
+    assert {name for module in ("cluster", "picture") for name in imports()[module]} & above == set()
+    assert {module for module in who_knows("cluster", "picture") if not within(module, *TOP)} <= {"cluster"}
+
+
 def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
     assert {module for module in who_knows("protocol") if within(module, *ROOMS)} == set()
     assert {module for module in who_knows(*ROOMS) if within(module, *ROOMS)} == set()
@@ -177,7 +183,7 @@ def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
 
 def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
-    ground -= {"node", "details", "answer", "watch", "cli"}
+    ground -= {"node", "details", "answer", "watch", "cluster", "picture", "cli"}
     assert len(ground) == 8
     assert {name for module in ground for name in imports()[module]} == set()
 
