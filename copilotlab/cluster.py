@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -41,6 +42,8 @@ from copilotlab.reasons import short as shortened
 from copilotlab.store import Manifest
 
 LISTEN_SECONDS = 0.25  # how long the thread waits for one message before it looks whether to end
+ACT_SECONDS = 5.0  # how long a node may take to begin what it is asked to do
+MOST_ORDERS = 256  # whose end is waited for
 ASK_SECONDS = 10.0  # how long a node may take to say what it holds
 TRIES = 3  # a question, or its answer, may be lost
 MOST_ROWS = 50_000_000  # of a manifest
@@ -100,6 +103,10 @@ log = logging.getLogger("copilotlab.cluster")
 
 class NodeSilent(TimeoutError):
     """A node did not say what it holds in time."""
+
+
+class ActionRefused(RuntimeError):
+    """A node, or the state of the lease, does not allow what was asked for; the message says why."""
 
 
 class _Held(NamedTuple):
@@ -470,6 +477,28 @@ class Cluster:
                 raise events.EventRejected("malformed", f"the manifest of {row.node!r} would never end")
             after = further
 
+    # --- what can be done ---------------------------------------------------------------------------------------
+
+    def act(self, node: str, action: str, argument: str = "", *, timeout: float = ACT_SECONDS) -> str:
+        """Have a node do something; return once it has begun, what it said. What comes of it is told by `timeline`.
+
+        action: "rebuild", "sync", "switch_model" (argument: a name for `load_embedder`), or "stop": the node, or the
+        service that it is in, ends in order. timeout: seconds. Raises ValueError for a node that is not there or too
+        old, ActionRefused with the node's reason, NodeSilent where it does not answer, CarrierAway.
+        """
+        row = self._row(node)
+        if not row.version:
+            raise ValueError(f"node {node!r} is of a version that takes no orders; update it")
+        return self._observer.order(row, action, argument, time.monotonic() + timeout, self._pause)
+
+    def release_lease(self, value: str) -> None:
+        """Take the lease from its holder, if it is still the one that was seen: ``cluster.lease.value``.
+
+        What the holder says from then on is refused (its batch ends as fenced), and a rebuild that is owed is begun by
+        another node at its next heartbeat. Raises ActionRefused if the lease is another one by now, CarrierAway.
+        """
+        self._observer.release(value)
+
     # --- to look at -------------------------------------------------------------------------------------------
 
     @property
@@ -538,6 +567,8 @@ class _Observer:
         self._unanswered = 0
         self._echo = secrets.token_bytes(16)
         self._awaited: dict[str, Latch] = {}
+        self._orders: OrderedDict[str, tuple[str, str]] = OrderedDict()  # their node and action
+        self._answers: dict[str, events.OrderAnswer] = {}
         self._leaving = threading.Lock()
         self._said_trouble = ""
         self._rereading: Background | None = None
@@ -663,6 +694,9 @@ class _Observer:
             if error.kind == "foreign_catalogue":
                 self._reread(now)
             return
+        if isinstance(envelope.event, events.OrderAnswer):
+            self._note_answer(envelope.source, envelope.event, now)
+            return
         if isinstance(envelope.event, events.BulkReady):
             if latch := self._awaited.get(envelope.event.bulk):
                 latch.set()
@@ -721,6 +755,51 @@ class _Observer:
             if time.monotonic() >= until:
                 break
         raise NodeSilent(f"node {row.node!r} did not say what it holds in time; see whether it still lives")
+
+    def order(self, row: Row, action: str, argument: str, until: float, pause: Callable[[Latch], object]) -> str:
+        """Have a node begin something. until: on the machine's clock. Raises ActionRefused, NodeSilent, CarrierAway."""
+        order, latch = secrets.token_hex(16), Latch()
+        event = events.Order(order, row.session, action, argument)
+        self._orders[order] = row.node, action
+        while len(self._orders) > MOST_ORDERS:
+            forgotten, _ = self._orders.popitem(last=False)
+            self._answers.pop(forgotten, None)
+        self._awaited[order] = latch
+        try:
+            for _ in range(TRIES):
+                self.say(row, event)  # under the same id: it is done once
+                patience = time.monotonic() + ACT_SECONDS / TRIES
+                while not latch.is_set() and time.monotonic() < min(until, patience):
+                    self.link.check()
+                    pause(latch)
+                if latch.is_set() or time.monotonic() >= until:
+                    break
+        finally:
+            del self._awaited[order]
+        answer = self._answers.get(order)
+        if answer is None:
+            raise NodeSilent(
+                f"node {row.node!r} did not answer: {action} may not have begun; see whether it still lives"
+            )
+        if answer.outcome in ("refused", "failed"):
+            raise ActionRefused(f"node {row.node!r} refuses to {action}: {answer.said}")
+        return f"{action} {answer.outcome}{f': {answer.said}' if answer.said else ''}"
+
+    def _note_answer(self, source: str, answer: events.OrderAnswer, now: float) -> None:
+        node, action = self._orders.get(answer.order, ("", ""))
+        if node != source or self._answers.get(answer.order) == answer:
+            return
+        self._answers[answer.order] = answer
+        self.picture.note(now, node, f"{action}_{answer.outcome}", answer.said)
+        if latch := self._awaited.get(answer.order):
+            latch.set()
+
+    def release(self, value: str) -> None:
+        """Take the lease away. Raises ActionRefused, CarrierAway."""
+        key = self.context.scope(keys.BATCH_IN_PROGRESS)
+        if not self.link.ask(lambda: self.link.carrier.run("disclaim", [key], [value])):
+            raise ActionRefused("the lease is another one by now, or free: look again")
+        self.picture.note(self.context.clock.now(), WATCHED, "lease_released", value[:MOST_LINE])
 
     def __repr__(self) -> str:
         return f"_Observer({self.link!r}, {self.picture!r})"

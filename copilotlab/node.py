@@ -55,6 +55,7 @@ from copilotlab.monitoring.happenings import (
     Stopped,
     Updated,
 )
+from copilotlab.orders import Orders
 from copilotlab.protocol.batch import Batch, BatchResult, Kind
 from copilotlab.protocol.carrier import Carrier
 from copilotlab.protocol.changes import Admission
@@ -183,6 +184,8 @@ class Node:
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
+        self.orders = Orders(weakref.ref(self))
+        """What who watches the cluster may ask of this node."""
         self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._watch.turn_to(self._present)
         self._collector: NodeCollector | None = None
@@ -212,6 +215,7 @@ class Node:
             went_back=self._details.clear,
             watch=self._watch.step,
             report=self._watch.report,
+            ordered=self.orders.take,
             store=store,
         )
         self._living.append(replica)
@@ -363,6 +367,7 @@ class Node:
         former.store.after_fork()
         carrier = former.coordinator.link.carrier.another()
         self._watch = Watch(self.context)
+        self.orders = Orders(weakref.ref(self))
         self._present = self._make_replica(former.embedder, carrier, former.store)
         self._watch.turn_to(self._present)
         if stopped:

@@ -217,6 +217,27 @@ class BulkReady(_Event, frozen=True):
     bulk: BulkId
 
 
+class Order(_Event, frozen=True):
+    """What who watches asks one node to do, in its inbox; see `copilotlab.orders`.
+
+    order: a random id, by which it is done once, however often it arrives; session: the node's, so that it is for no
+    later run of it; action: "rebuild", "sync", "switch_model" (argument: the model's name) or "stop".
+    """
+
+    order: BulkId
+    session: Number
+    action: ShortName
+    argument: Annotated[str, msgspec.Meta(max_length=300)] = ""
+
+
+class OrderAnswer(_Event, frozen=True):
+    """What became of an order. outcome: "refused", "begun", "done" or "failed"; said: in words."""
+
+    order: BulkId
+    outcome: ShortName
+    said: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
 Event = (
     ChartUpdated
     | ChartDeleted
@@ -229,6 +250,8 @@ Event = (
     | ManifestWanted
     | RecordsWanted
     | BulkReady
+    | Order
+    | OrderAnswer
 )
 
 CHANNEL_OF: dict[type, str] = {
@@ -243,6 +266,8 @@ CHANNEL_OF: dict[type, str] = {
     ManifestWanted: INBOX,
     RecordsWanted: INBOX,
     BulkReady: INBOX,
+    Order: INBOX,
+    OrderAnswer: INBOX,
 }
 
 

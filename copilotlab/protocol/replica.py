@@ -51,11 +51,15 @@ def _watched_by_nobody(_replica: Replica) -> None:
     """Neither look nor report."""
 
 
+def _does_nothing(_replica: Replica, _source: str, _order: events.Order) -> None:
+    """Take no orders."""
+
+
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
     went_back: see `Follower`. watch: called with the replica at each step of listening; report: what it says of how it
-    is, None for nothing; both must be quick.
+    is, None for nothing; ordered: is given what who watches asks for, and from whom; all must be quick.
     store: vectors of this model to begin with; None makes one with this `exact_limit`.
     """
 
@@ -70,6 +74,7 @@ class Replica:
         went_back: Callable[[], object],
         watch: Callable[[Replica], object] = _watched_by_nobody,
         report: Callable[[Replica], events.Report | None] = _watched_by_nobody,
+        ordered: Callable[[Replica, str, events.Order], object] = _does_nothing,
         store: VectorStore | None = None,
     ) -> None:
         policy, clock = context.policy, context.clock
@@ -80,6 +85,7 @@ class Replica:
         self.store = made
         self._watch = watch
         self._report = report
+        self._ordered = ordered
         self.coordinator = Coordinator(
             redis, context, fingerprint=embedder.fingerprint, dim=embedder.dim, identity=charts.identity
         )
@@ -299,6 +305,8 @@ class Replica:
         if envelope.session == events.WATCHER:
             if isinstance(event, events.ManifestWanted | events.RecordsWanted):
                 self.transfers.answer(source, event)
+            elif isinstance(event, events.Order):
+                self._ordered(self, source, event)
             return
         if self._reads_another_copy(source, event):
             return
@@ -318,8 +326,8 @@ class Replica:
                 self.threads.wake.set()
             case events.ManifestWanted() | events.RecordsWanted() as question:
                 self.transfers.answer(source, question)
-            case events.Report():
-                pass  # said on a channel of its own, to which no node listens
+            case events.Report() | events.Order() | events.OrderAnswer():
+                pass  # said by nodes to who watches, or by who watches: above
             case batch_event:
                 self._apply_batch(source, batch_event)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Annotated
 
 import msgspec
 import pytest
 
 from copilotlab import ChartRepository, Cluster, Node, Policy
-from copilotlab.cluster import NodeSilent
+from copilotlab.cluster import ActionRefused, NodeSilent
 from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
 from copilotlab.lab.simulated_redis import SimulatedCarrier
 from copilotlab.monitoring import Thresholds
@@ -470,3 +473,89 @@ def test_a_model_that_is_being_built_is_shown_beside_the_one_that_answers(watche
     assert [row["state"] for row in rows] == [rows[0]["state"], "building"]
     assert watched.cluster.agree
     assert watched.alerts() == set()
+
+
+# --- what nodes are asked to do ---------------------------------------------------------------------------------------
+
+
+def test_a_node_does_what_it_is_asked_once_and_says_what_came_of_it(watched):
+    lab, cluster = watched.lab, watched.cluster
+    watched.carrier.step = lab.deliver
+    node = lab.nodes[1]
+    asked = []
+    node.sync = lambda: asked.append("sync") or SimpleNamespace(outcome="published")
+    assert cluster.act("n1", "sync").startswith("sync begun")
+    ended(node)
+    watched.hear()
+    assert asked == ["sync"]
+    assert [event for event in watched.events("n1") if event.startswith("sync")] == ["sync_begun", "sync_done"]
+    assert "ordered_sync" in [entry.event for entry in node.journal.entries()]
+
+    (order,) = node.orders._answers
+    played_back = events.Order(order, node.coordinator.link.session, "sync")
+    cluster._observer.say(next(row for row in cluster.rows() if row.node == "n1"), played_back)
+    lab.deliver()
+    ended(node)
+    assert asked == ["sync"]
+
+    row = next(row for row in cluster.rows() if row.node == "n1")._replace(session=5)
+    with pytest.raises(ActionRefused, match="started anew"):
+        cluster._observer.order(row, "sync", "", time.monotonic() + 5, cluster._pause)
+    with pytest.raises(ActionRefused, match="does not know 'format_disk'.*rebuild, sync"):
+        cluster.act("n1", "format_disk")
+    watched.carrier.step = lambda: None
+    with pytest.raises(NodeSilent, match="may not have begun"):
+        cluster.act("n1", "sync", timeout=0.05)
+
+
+def test_what_fails_is_told_and_a_node_that_is_asked_to_stop_leaves(watched):
+    watched.carrier.step = watched.lab.deliver
+    node = watched.lab.nodes[1]
+    watched.cluster.act("n1", "switch_model", "no-such-model")
+    ended(node)
+    watched.hear()
+    (failed,) = watched.cluster.timeline().filter(event="switch_model_failed")["detail"].to_list()
+    assert "no-such-model" in failed
+    watched.cluster.act("n1", "stop")
+    ended(node)
+    watched.lab.freeze(1)
+    watched.run(1)
+    assert node.status()["state"] == "stopped"
+    assert watched.node("n1")["state"] == "stopped"
+
+
+def test_an_order_of_one_without_the_key_is_not_taken(watched):
+    link = watched.lab.nodes[1].coordinator.link
+    order = events.Order("0" * 32, link.session, "stop")
+    said = events.Envelope("n0", link.fingerprint, events.WATCHER, 0, order)
+    forged = watched.lab.charts.identity._replace(key=b"another")
+    watched.lab.redis._publish(Message(f"{events.INBOX}:n1", events.encode(said, forged)))
+    watched.run(1)
+    assert watched.lab.nodes[1].status()["state"] == "not started"
+    assert watched.lab.nodes[1].metrics()["dropped_forged"] == 1
+
+
+def test_a_stuck_lease_is_released_only_if_it_is_still_the_one_that_was_seen(watched):
+    lab = watched.lab
+    lab.charts.save_many(simulated_chart(i, f"new {i}") for i in range(1, 40))
+    batch = lab.nodes[1].replica.batches.begin("rebuild")
+    lab.hang(1)
+    watched.run(2)
+    with pytest.raises(ActionRefused, match="another one by now"):
+        watched.cluster.release_lease("5 0 0 n1")
+    watched.cluster.release_lease(watched.cluster.lease.value)
+    watched.run(20)
+    assert watched.cluster.lease is None
+    assert lab.nodes[0].metrics()["embeddings"] + lab.nodes[2].metrics()["embeddings"] >= 39
+    lab.mend(1)
+    watched.run(5)
+    assert batch.result.outcome == "fenced"
+    assert watched.cluster.agree
+
+
+def ended(node) -> None:
+    """The thread on which an order is done has ended."""
+    for thread in threading.enumerate():
+        if "ordered" in thread.name and node.node_id in thread.name:
+            thread.join(30)
+            assert not thread.is_alive()

@@ -165,13 +165,13 @@ def test_nothing_below_knows_what_is_on_top() -> None:
 
 
 def test_the_protocol_does_not_know_the_node() -> None:
-    assert {module for module in who_knows("node", "details", "answer", "watch") if not within(module, *TOP)} == {
-        "node"
-    }
+    assert {
+        module for module in who_knows("node", "details", "answer", "watch", "orders") if not within(module, *TOP)
+    } == {"node"}
 
 
 def test_who_watches_a_cluster_knows_no_node() -> None:
-    above = {"node", "details", "answer", "watch"}
+    above = {"node", "details", "answer", "watch", "orders"}
     assert {name for module in ("cluster", "picture") for name in imports()[module]} & above == set()
     assert {module for module in who_knows("cluster", "picture") if not within(module, *TOP)} <= {"cluster"}
 
@@ -183,7 +183,7 @@ def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
 
 def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
-    ground -= {"node", "details", "answer", "watch", "cluster", "picture", "cli"}
+    ground -= {"node", "details", "answer", "watch", "orders", "cluster", "picture", "cli"}
     assert len(ground) == 8
     assert {name for module in ground for name in imports()[module]} == set()
 
