@@ -778,9 +778,7 @@ class _Observer:
             del self._awaited[order]
         answer = self._answers.get(order)
         if answer is None:
-            raise NodeSilent(
-                f"node {row.node!r} did not answer: {action} may not have begun; see whether it still lives"
-            )
+            raise NodeSilent(f"node {row.node!r} did not answer: {action} may not have begun; see whether it lives")
         if answer.outcome in ("refused", "failed"):
             raise ActionRefused(f"node {row.node!r} refuses to {action}: {answer.said}")
         return f"{action} {answer.outcome}{f': {answer.said}' if answer.said else ''}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 from weakref import ReferenceType
@@ -109,10 +110,8 @@ class Orders:
 
 
 def _say(replica: Replica, source: str, answer: events.OrderAnswer) -> None:
-    try:
+    with suppress(CarrierAway):  # who has asked sees it by the node's reports, and asks again under the same id
         replica.coordinator.tell(source, answer)
-    except CarrierAway:
-        pass  # who has asked sees it by the node's reports, and asks again under the same id
 
 
 def _switch(node: Obedient, order: events.Order) -> str:

@@ -165,9 +165,8 @@ def test_nothing_below_knows_what_is_on_top() -> None:
 
 
 def test_the_protocol_does_not_know_the_node() -> None:
-    assert {
-        module for module in who_knows("node", "details", "answer", "watch", "orders") if not within(module, *TOP)
-    } == {"node"}
+    node = ("node", "details", "answer", "watch", "orders")
+    assert {module for module in who_knows(*node) if not within(module, *TOP)} == {"node"}
 
 
 def test_who_watches_a_cluster_knows_no_node() -> None:
