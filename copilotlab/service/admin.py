@@ -32,6 +32,7 @@ from copilotlab.cluster import ActionRefused, Cluster, NodeSilent
 from copilotlab.picture import Row, agreements
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.service.problems import Problem, ProblemError, problem
+from copilotlab.service.settings import is_loopback
 from copilotlab.service.tokens import Role
 
 log = logging.getLogger("copilotlab.service")
@@ -100,8 +101,10 @@ class AdminPage:
         router = APIRouter()
         told: dict[int | str, dict[str, Any]] = {s: {"model": Problem} for s in (401, 403, 413, 422, 500, 503)}
 
-        def reader(given: Given) -> None:
+        def reader(request: Request, given: Given) -> None:
             check("read", given)
+            if given is None:
+                _named_rightly(request)
 
         def admin(given: Given) -> None:
             check("admin", given)
@@ -309,6 +312,13 @@ def _foreign(scope: Scope) -> str:
     if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
         return f"a request from {origin[:200]} is refused: this is {headers.get('host', '')[:200]}"
     return ""
+
+
+def _named_rightly(request: Request) -> None:
+    """Raise ProblemError where no token is given and the host is not this machine: a name may be made to lead here."""
+    name = request.url.hostname or ""
+    if not is_loopback(name):
+        raise ProblemError(403, f"without a token this is for 127.0.0.1 and localhost, not for {name[:200]!r}")
 
 
 def _event(name: str, data: bytes) -> bytes:
