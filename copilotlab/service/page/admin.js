@@ -294,7 +294,8 @@ const ACTIONS = [
 
 function makeCard(node) {
   const name = node.node;
-  const title = el("h3", {}, name);
+  const builds = node.state === "building";
+  const title = el("h3", {}, builds ? `${name}, another model` : name);
   const buttons = el("div", { class: "buttons", role: "group", "aria-label": `Actions of ${name}` });
   for (const [action, words, tone] of ACTIONS) {
     const button = el("button", { type: "button", class: tone, "data-action": action, "aria-label": `${words} ${name}` }, words);
@@ -303,8 +304,8 @@ function makeCard(node) {
   }
   const line = svg("svg", { class: "line", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" });
   const facts = el("dl");
-  const card = el("article", { "aria-label": name }, el("div", { class: "head" }, title, el("span", { class: "state" })), facts, line);
-  if (node.state !== "building") card.append(buttons);
+  const card = el("article", { "aria-label": builds ? `${name}, another model` : name }, el("div", { class: "head" }, title, el("span", { class: "state" })), facts, line);
+  if (!builds) card.append(buttons);
   return card;
 }
 
@@ -322,7 +323,7 @@ function showNodes() {
   }
   let after = null;
   for (const node of now.nodes) {
-    const key = `${node.node}\n${node.model}`;
+    const key = `${node.node}\n${node.model}\n${node.state === "building"}`;
     let card = known.get(key);
     known.delete(key);
     if (!card) {
