@@ -19,7 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,9 @@ from copilotlab.protocol.link import SILENT_BEATS, Link
 from copilotlab.protocol.policy import Policy
 from copilotlab.reasons import short as shortened
 from copilotlab.store import Manifest
+
+if TYPE_CHECKING:
+    from copilotlab.widgets import ClusterPanel
 
 LISTEN_SECONDS = 0.25  # how long the thread waits for one message before it looks whether to end
 ACT_SECONDS = 5.0  # how long a node may take to begin what it is asked to do
@@ -157,6 +160,7 @@ class Cluster:
         self._charts = charts
         self._observer = _Observer(redis, context, charts)
         self._thread: Background | None = None
+        self._panel: ClusterPanel | None = None
         self._starting = threading.Lock()
         self._finalizer = self._finalized()
         renewed_by_fork(self)
@@ -500,6 +504,17 @@ class Cluster:
         self._observer.release(value)
 
     # --- to look at -------------------------------------------------------------------------------------------
+
+    def panel(self) -> ClusterPanel:
+        """Return the live panel of this cluster, to show in a notebook; the same one until it is closed.
+
+        Raises ImportError, with the command that mends it, where ipywidgets is not installed.
+        """
+        from copilotlab.widgets import ClusterPanel
+
+        if self._panel is None or self._panel.closed:
+            self._panel = ClusterPanel(self)
+        return self._panel
 
     @property
     def verdict(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import NamedTuple
 
@@ -57,12 +57,17 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
         ("peers", text("—" if dead else status["peers"]), ""),
         ("lag", text("—" if dead else f"{lag:,} charts" if lag else "none"), "cl-warn" if lag and not dead else ""),
     )
-    rows = "".join(f"<div><dt>{name}</dt><dd class='{tone}'>{value}</dd></div>" for name, value, tone in facts)
+    return framed(status["node"], how, facts, _work(status))
+
+
+def framed(name: object, how: Health, facts: Iterable[tuple[str, str, str]], work: str) -> str:
+    """Draw a card. facts: name, value and tone of each; work: what the node is at; values and work are HTML."""
+    rows = "".join(f"<div><dt>{fact}</dt><dd class='{tone}'>{value}</dd></div>" for fact, value, tone in facts)
     return (
-        f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(status['node']))}'>"
-        f"<div class='cl-card-head'><span class='cl-name'>{text(status['node'])}</span>"
+        f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(name))}'>"
+        f"<div class='cl-card-head'><span class='cl-name'>{text(name)}</span>"
         f"<span class='cl-state'><span aria-hidden='true'>{how.sign}</span> {text(how.word)}</span></div>"
-        f"<dl>{rows}</dl><div class='cl-work'>{_work(status)}</div></div>"
+        f"<dl>{rows}</dl><div class='cl-work'>{work}</div></div>"
     )
 
 
