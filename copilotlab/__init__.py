@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from copilotlab.charts import Chart, ChartRepository
+    from copilotlab.cluster import Cluster
     from copilotlab.embedding import Embedder, available_embedders, load_embedder
     from copilotlab.lab import FaultProxy, Lab, LocalRedis
     from copilotlab.node import Node
@@ -22,6 +23,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Chart",
     "ChartRepository",
+    "Cluster",
     "Coordinator",
     "Embedder",
     "FaultProxy",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "Chart": "charts",
     "ChartRepository": "charts",
+    "Cluster": "cluster",
     "Coordinator": "protocol.coordinator",
     "Embedder": "embedding",
     "FaultProxy": "lab",

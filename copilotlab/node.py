@@ -57,6 +57,7 @@ from copilotlab.monitoring.happenings import (
     Stopped,
     Updated,
 )
+from copilotlab.orders import Orders
 from copilotlab.protocol.batch import Batch, BatchResult, Kind
 from copilotlab.protocol.carrier import Carrier
 from copilotlab.protocol.changes import Admission
@@ -68,7 +69,7 @@ from copilotlab.protocol.replica import Replica
 from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
-from copilotlab.watch import NodeState, Watch, collector_of, state_of
+from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -203,6 +204,8 @@ class Node:
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
+        self.orders = Orders(weakref.ref(self))
+        """What who watches the cluster may ask of this node."""
         self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._watch.turn_to(self._present)
         self._collector: NodeCollector | None = None
@@ -231,6 +234,8 @@ class Node:
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
             watch=self._watch.step,
+            report=self._watch.report,
+            ordered=self.orders.take,
             store=store,
         )
         self._living.append(replica)
@@ -270,6 +275,15 @@ class Node:
     def alerts(self) -> Alerts:
         """What has been wrong here for longer than it should."""
         return self._watch.alerts
+
+    @property
+    def address(self) -> str:
+        """Where this node can be reached, as it tells those who watch the cluster: its process, until it is set."""
+        return self._watch.address
+
+    @address.setter
+    def address(self, address: str) -> None:
+        self._watch.address = check_name("address", address)[:MOST_TOLD]
 
     @property
     def embedder(self) -> Embedder:
@@ -374,6 +388,7 @@ class Node:
         former.store.after_fork()
         carrier = former.coordinator.link.carrier.another()
         self._watch = Watch(self.context)
+        self.orders = Orders(weakref.ref(self))
         self._present = self._make_replica(former.embedder, carrier, former.store)
         self._watch.turn_to(self._present)
         if stopped:

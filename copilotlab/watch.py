@@ -6,14 +6,20 @@ a node whose model hangs says so, and a test decides when a node looks.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Literal, Protocol
 from weakref import ReferenceType
 
+import msgspec
+
+from copilotlab import __version__
 from copilotlab.charts import RepositoryError
 from copilotlab.monitoring import Alert, Alerts
 from copilotlab.monitoring.vitals import BatchVitals, PeerVitals, Vitals
+from copilotlab.protocol import events
 from copilotlab.protocol.batch import Batch
 from copilotlab.protocol.context import Context
 from copilotlab.protocol.peers import Peer
@@ -30,6 +36,8 @@ SECONDS_FOR_ESTIMATE = 20.0  # of embedding, after which its rate is told by its
 REPOSITORY_BEATS = 3  # heartbeats without a look at the repository, after which it counts as not answering
 MOST_REVISIONS = 1_000  # whose age is remembered
 DROPPED = "dropped_"
+REPORT_BYTES = 640  # at most, so that a heartbeat and a report have 1 KB together
+MOST_TOLD = 120  # characters of an address, or of an alert's evidence
 
 
 class Watch:
@@ -38,6 +46,9 @@ class Watch:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.alerts = Alerts(context.tell)
+        self.address = f"process {os.getpid()} on {socket.gethostname()}"[:MOST_TOLD]
+        """Where the node can be reached, as its reports say."""
+        self._made = context.clock.now()
         self._present: Replica | None = None
         self._next_look = -inf
         self._filled = False
@@ -157,6 +168,34 @@ class Watch:
             },
         )
 
+    def report(self, replica: Replica) -> events.Report:
+        """Say how this replica is, for those who watch: within REPORT_BYTES, the evidence of alerts cut to that."""
+        now, batch = self._context.clock.now(), self._batch_vitals(replica.batches.present, self._context.clock.now())
+        state = state_of(replica)
+        building = replica is not self._present and state == "running"
+        bare = events.Report(
+            state="building" if building else state,
+            version=__version__,
+            address=self.address,
+            uptime=round(max(0.0, now - self._made), 1),
+            interval=self._context.policy.heartbeat_interval,
+            lag=len(replica.backlog),
+            skipped=len(replica.follower.skipped),
+            epoch=replica.coordinator.lease.epoch,
+            outages=self._context.metrics["outages"],
+            batch=None if batch is None else _told(batch),
+        )
+        active = self.alerts.active()
+        for most in (MOST_TOLD, MOST_TOLD // 3, 0):
+            told = tuple(
+                events.AlertTold(alert.name, alert.severity, round(max(0.0, now - alert.since), 1), alert.told[:most])
+                for alert in active
+            )
+            report = msgspec.structs.replace(bare, alerts=told)
+            if len(msgspec.msgpack.encode(report)) <= REPORT_BYTES:
+                break
+        return report
+
     def _batch_vitals(self, batch: Batch | None, now: float) -> BatchVitals | None:
         if batch is None:
             return None
@@ -180,6 +219,11 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"Watch({self.alerts})"
+
+
+def _told(batch: BatchVitals) -> events.BatchTold:
+    expected = None if batch.expected is None else round(batch.expected, 1)
+    return events.BatchTold(batch.kind, batch.done, batch.total, round(batch.seconds, 1), expected, batch.leased)
 
 
 class Watched(Protocol):

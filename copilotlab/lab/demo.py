@@ -12,8 +12,9 @@ from rich.table import Table
 
 from copilotlab.charts import Chart
 from copilotlab.lab import catalogue
-from copilotlab.lab.agreement import alike, short
+from copilotlab.lab.agreement import alike
 from copilotlab.lab.lab import Lab, NotConverged
+from copilotlab.monitoring.agreement import short
 from copilotlab.protocol.policy import Policy
 
 # Five of the questions that ship, as people ask them: the chart that answers has hardly any of their words.

@@ -13,13 +13,14 @@ import polars as pl
 from copilotlab.charts import ChartRepository, RepositoryError
 from copilotlab.clock import SystemClock
 from copilotlab.embedding import Embedder, load_embedder
-from copilotlab.lab.agreement import Agreement, agree, alike, differences, held_by
+from copilotlab.lab.agreement import agree, alike, differences, held_by
 from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
 from copilotlab.lab.server import LocalRedis
 from copilotlab.lab.summary import summary_html
 from copilotlab.lifetime import Latch, renewed_by_fork
 from copilotlab.monitoring import Journal, timeline
+from copilotlab.monitoring.agreement import Agreement
 from copilotlab.monitoring.happenings import Deleted, Happening, Updated
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy, check_policy

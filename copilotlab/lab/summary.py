@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from copilotlab.lab.agreement import Agreement, agree, short
+from copilotlab.lab.agreement import agree
 from copilotlab.markup import DOUBTFUL, GOOD, card, rows_table
+from copilotlab.monitoring.agreement import Agreement, short
 
 if TYPE_CHECKING:
     from copilotlab.lab.lab import Lab

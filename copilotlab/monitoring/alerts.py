@@ -12,10 +12,10 @@ so that one that comes and goes is one alert. Both are told to the node's listen
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -78,12 +78,20 @@ class Finding(NamedTuple):
     subject: object = ""
 
 
+class Timed(Protocol):
+    """What conditions look at. at: when, in seconds."""
+
+    @property
+    def at(self) -> float: ...
+
+
 class Condition(NamedTuple):
-    """Something that can be wrong. remedy: what whoever runs the node does about it."""
+    """Something that can be wrong. find: looks at a node's `Vitals`, or at what else has its time in ``at``; remedy:
+    what whoever runs the node does about it."""
 
     name: str
     severity: Severity
-    find: Callable[[Vitals, Thresholds], Finding | None]
+    find: Callable[[Any, Thresholds], Finding | None]
     remedy: str
 
 
@@ -307,12 +315,20 @@ class _Case:
 
 
 class Alerts:
-    """The alerts of one node. Safe for threads; `look` is to be called now and then, with what is so at that moment.
+    """The alerts of one node, or of whatever is looked at.
 
-    tell: is given an `AlertRaised` or `AlertEnded` for each that begins or ends.
+    Safe for threads; `look` is to be called now and then, with what is so at that moment.
+    tell: is given an `AlertRaised` or `AlertEnded` for each that begins or ends. conditions: what can be wrong; those
+    of a node by default.
     """
 
-    def __init__(self, tell: Callable[[Happening], object], thresholds: Thresholds | None = None) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Happening], object],
+        thresholds: Thresholds | None = None,
+        conditions: Sequence[Condition] = CONDITIONS,
+    ) -> None:
+        self._conditions = conditions
         self.thresholds = thresholds or Thresholds()
         """When a condition is an alert; may be set at any time, and counts from the next look."""
         self._tell = tell
@@ -324,11 +340,11 @@ class Alerts:
         """List the alerts that are raised, the oldest first."""
         return sorted(self._raised.values(), key=lambda alert: alert.since)
 
-    def look(self, vitals: Vitals) -> None:
+    def look(self, vitals: Timed) -> None:
         """Raise what has become an alert, and end what is over."""
         news: list[Happening] = []
         with self._lock:
-            for condition in CONDITIONS:
+            for condition in self._conditions:
                 news += self._judge(condition, condition.find(vitals, self.thresholds), vitals.at)
             self._raised = {name: case.alert for name, case in self._cases.items() if case.alert is not None}
         for happening in news:  # not under the lock: a listener may ask what is active

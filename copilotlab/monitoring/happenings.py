@@ -111,6 +111,22 @@ class Slept(Happening, frozen=True):
         return Line("slept", f"for {self.seconds:.1f} s")
 
 
+class Ordered(Happening, frozen=True):
+    """Who watches the cluster has asked this node to do something. source: who; action: what; outcome: "refused",
+    "begun", "done" or "failed"; said: in words."""
+
+    source: str
+    action: str
+    outcome: str
+    said: str
+
+    @property
+    def line(self) -> Line:
+        level = logging.WARNING if self.outcome in ("refused", "failed") else logging.INFO
+        said = f", {self.said}" if self.said else ""
+        return Line(f"ordered_{self.action}", f"by {self.source}: {self.outcome}{said}", level)
+
+
 class ModelSwitched(Happening, frozen=True):
     """The node answers with the vectors of another model from now on. fingerprint: the new model's."""
 

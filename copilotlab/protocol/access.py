@@ -28,10 +28,14 @@ def least(namespace: str = "") -> str:
     )
 
 
-def needed(keys: Iterable[str], channels: Iterable[str]) -> list[tuple[str, str]]:
-    """List all that a node does in operation, as pairs of a command and its key or channel, as `rehearse.lua` takes."""
+def needed(keys: Iterable[str], channels: Iterable[str], spoken: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """List all that a node does in operation, as pairs of a command and its key or channel, as `rehearse.lua` takes.
+
+    channels: those that it listens to; spoken: those on which it only speaks.
+    """
     on_keys = [(command, key) for command in KEY_COMMANDS for key in keys]
-    return [*on_keys, *((command, channel) for command in CHANNEL_COMMANDS for channel in channels), SCRIPT_COMMANDS]
+    heard = [(command, channel) for command in CHANNEL_COMMANDS for channel in channels]
+    return [*on_keys, *heard, *(("PUBLISH", channel) for channel in spoken), SCRIPT_COMMANDS]
 
 
 def forbidden(pairs: Sequence[tuple[str, str]], allowed: Sequence[int]) -> str:
@@ -55,7 +59,7 @@ def _wholly(refused: Iterable[tuple[str, str]], pairs: Sequence[tuple[str, str]]
 
 
 def _is_channel(name: str, pairs: Sequence[tuple[str, str]]) -> bool:
-    return (CHANNEL_COMMANDS[0], name) in pairs
+    return any((command, name) in pairs for command in CHANNEL_COMMANDS)
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -144,18 +144,24 @@ class Coordinator:
         if not self.context.policy.tell_blips:
             self.link.carrier.set(self._scoped(keys.WAS_DOWN), b"true")
 
-    def close(self) -> None:
-        """Leave Redis, and with it all that this node had claimed."""
-        if self.connected and self.context.policy.claim:
+    def close(self, report: events.Report | None = None) -> None:
+        """Leave Redis, and with it all that this node had claimed. report: the last one, that it has ended."""
+        if self.connected:
             with suppress(CarrierAway):  # it has gone too: then the claims end by themselves
-                self.link.carrier.delete(self.link.sign_of_life)
+                if self.context.policy.claim:
+                    self.link.carrier.delete(self.link.sign_of_life)
+                if report is not None and self.context.policy.reconcile:
+                    self.link.carrier.publish(self._scoped(events.REPORTS), self.link.encode(report))
         self.link.close()
 
     # --- heartbeats, flags and claims -------------------------------------------------------------------------
 
-    def beat(self, heartbeat: events.Heartbeat | None = None) -> Flags:
-        """Say that this node lives, and read the flags, in one round trip. This is how an outage is noticed."""
-        flags = self.link.ask(lambda: self._look(heartbeat))
+    def beat(self, heartbeat: events.Heartbeat | None = None, report: events.Report | None = None) -> Flags:
+        """Say that this node lives, and how it is, and read the flags, in one round trip.
+
+        This is how an outage is noticed. A report is said with a heartbeat only.
+        """
+        flags = self.link.ask(lambda: self._look(heartbeat, report))
         if heartbeat is not None:
             self._beats_unanswered += 1
             if self._beats_unanswered > SILENT_BEATS:
@@ -164,7 +170,7 @@ class Coordinator:
                 raise silence
         return flags
 
-    def _look(self, heartbeat: events.Heartbeat | None = None) -> Flags:
+    def _look(self, heartbeat: events.Heartbeat | None = None, report: events.Report | None = None) -> Flags:
         policy, link, lease = self.context.policy, self.link, self.lease
         if not (lease.ends_with_its_holder or policy.tell_blips or policy.claim or heartbeat):
             return self._plain_flags()
@@ -176,7 +182,10 @@ class Coordinator:
             if payload:
                 self._on_their_way.append((link.said, self.context.clock.now()))
             channel = self._scoped(events.HEARTBEATS) if payload else ""
-            what = [candidate, lease.epoch, channel, payload, *link.life, int(lease.ends_with_its_holder)]
+            told = b"" if not payload or report is None else link.encode(report)
+            to_watchers = self._scoped(events.REPORTS) if told else ""
+            fixed = [candidate, lease.epoch, channel, payload, *link.life, int(lease.ends_with_its_holder)]
+            what = [*fixed, to_watchers, told]
             generation, held, owed, epoch = link.carrier.run("beat", where, what)
         self._note_generation(generation.decode(errors="replace"))
         lease.learn_epoch(epoch)

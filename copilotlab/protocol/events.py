@@ -28,6 +28,7 @@ UPDATES = "chart-vector-updates"
 BATCHES = "chart-vector-batches"
 DELETIONS = "chart-deletions"
 HEARTBEATS = "chart-vector-heartbeats"
+REPORTS = "chart-vector-reports"  # no node listens there, only who watches: see `Report`
 INBOX = "chart-vector-inbox"  # one for each node: INBOX:node_id
 
 WIRE_VERSION = 3
@@ -41,10 +42,13 @@ MAX_SETTINGS = 256  # that a node keeps and says
 MAX_VERSION = 2**52  # of a setting
 LARGEST_VALUE = 1e12  # of a setting
 LATEST = 253_402_300_799.0  # seconds since 1970: the end of the year 9999, the last that Python can write
+WATCHER = 0  # the session of who asks and is no node: it has no vectors, and no numbers that could have gaps
 LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a normal float16 lacks
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+ShortName = Annotated[str, msgspec.Meta(max_length=64)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 BulkId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -183,6 +187,51 @@ class Heartbeat(_Event, frozen=True):
     catalogue: Digest
 
 
+class AlertTold(msgspec.Struct, array_like=True, frozen=True):
+    """An alert of a node, in a report. seconds: for how long it has lasted; evidence: in a line, cut to what fits."""
+
+    name: ShortName
+    severity: ShortName
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    evidence: ShortText = ""
+
+
+class BatchTold(msgspec.Struct, array_like=True, frozen=True):
+    """The batch that a node drives, in a report; see `copilotlab.monitoring.vitals.BatchVitals`."""
+
+    kind: ShortName
+    done: Number
+    total: Number
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    expected: Annotated[float, msgspec.Meta(ge=0)] | None
+    leased: bool
+
+
+class Report(_Event, frozen=True, forbid_unknown_fields=False):
+    """How a node is, for those who watch (`chart-vector-reports`); said with each heartbeat, and once at its end.
+
+    A node needs nothing of it and does not listen to it, so nodes that do not know of reports hear nothing new. Fields
+    are added at its end, with a default, and one that is not known is passed over: old and new versions mix.
+
+    state: "running", "not started", "failed", "stopped", or "building" where it is of a model that takes over when it
+    is complete; version: of copilotlab; address: where it can be reached, or its process; uptime: seconds since it was
+    made; interval: seconds between two heartbeats; lag: charts to come; skipped: charts left out; epoch: the last one
+    known; outages: how many it has seen.
+    """
+
+    state: ShortName
+    version: ShortName
+    address: ShortText
+    uptime: Annotated[float, msgspec.Meta(ge=0)]
+    interval: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+    lag: Number
+    skipped: Number = 0
+    epoch: Number = 0
+    outages: Number = 0
+    batch: BatchTold | None = None
+    alerts: Annotated[tuple[AlertTold, ...], msgspec.Meta(max_length=64)] = ()
+
+
 class ManifestWanted(_Event, frozen=True):
     """A request in a peer's inbox: put the page of your manifest after chart ``after`` (-1: the first page) into the
     key ``bulk``."""
@@ -217,6 +266,27 @@ class SettingsHeld(_Event, frozen=True):
     settings: Annotated[list[Setting], msgspec.Meta(max_length=MAX_SETTINGS)]
 
 
+class Order(_Event, frozen=True):
+    """What who watches asks one node to do, in its inbox; see `copilotlab.orders`.
+
+    order: a random id, by which it is done once, however often it arrives; session: the node's, so that it is for no
+    later run of it; action: "rebuild", "sync", "switch_model" (argument: the model's name) or "stop".
+    """
+
+    order: BulkId
+    session: Number
+    action: ShortName
+    argument: Annotated[str, msgspec.Meta(max_length=300)] = ""
+
+
+class OrderAnswer(_Event, frozen=True):
+    """What became of an order. outcome: "refused", "begun", "done" or "failed"; said: in words."""
+
+    order: BulkId
+    outcome: ShortName
+    said: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
 Event = (
     ChartUpdated
     | ChartsUpdated
@@ -226,10 +296,13 @@ Event = (
     | BatchChunkStored
     | BatchFinished
     | Heartbeat
+    | Report
     | ManifestWanted
     | RecordsWanted
     | BulkReady
     | SettingsHeld
+    | Order
+    | OrderAnswer
 )
 
 CHANNEL_OF: dict[type, str] = {
@@ -241,10 +314,13 @@ CHANNEL_OF: dict[type, str] = {
     BatchChunkStored: BATCHES,
     BatchFinished: BATCHES,
     Heartbeat: HEARTBEATS,
+    Report: REPORTS,
     ManifestWanted: INBOX,
     RecordsWanted: INBOX,
     BulkReady: INBOX,
     SettingsHeld: INBOX,
+    Order: INBOX,
+    OrderAnswer: INBOX,
 }
 
 
@@ -252,7 +328,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     """An event and its sender.
 
     source: the node; fingerprint: of the model whose vectors it holds; session: a random number, new whenever the node
-    starts; number: 1, 2, 3... for what it says to all in that session, 0 for what it says to one.
+    starts, or `WATCHER` for who only watches; number: 1, 2, 3... for what it says to all in that session, 0 for what it
+    says to one.
     """
 
     source: Name
@@ -309,12 +386,24 @@ def encode(message: Envelope | RecordPage | ManifestPage, identity: Identity = N
     return b"".join((_VERSION, crc32(rest).to_bytes(4, "little"), rest))
 
 
-def decode(payload: bytes, *, fingerprint: str, identity: Identity = NO_CATALOGUE) -> Envelope:
-    """Decode the envelope in ``payload``, for a node of that catalogue whose model is ``fingerprint``.
+def decode(payload: bytes, *, fingerprint: str | None, identity: Identity = NO_CATALOGUE) -> Envelope:
+    """Decode the envelope in ``payload``, for a node of that catalogue whose model is ``fingerprint``; None: any model.
 
     Vectors are checked where they are unpacked (`unpack`). Raises EventRejected.
     """
-    return _ours(_decoded(_envelopes, payload, MAX_EVENT_BYTES, identity), fingerprint)
+    envelope = _decoded(_envelopes, payload, MAX_EVENT_BYTES, identity)
+    return envelope if fingerprint is None else _ours(envelope, fingerprint)
+
+
+def claimed(payload: bytes) -> tuple[str, str]:
+    """Return the catalogue (8 hex digits) and the source that ``payload`` claims, unverified; "" where it does not."""
+    if not HEADER_BYTES < len(payload) <= MAX_EVENT_BYTES or payload[:1] != _VERSION:
+        return "", ""
+    try:
+        source = _envelopes.decode(memoryview(payload)[HEADER_BYTES:]).source
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", ""
+    return payload[5 : 5 + MARK_BYTES].hex()[:8], source
 
 
 def decode_records(payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE) -> list[Record]:

@@ -155,7 +155,8 @@ class Link:
     def _rehearse(self) -> None:
         """Ask whether Redis allows all that this node will do; else it would join, be refused, and join again."""
         names = [self.context.scope(name) for name in keys.EXAMPLES]
-        pairs = access.needed(names, self._channels)
+        spoken = [self.context.scope(events.REPORTS)] if self.context.policy.reconcile else []
+        pairs = access.needed(names, self._channels, spoken)
         allowed = self.carrier.run("rehearse", names[:1], [part for pair in pairs for part in pair])
         if told := access.forbidden(pairs, allowed):
             raise CarrierRefused(

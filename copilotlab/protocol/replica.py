@@ -42,7 +42,7 @@ from copilotlab.protocol.peers import ALIVE_BEATS, Peers, Strangers
 from copilotlab.protocol.sync import Sync
 from copilotlab.protocol.threads import Threads
 from copilotlab.protocol.transfer import Transfers
-from copilotlab.protocol.view import ANYBODY, View
+from copilotlab.protocol.view import ANYBODY, Flags, View
 from copilotlab.store import Record, VectorStore
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
@@ -56,13 +56,18 @@ def _is_news(event: events.Event) -> bool:
 
 
 def _watched_by_nobody(_replica: Replica) -> None:
-    pass
+    """Neither look nor report."""
+
+
+def _does_nothing(_replica: Replica, _source: str, _order: events.Order) -> None:
+    """Take no orders."""
 
 
 class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
-    went_back: see `Follower`. watch: called with the replica at each step of listening; it must be quick.
+    went_back: see `Follower`. watch: called with the replica at each step of listening; report: what it says of how it
+    is, None for nothing; ordered: is given what who watches asks for, and from whom; all must be quick.
     store: vectors of this model to begin with; None makes one with this `exact_limit`.
     """
 
@@ -76,6 +81,8 @@ class Replica:
         exact_limit: int,
         went_back: Callable[[], object],
         watch: Callable[[Replica], object] = _watched_by_nobody,
+        report: Callable[[Replica], events.Report | None] = _watched_by_nobody,
+        ordered: Callable[[Replica, str, events.Order], object] = _does_nothing,
         store: VectorStore | None = None,
     ) -> None:
         policy, clock = context.policy, context.clock
@@ -85,6 +92,8 @@ class Replica:
         made = VectorStore(embedder.dim, ordered=policy.ordered, exact_limit=exact_limit) if store is None else store
         self.store = made
         self._watch = watch
+        self._report = report
+        self._ordered = ordered
         self.coordinator = Coordinator(
             redis, context, fingerprint=embedder.fingerprint, dim=embedder.dim, identity=charts.identity
         )
@@ -152,7 +161,7 @@ class Replica:
     def _leave(self) -> None:
         """End the present batch, give back its lease, and leave Redis."""
         self.batches.end()
-        self.coordinator.close()
+        self.coordinator.close(self._report(self))
 
     def _listen_on(self) -> None:
         patience = min(LISTEN_SECONDS, max(0.0, self._next_beat - self.context.clock.now()))
@@ -247,7 +256,7 @@ class Replica:
     def _beat(self) -> None:
         now, reconcile = self.context.clock.now(), self.context.policy.reconcile
         self._next_beat = now + self._beat_interval
-        self.view.saw(self.coordinator.beat(self._heartbeat() if reconcile else None), now)
+        self.view.saw(self._say_how_it_is() if reconcile else self.coordinator.beat(), now)
         self._hand_over()
         if reconcile:
             self.transfers.check()
@@ -263,6 +272,9 @@ class Replica:
     def _beat_interval(self) -> float:
         policy = self.context.policy
         return policy.heartbeat_interval if policy.reconcile else policy.probe_interval
+
+    def _say_how_it_is(self, *, newcomer: bool = False) -> Flags:
+        return self.coordinator.beat(self._heartbeat(newcomer=newcomer), self._report(self))
 
     def _heartbeat(self, *, newcomer: bool = False) -> events.Heartbeat:
         batch, _ = self.view.accepted
@@ -286,7 +298,7 @@ class Replica:
         try:
             self._hand_over()
             self.batches.give_back()
-            self.view.saw(self.coordinator.beat(self._heartbeat(newcomer=True) if reconcile else None), now)
+            self.view.saw(self._say_how_it_is(newcomer=True) if reconcile else self.coordinator.beat(), now)
         except CarrierAway:
             return
         self._next_beat = now + self._beat_interval
@@ -304,6 +316,12 @@ class Replica:
 
     def _apply(self, envelope: events.Envelope) -> None:
         source, event = envelope.source, envelope.event
+        if envelope.session == events.WATCHER:
+            if isinstance(event, events.ManifestWanted | events.RecordsWanted):
+                self.transfers.answer(source, event)
+            elif isinstance(event, events.Order):
+                self._ordered(self, source, event)
+            return
         if self._reads_another_copy(source, event):
             return
         if self.context.policy.reconcile and self.peers.note(envelope, self.context.clock.now()):
@@ -330,6 +348,8 @@ class Replica:
             case events.SettingsHeld() as held:
                 self.gossip.heard(source, held)
                 self.threads.wake.set()
+            case events.Report() | events.Order() | events.OrderAnswer():
+                pass  # said by nodes to who watches, or by who watches: above
             case batch_event:
                 self._apply_batch(source, batch_event)
 

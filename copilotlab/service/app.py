@@ -26,18 +26,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from copilotlab import __version__
 from copilotlab.answer import Findings
 from copilotlab.charts import Chart
+from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, Node
 from copilotlab.protocol.follower import Completeness
+from copilotlab.service.admin import AdminPage, OwnSite
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
 from copilotlab.service.quick import QuickRoute, credentials, from_query
 from copilotlab.service.settings import Settings
 from copilotlab.service.toggles import toggles_router
-from copilotlab.service.tokens import Role, covers
+from copilotlab.service.tokens import Guard
 from copilotlab.service.workers import Workers
 
 TOO_LARGE_ID = 2**63  # a power of two, which OpenAPI's numbers hold exactly
@@ -208,7 +210,7 @@ class Service:
         self.node = node
         self.settings = settings
         self.held_back = ""
-        self._tokens = settings.tokens()
+        self.check = Guard(settings.tokens()).check
         self._admin_calls = Rate(settings.admin_per_minute)
         self._acting = ""  # the long action under way
         self._acted: dict[str, str] = {}  # what became of the last one of each kind
@@ -217,6 +219,15 @@ class Service:
         self.changes = Workers("write", settings.write_threads, most)
         self.looks = Workers("look", 2, most)
         self.actions = Workers("act", 1, 1)
+        cluster = Cluster(
+            node.coordinator.link.carrier.another(),
+            node.context.namespace,
+            charts=node.charts,
+            policy=node.policy,
+            clock=node.clock,
+            start=False,
+        )
+        self.page = AdminPage(cluster, node_id=node.node_id, admit=self.admit)
         self._registry = CollectorRegistry()
         self._registry.register(node.collector())
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -227,36 +238,26 @@ class Service:
         """Start the node, and stop it at the end: it gives its lease back and leaves Redis, within a bound."""
         try:
             await self.actions.run(self.node.start)
+            await self.actions.run(self.page.cluster.start)
             log.info("node %s serves", self.node.node_id)
             yield
         finally:
             self.hold_back("the service is ending")
+            self.page.cluster.let_go()
             await asyncio.to_thread(self.node.stop, self.settings.grace)
+            await asyncio.to_thread(self.page.cluster.close)
             for workers in (self.searches, self.changes, self.looks, self.actions):
                 workers.end()
             log.info("node %s has ended", self.node.node_id)
 
+    def listens_at(self, url: str) -> None:
+        """Note where this service can be reached: the node tells it to those who watch the cluster."""
+        self.node.address = url
+
     def hold_back(self, why: str) -> None:
         """Be not ready from now on, so that no new requests are sent here."""
         self.held_back = why
-
-    # --- who may do what --------------------------------------------------------------------------------------
-
-    def check(self, needed: Role, given: HTTPAuthorizationCredentials | None, *, opened: bool = False) -> None:
-        """Raise ProblemError unless who asks may do what needs this role.
-
-        opened: whether it needs no token. Where no token was set, which is so on loopback alone, reading needs none.
-        """
-        if opened or (not len(self._tokens) and needed == "read"):
-            return
-        if not len(self._tokens):
-            raise ProblemError(403, "this needs a token, and none was set: start with COPILOTLAB_TOKEN or tokens_file")
-        role = self._tokens.role_of(given.credentials) if given is not None else None
-        if role is None:
-            said = "this token is not known" if given is not None else "this needs Authorization: Bearer TOKEN"
-            raise ProblemError(401, said, WWW_Authenticate="Bearer")
-        if not covers(role, needed):
-            raise ProblemError(403, f"this needs a token for {needed!r}, and the token given is for {role!r}")
+        self.page.ending = True
 
     # --- answers ----------------------------------------------------------------------------------------------
 
@@ -337,7 +338,7 @@ class Service:
     # --- actions that take long -------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Raise ProblemError for more admin calls than are allowed."""
+        """Count an admin call. Raises ProblemError where there were too many."""
         if wait := self._admin_calls.admit():
             raise ProblemError(
                 429, f"more than {self.settings.admin_per_minute} admin calls a minute", Retry_After=str(int(wait) + 1)
@@ -536,6 +537,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
             responses=_responses(*A_BODY, 429),
         )
     )
+    app.include_router(service.page.router(service.check))
     told_as_problems(app)
     describing(app, with_whole_bounds)
     bounding(
@@ -545,6 +547,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         k={"maximum": settings.max_k},
         chart_ids={"maxItems": settings.max_chart_ids},
     )
+    app.add_middleware(OwnSite)
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
     return app
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from socket import gethostname
 
 import uvicorn
 
@@ -66,12 +67,21 @@ def run(node: Node, settings: Settings) -> int:
     return 0 if server.started else 1
 
 
+ANY = ("0.0.0.0", "::")  # every address of this host
+
+
 class _Server(uvicorn.Server):
     """Says that it is not ready as soon as it is told to end, and where it listens once it does."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        service.node.orders.stop = self.end
+
+    def end(self) -> None:
+        """Begin to end, as by a signal."""
+        self._service.hold_back("the service was asked to end")
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Begin to end, by a signal."""
@@ -85,6 +95,7 @@ class _Server(uvicorn.Server):
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
                 logging.getLogger("copilotlab.service").info("listening on http://%s:%d", host, port)
+                self._service.listens_at(f"http://{gethostname() if host in ANY else host}:{port}")
 
 
 def show_config(flags: Sequence[str] = ()) -> int:

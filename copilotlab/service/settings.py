@@ -135,7 +135,7 @@ class Settings(NodeSettings):
 
     @model_validator(mode="after")
     def _has_a_token_where_it_needs_one(self) -> Self:
-        if not _is_loopback(self.host) and not len(self.tokens()):
+        if not is_loopback(self.host) and not len(self.tokens()):
             raise ValueError(
                 f"host={self.host!r} can be reached by others: set COPILOTLAB_TOKEN or tokens_file, or listen on "
                 "127.0.0.1"
@@ -263,7 +263,8 @@ def _shown(name: str, value: object) -> str:
     return hide_password(str(value)) if name in ("charts", "redis") else str(value)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address is of this machine alone."""
     if host == "localhost":
         return True
     try:

@@ -7,6 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastapi.security import HTTPAuthorizationCredentials
+
+from copilotlab.service.problems import ProblemError
+
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[str, ...] = get_args(Role)
 """Each role may do what those before it may."""
@@ -54,6 +58,32 @@ class Tokens:
 
     def __repr__(self) -> str:
         return f"Tokens({len(self)})"
+
+
+class Guard:
+    """Who may do what: what requests are checked by."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def check(self, needed: Role, given: HTTPAuthorizationCredentials | None, *, opened: bool = False) -> None:
+        """Raise ProblemError unless who asks may do what needs this role.
+
+        opened: whether it needs no token. Where no token was set, which is so on loopback alone, reading needs none.
+        """
+        if opened or (not len(self._tokens) and needed == "read"):
+            return
+        if not len(self._tokens):
+            raise ProblemError(403, "this needs a token, and none was set: start with COPILOTLAB_TOKEN or tokens_file")
+        role = self._tokens.role_of(given.credentials) if given is not None else None
+        if role is None:
+            said = "this token is not known" if given is not None else "this needs Authorization: Bearer TOKEN"
+            raise ProblemError(401, said, WWW_Authenticate="Bearer")
+        if not covers(role, needed):
+            raise ProblemError(403, f"this needs a token for {needed!r}, and the token given is for {role!r}")
+
+    def __repr__(self) -> str:
+        return f"Guard({self._tokens!r})"
 
 
 def covers(role: Role, needed: Role) -> bool:

@@ -10,10 +10,10 @@ import ipywidgets as widgets
 import polars as pl
 
 from copilotlab.charts import Chart
-from copilotlab.lab.agreement import Agreement, short
 from copilotlab.lab.faults import FAULTS, Fault
 from copilotlab.lab.summary import summary_html
 from copilotlab.markup import text
+from copilotlab.monitoring.agreement import Agreement, short
 from copilotlab.protocol.toggles import SWITCHES
 from copilotlab.widgets.glance import Glance
 from copilotlab.widgets.node_card import card_html, progress_html, row_html

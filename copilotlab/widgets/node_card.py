@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import NamedTuple
 
-from copilotlab.lab.agreement import Agreement, short
 from copilotlab.markup import text
+from copilotlab.monitoring.agreement import Agreement, short
 
 _PROGRESS = re.compile(r"(\d+)/(\d+)")
 
@@ -59,12 +59,17 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
     )
     if said := _set_words(status):
         facts += (("set", text(said), "cl-warn"),)
-    rows = "".join(f"<div><dt>{name}</dt><dd class='{tone}'>{value}</dd></div>" for name, value, tone in facts)
+    return framed(status["node"], how, facts, _work(status))
+
+
+def framed(name: object, how: Health, facts: Iterable[tuple[str, str, str]], work: str) -> str:
+    """Draw a card. facts: name, value and tone of each; work: what the node is at; values and work are HTML."""
+    rows = "".join(f"<div><dt>{fact}</dt><dd class='{tone}'>{value}</dd></div>" for fact, value, tone in facts)
     return (
-        f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(status['node']))}'>"
-        f"<div class='cl-card-head'><span class='cl-name'>{text(status['node'])}</span>"
+        f"<div class='cl-card-facts cl-{how.tone}' role='group' aria-label='{escape(str(name))}'>"
+        f"<div class='cl-card-head'><span class='cl-name'>{text(name)}</span>"
         f"<span class='cl-state'><span aria-hidden='true'>{how.sign}</span> {text(how.word)}</span></div>"
-        f"<dl>{rows}</dl><div class='cl-work'>{_work(status)}</div></div>"
+        f"<dl>{rows}</dl><div class='cl-work'>{work}</div></div>"
     )
 
 

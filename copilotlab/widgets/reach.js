@@ -28,7 +28,7 @@ function gather(panel) {
     const toolbar = card.querySelector(".cl-card-buttons");
     if (toolbar === null) continue;
     set(toolbar, "role", "toolbar");
-    set(toolbar, "aria-label", `Faults of ${card.querySelector(".cl-name")?.textContent ?? "this node"}`);
+    set(toolbar, "aria-label", `${toolbar.matches(".cl-actions") ? "Actions" : "Faults"} of ${card.querySelector(".cl-name")?.textContent ?? "this node"}`);
     set(toolbar, "data-lm-suppress-shortcuts", "true");
     const buttons = enabled(toolbar);
     const stop = buttons.find((button) => button.tabIndex === 0 && button.hasAttribute("tabindex")) ?? buttons[0];

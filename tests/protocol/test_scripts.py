@@ -75,9 +75,9 @@ def release(redis, lease=A_LEASE, whole=True):
     return redis.run("release_lease", [LEASE, OWED], [lease, "1" if whole else "0"])
 
 
-def beat(redis, candidate="g1", known=0, channel="", payload=b"", session=A, fenced=1):
+def beat(redis, candidate="g1", known=0, channel="", payload=b"", session=A, fenced=1, report=("", b"")):
     keys = [GENERATION, LEASE, OWED, EPOCH, ALIVE + session]
-    return redis.run("beat", keys, [candidate, known, channel, payload, MINUTE, ALIVE, fenced])
+    return redis.run("beat", keys, [candidate, known, channel, payload, MINUTE, ALIVE, fenced, *report])
 
 
 def disclaim(redis, node):
@@ -243,8 +243,8 @@ def test_a_beat_tells_the_lease_and_keeps_the_highest_epoch(redis):
 
 
 def test_a_beat_is_heard(redis):
-    beat(redis, channel="news", payload=b"\x00 I live")
-    assert heard(redis) == [b"\x00 I live"]
+    beat(redis, channel="news", payload=b"\x00 I live", report=("news", b"\x01 well"))
+    assert heard(redis) == [b"\x00 I live", b"\x01 well"]
 
 
 # --- admit and announce -----------------------------------------------------------------------------------------

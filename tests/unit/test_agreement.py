@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from copilotlab import Chart, Node
-from copilotlab.lab.agreement import Agreement, agree, alike, differences, held_by
+from copilotlab.lab.agreement import agree, alike, differences, held_by
 from copilotlab.lab.simulated_lab import SimulatedLab, simulated_chart
+from copilotlab.monitoring.agreement import Agreement
 from copilotlab.store import Record
 
 

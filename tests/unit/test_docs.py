@@ -16,7 +16,7 @@ PACKAGE = ROOT / "copilotlab"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ROOMS = ("charts", "embedding", "store", "monitoring")
-TOP = ("lab", "studies", "widgets", "service", "cli", "__main__")
+TOP = ("lab", "cluster", "studies", "widgets", "service", "cli", "__main__")
 
 
 @functools.cache
@@ -160,14 +160,19 @@ def who_knows(*rooms: str) -> set[str]:
 
 def test_nothing_below_knows_what_is_on_top() -> None:
     assert {module for module in who_knows(*TOP) if not within(module, *TOP)} == set()
-    assert {module for module in who_knows("widgets") if not within(module, "widgets")} == {"lab.lab"}
+    assert {module for module in who_knows("widgets") if not within(module, "widgets")} == {"cluster", "lab.lab"}
     assert {module for module in who_knows("studies", "cli")} <= {"studies", "cli", "__main__"}
 
 
 def test_the_protocol_does_not_know_the_node() -> None:
-    assert {module for module in who_knows("node", "details", "answer", "watch") if not within(module, *TOP)} == {
-        "node"
-    }
+    node = ("node", "details", "answer", "watch", "orders")
+    assert {module for module in who_knows(*node) if not within(module, *TOP)} == {"node"}
+
+
+def test_who_watches_a_cluster_knows_no_node() -> None:
+    above = {"node", "details", "answer", "watch", "orders"}
+    assert {name for module in ("cluster", "picture") for name in imports()[module]} & above == set()
+    assert {module for module in who_knows("cluster", "picture") if not within(module, *TOP)} == set()
 
 
 def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
@@ -177,7 +182,7 @@ def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
 
 def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
-    ground -= {"node", "details", "answer", "watch", "cli"}
+    ground -= {"node", "details", "answer", "watch", "orders", "cluster", "picture", "cli"}
     assert len(ground) == 8
     assert {name for module in ground for name in imports()[module]} <= {"reasons"}, (
         "which puts what was given into words"

@@ -28,8 +28,8 @@ from ipywidgets.widgets import widget as ipywidgets_widget
 from copilotlab import Chart, ChartRepository, Lab, Node, Policy, load_embedder
 from copilotlab.charts import ChartError
 from copilotlab.lab import FAULTS, FragileModel, FragileRepository, catalogue
-from copilotlab.lab.agreement import Agreement
 from copilotlab.markup import card, text
+from copilotlab.monitoring.agreement import Agreement
 from copilotlab.widgets import ComparisonPanel, LabPanel, LiveAnswer, SearchPanel
 from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.lab_panel import events_html, verdict_html

@@ -2,7 +2,8 @@
 --
 -- KEYS  generation, lease, owed, epoch, the caller's sign of life
 -- ARGV  a generation to begin with ('' if the policy knows none), the highest epoch that the caller knows,
---       channel ('' for none), payload, life's milliseconds, signs of life, 1 if leases are fenced
+--       channel ('' for none), payload, life's milliseconds, signs of life, 1 if leases are fenced,
+--       a second channel ('' for none) and payload: how the node is, for those who watch
 -- returns generation, lease ('' if nobody has it), owed (0 or 1), epoch
 --
 -- Without a generation the server is new, or has lost its memory. The node that finds this sets one, and marks a rebuild
@@ -25,6 +26,9 @@ redis.call('SET', KEYS[4], epoch)
 redis.call('SET', KEYS[5], '1', 'PX', tonumber(ARGV[5]))
 if ARGV[3] ~= '' then
     redis.call('PUBLISH', ARGV[3], ARGV[4])
+end
+if ARGV[8] ~= '' then
+    redis.call('PUBLISH', ARGV[8], ARGV[9])
 end
 local lease = redis.call('GET', KEYS[2]) or ''
 if ARGV[7] == '1' then
