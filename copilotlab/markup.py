@@ -19,7 +19,7 @@ def text(value: object) -> str:
 
 def is_web_url(url: str) -> bool:
     """Tell whether a page may link to ``url``: http or https, a host, and no white space or control character."""
-    if not url.isprintable() or any(map(str.isspace, url)):
+    if not url.isprintable() or url.split() != [url]:
         return False
     try:
         parts = urlsplit(url)
