@@ -1,0 +1,125 @@
+"""`read_catalogue`: which importer reads what is given, and what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from copilotlab.importers import tables
+from copilotlab.importers.catalogue import Catalogue, catalogue_of, check_instance
+from copilotlab.importers.dbt import Dbt
+from copilotlab.importers.documents import documents
+from copilotlab.importers.draft import CatalogueError, Document, Draft, Reader, Skipped
+from copilotlab.importers.grafana import Grafana
+from copilotlab.importers.lightdash import Lightdash
+from copilotlab.importers.looker import Looker
+from copilotlab.importers.metabase import Metabase
+from copilotlab.importers.saved_objects import SavedObjects
+from copilotlab.importers.superset import Superset
+from copilotlab.reasons import short
+from copilotlab.urls import hide_password
+
+_READERS: dict[str, Callable[[str], Reader]] = {
+    "superset": Superset,
+    "metabase": Metabase,
+    "grafana": Grafana,
+    "opensearch": lambda base_url: SavedObjects("opensearch", base_url),
+    "kibana": lambda base_url: SavedObjects("kibana", base_url),
+    "dbt": Dbt,
+    "lightdash": Lightdash,
+    "looker": Looker,
+}
+FORMATS = (*_READERS, tables.FORMAT)
+
+
+def read_catalogue(
+    path: str | Path,
+    format: str | None = None,
+    instance: str = "prod",
+    *,
+    query: str | None = None,
+    base_url: str = "",
+    timeout: float = 30.0,
+) -> Catalogue:
+    """Read the charts of a BI tool from what it exports: a file, a folder or a ZIP; or from a table of your own.
+
+    Bad charts never stop the good ones: they are in `Catalogue.skipped`, each with the reason. Nothing that is read is
+    trusted: sizes, nesting and names are bounded, and no code of an export is run.
+
+    path: of an export, of a .csv, .tsv, .jsonl, .ndjson, .parquet or .xlsx file with columns as `Chart` has them, or an
+    SQLAlchemy URL. format: "superset", "metabase", "grafana", "opensearch", "kibana", "dbt", "lightdash", "looker" or
+    "table"; None finds it by looking. instance: which installation of the tool this is; it is part of each chart's key.
+    query: with an SQLAlchemy URL, the SQL that gives the charts. base_url: where the tool is served, such as
+    "https://bi.example.org", for links to charts whose export does not name it. timeout: seconds that a database may
+    take for an answer.
+
+    Raises CatalogueError where nothing can be read at all, or more than one format is there.
+    """
+    check_instance(instance)
+    if format is not None and format not in FORMATS:
+        raise CatalogueError(
+            f"format={short(format)}: expected one of {', '.join(FORMATS)}, or None to find it by looking"
+        )
+    if "://" in str(path):
+        return _of_url(str(path), format, instance, query, timeout)
+    if query is not None:
+        raise CatalogueError(
+            f"query={short(query)} goes with an SQLAlchemy URL, as in sqlite:///mine.db, not with {path}"
+        )
+    path = Path(path)
+    if format == tables.FORMAT or (format is None and tables.is_table(path)):
+        return catalogue_of(tables.of_file(path), tables.FORMAT, instance)
+    found = list(_READERS) if format is None else [format]
+    return _of_documents(documents(path), str(path), found, instance, base_url)
+
+
+def _of_url(url: str, format: str | None, instance: str, query: str | None, timeout: float) -> Catalogue:
+    shown = hide_password(url)
+    if query is None:
+        raise CatalogueError(
+            f"{shown}: query=None; expected the SQL that gives the charts, as in SELECT id, title FROM charts"
+        )
+    if format not in (None, tables.FORMAT):
+        raise CatalogueError(f"format={format!r}: what a query gives is a {tables.FORMAT!r}")
+    return catalogue_of(tables.of_database(url, query, timeout), tables.FORMAT, instance)
+
+
+def _of_documents(
+    given: Iterable[Document | Skipped], origin: str, formats: list[str], instance: str, base_url: str
+) -> Catalogue:
+    """Give each document to the first reader that takes it, and make a catalogue of what the only one took."""
+    readers = {name: _READERS[name](base_url) for name in formats}
+    taken: dict[str, int] = {}
+    unread: list[Skipped] = []
+    count = 0
+    for document in given:
+        count += 1
+        if isinstance(document, Skipped):
+            unread.append(document)
+        elif name := next((name for name, reader in readers.items() if reader.take(document)), None):
+            taken[name] = taken.get(name, 0) + 1
+    if len(formats) > 1:
+        formats = sorted(taken, key=lambda name: -taken[name])
+        if len(formats) != 1:
+            raise CatalogueError(_which(origin, count, taken, unread))
+    (name,) = formats
+
+    def found() -> Iterator[Draft | Skipped]:
+        yield from readers[name].charts()
+        yield from unread
+
+    return catalogue_of(found(), name, instance)
+
+
+def _which(origin: str, count: int, taken: dict[str, int], unread: list[Skipped]) -> str:
+    if taken:
+        there = ", ".join(f"{name} ({number:,} files)" for name, number in taken.items())
+        return f"{origin} has more than one format, {there}: name one, as in format={next(iter(taken))!r}"
+    if unread:
+        first = unread[0]
+        return (
+            f"{origin} has no charts of a known format; {len(unread):,} of {count:,} files cannot be read, the first of "
+            f"them {first.path}: {first.reason}"
+        )
+    looked = ", ".join(_READERS)
+    return f"{origin} has no charts of a known format among {count:,} documents of JSON and YAML; known are {looked}"
