@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from copilotlab.charts import Chart, ChartRepository
     from copilotlab.embedding import Embedder, available_embedders, load_embedder
+    from copilotlab.importers import Catalogue, read_catalogue
     from copilotlab.lab import FaultProxy, Lab, LocalRedis
     from copilotlab.node import Node
     from copilotlab.protocol.coordinator import Coordinator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Catalogue",
     "Chart",
     "ChartRepository",
     "Coordinator",
@@ -32,9 +34,11 @@ __all__ = [
     "VectorStore",
     "available_embedders",
     "load_embedder",
+    "read_catalogue",
 ]
 
 _HOME = {
+    "Catalogue": "importers",
     "Chart": "charts",
     "ChartRepository": "charts",
     "Coordinator": "protocol.coordinator",
@@ -47,6 +51,7 @@ _HOME = {
     "VectorStore": "store",
     "available_embedders": "embedding",
     "load_embedder": "embedding",
+    "read_catalogue": "importers",
 }
 
 

@@ -13,11 +13,11 @@ _IDENTIFIER = re.compile(r"(?<![\w$.:@])([A-Za-z_]\w*)\b(?!\s*\()")
 _SQL_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "select from where group by order having limit offset as and or not in is null case when then else end distinct "
-        "join left right inner outer full cross on using union all asc desc interval date time timestamp cast between like "
-        "ilike true false with over partition rows range int integer bigint float double decimal numeric varchar text char "
-        "boolean current_date current_timestamp extract day week month quarter year hour minute second filter within set "
-        "fill previous none linear",
+        "select from where group by order having limit offset as and or not in is null case when then else "
+        "end distinct  join left right inner outer full cross on using union all asc desc interval date time "
+        "timestamp cast between like  ilike true false with over partition rows range int integer bigint "
+        "float double decimal numeric varchar text char  boolean current_date current_timestamp extract day "
+        "week month quarter year hour minute second filter within set  fill previous none linear",
     )
 )
 _AGGREGATE = re.compile(
@@ -34,8 +34,8 @@ _PROM_GROUP = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\
 _PROM_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "by without on ignoring group_left group_right and or unless offset bool inf nan start end atan2 "
-        "sum avg min max count topk bottomk quantile stddev stdvar group count_values",
+        "by without on ignoring group_left group_right and or unless offset bool inf nan start end atan2  sum "
+        "avg min max count topk bottomk quantile stddev stdvar group count_values",
     )
 )
 _PROM_METRIC = re.compile(r"(?<![\w$.:])([A-Za-z_:][\w:]*)\b(?!\s*\()")

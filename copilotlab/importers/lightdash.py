@@ -43,9 +43,14 @@ class Lightdash:
             text(each.get("name")): text(each.get("displayName")) or text(each.get("name"))
             for each in dicts(query.get("tableCalculations"))
         }
+        named = texts(query.get("dimensions"))
         draft.dimensions = [
-            *texts(query.get("dimensions")),
-            *(text(each.get("name")) for each in dicts(query.get("customDimensions"))),
+            *named,
+            *(
+                text(each.get("name"))
+                for each in dicts(query.get("customDimensions"))
+                if text(each.get("id")) not in named
+            ),
         ]
         draft.measures = [*texts(query.get("metrics")), *labels.values()]
         draft.source = text(content.get("tableName")) or text(query.get("exploreName"))

@@ -73,6 +73,8 @@ class Metabase:
         grouped = _grouped_columns(card)
         for column in dicts(unpacked(card.get("result_metadata"))):
             name = text(column.get("display_name")) or text(column.get("name"))
+            if name == "?column?":  # PostgreSQL's name for what has none
+                continue
             (draft.measures if _is_measure(column, grouped) else draft.dimensions).append(name)
         if not draft.source:
             draft.source = f"table {text(card.get('table_id'))}" if card.get("table_id") else ""

@@ -118,8 +118,8 @@ def _which(origin: str, count: int, taken: dict[str, int], unread: list[Skipped]
     if unread:
         first = unread[0]
         return (
-            f"{origin} has no charts of a known format; {len(unread):,} of {count:,} files cannot be read, the first of "
-            f"them {first.path}: {first.reason}"
+            f"{origin} has no charts of a known format; {len(unread):,} of {count:,} files cannot be read, the first "
+            f"of them {first.path}: {first.reason}"
         )
     looked = ", ".join(_READERS)
     return f"{origin} has no charts of a known format among {count:,} documents of JSON and YAML; known are {looked}"

@@ -112,7 +112,7 @@ class SavedObjects:
                                    for next_ in self._searches.get(id_, []))]  # fmt: skip
         found = [each for each in followed if each[0] == "index-pattern"]
         return next((self._titles[each] for each in found if each in self._titles), "") or next(
-            (id_ for _, id_ in found if "*" in id_ or not _is_random(id_)), ""
+            (id_ for _, id_ in found if _is_word(id_)), ""
         )
 
 
@@ -134,8 +134,9 @@ def is_kibana(content: object) -> bool:
     )
 
 
-def _is_random(native_id: str) -> bool:
-    return sum(c.isdigit() for c in native_id) >= 8
+def _is_word(native_id: str) -> bool:
+    """Return whether an id was given by people, as in ``logs-web``; not a random one, and no placeholder."""
+    return native_id == native_id.lower() and sum(c.isdigit() for c in native_id) < 8
 
 
 def _add_aggregations(draft: Draft, state: dict[str, Any]) -> None:
