@@ -14,10 +14,10 @@ _SQL_WORDS = frozenset(
     re.findall(
         r"\w+",
         "select from where group by order having limit offset as and or not in is null case when then else "
-        "end distinct  join left right inner outer full cross on using union all asc desc interval date time "
-        "timestamp cast between like  ilike true false with over partition rows range int integer bigint "
-        "float double decimal numeric varchar text char  boolean current_date current_timestamp extract day "
-        "week month quarter year hour minute second filter within set  fill previous none linear",
+        "end distinct join left right inner outer full cross on using union all asc desc interval time "
+        "timestamp cast between like ilike true false with over partition rows range int integer bigint "
+        "float double decimal numeric varchar text char boolean current_date current_timestamp extract "
+        "filter within set fill previous none linear",
     )
 )
 _AGGREGATE = re.compile(

@@ -52,7 +52,8 @@ class Draft:
 class Reader(Protocol):
     """Reads the documents of one format, one after the other, and then gives the charts."""
 
-    format: str
+    @property
+    def format(self) -> str: ...
 
     def take(self, document: Document) -> bool:
         """Keep what the document says, and return whether it is of this format."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from copilotlab.importers import tables
 from copilotlab.importers.catalogue import Catalogue, catalogue_of, check_instance
 from copilotlab.importers.dbt import Dbt
 from copilotlab.importers.documents import documents
-from copilotlab.importers.draft import CatalogueError, Document, Draft, Reader, Skipped
+from copilotlab.importers.draft import CatalogueError, Document, Reader, Skipped
 from copilotlab.importers.grafana import Grafana
 from copilotlab.importers.lightdash import Lightdash
 from copilotlab.importers.looker import Looker
@@ -23,12 +26,13 @@ _READERS: dict[str, Callable[[str], Reader]] = {
     "superset": Superset,
     "metabase": Metabase,
     "grafana": Grafana,
-    "opensearch": lambda base_url: SavedObjects("opensearch", base_url),
-    "kibana": lambda base_url: SavedObjects("kibana", base_url),
+    "opensearch": partial(SavedObjects, "opensearch"),
+    "kibana": partial(SavedObjects, "kibana"),
     "dbt": Dbt,
     "lightdash": Lightdash,
     "looker": Looker,
 }
+_LOOKING = (Superset, Metabase, Grafana, partial(SavedObjects, None), Dbt, Lightdash, Looker)
 FORMATS = (*_READERS, tables.FORMAT)
 
 
@@ -69,8 +73,8 @@ def read_catalogue(
     path = Path(path)
     if format == tables.FORMAT or (format is None and tables.is_table(path)):
         return catalogue_of(tables.of_file(path), tables.FORMAT, instance)
-    found = list(_READERS) if format is None else [format]
-    return _of_documents(documents(path), str(path), found, instance, base_url)
+    makers = _LOOKING if format is None else (_READERS[format],)
+    return _of_documents(documents(path), str(path), [make(base_url) for make in makers], instance)
 
 
 def _of_url(url: str, format: str | None, instance: str, query: str | None, timeout: float) -> Catalogue:
@@ -85,30 +89,24 @@ def _of_url(url: str, format: str | None, instance: str, query: str | None, time
 
 
 def _of_documents(
-    given: Iterable[Document | Skipped], origin: str, formats: list[str], instance: str, base_url: str
+    given: Iterable[Document | Skipped], origin: str, readers: Sequence[Reader], instance: str
 ) -> Catalogue:
     """Give each document to the first reader that takes it, and make a catalogue of what the only one took."""
-    readers = {name: _READERS[name](base_url) for name in formats}
-    taken: dict[str, int] = {}
+    taken: Counter[int] = Counter()
     unread: list[Skipped] = []
     count = 0
     for document in given:
         count += 1
         if isinstance(document, Skipped):
             unread.append(document)
-        elif name := next((name for name, reader in readers.items() if reader.take(document)), None):
-            taken[name] = taken.get(name, 0) + 1
-    if len(formats) > 1:
-        formats = sorted(taken, key=lambda name: -taken[name])
-        if len(formats) != 1:
-            raise CatalogueError(_which(origin, count, taken, unread))
-    (name,) = formats
-
-    def found() -> Iterator[Draft | Skipped]:
-        yield from readers[name].charts()
-        yield from unread
-
-    return catalogue_of(found(), name, instance)
+            continue
+        place = next((place for place, reader in enumerate(readers) if reader.take(document)), None)
+        if place is not None:
+            taken[place] += 1
+    if len(readers) > 1 and len(taken) != 1:
+        raise CatalogueError(_which(origin, count, {readers[n].format: m for n, m in taken.most_common()}, unread))
+    reader = readers[next(iter(taken), 0)]
+    return catalogue_of(chain(reader.charts(), unread), reader.format, instance)
 
 
 def _which(origin: str, count: int, taken: dict[str, int], unread: list[Skipped]) -> str:
@@ -121,5 +119,5 @@ def _which(origin: str, count: int, taken: dict[str, int], unread: list[Skipped]
             f"{origin} has no charts of a known format; {len(unread):,} of {count:,} files cannot be read, the first "
             f"of them {first.path}: {first.reason}"
         )
-    looked = ", ".join(_READERS)
-    return f"{origin} has no charts of a known format among {count:,} documents of JSON and YAML; known are {looked}"
+    known = ", ".join(_READERS)
+    return f"{origin} has no charts of a known format among {count:,} documents of JSON and YAML; known are {known}"

@@ -15,6 +15,7 @@ NO_CHART = {
     "input_control_vis": "a control panel is no chart",
     "input_control": "a control panel is no chart",
 }
+_KIBANAS = {"coreMigrationVersion", "typeMigrationVersion"}  # keys
 _OF_KIBANA = {"lens", "map", "canvas-workpad", "links"}
 _PATHS = {"lens": "/app/lens#/edit/", "map": "/app/maps/map/", "visualization": "/app/visualize#/edit/"}
 
@@ -22,19 +23,29 @@ _PATHS = {"lens": "/app/lens#/edit/", "map": "/app/maps/map/", "visualization": 
 class SavedObjects:
     """Reads saved objects: visualizations, Lens charts, maps, and what dashboards hold by value."""
 
-    def __init__(self, format: str = "opensearch", base_url: str = "") -> None:
-        self.format = format
+    def __init__(self, format: str | None, base_url: str = "") -> None:
+        self._format = format
+        self._marked = self._unmarked = 0  # objects with marks of Kibana's, and without
         self._base_url = base_url.rstrip("/")
         self._charts: list[tuple[Draft | Skipped, list[tuple[str, str]]]] = []  # with what each refers to
         self._titles: dict[tuple[str, str], str] = {}  # type and id -> title, of index patterns
         self._searches: dict[str, list[tuple[str, str]]] = {}  # a saved search's id -> what it refers to
         self._dashboards: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
+    @property
+    def format(self) -> str:
+        """Which tool's objects these are, where nobody said it: most of Kibana's have marks of their own.
+
+        Some of OpenSearch's have them too: they were made by Kibana once.
+        """
+        return self._format or ("kibana" if self._marked > self._unmarked else "opensearch")
+
     def take(self, document: Document) -> bool:
-        """Take the objects. A reader of either tool takes both tools' objects; `is_kibana` tells them apart."""
         taken = False
         for each in objects_of(document.content):
             self._take_object(each, document.path)
+            marked = not _KIBANAS.isdisjoint(each) or each["type"] in _OF_KIBANA
+            self._marked, self._unmarked = self._marked + marked, self._unmarked + (not marked)
             taken = True
         return taken
 
@@ -124,14 +135,6 @@ def objects_of(content: object) -> list[dict[str, Any]]:
         for each in dicts(objects)
         if isinstance(each.get("attributes"), dict) and isinstance(each.get("type"), str)
     ]
-
-
-def is_kibana(content: object) -> bool:
-    """Return whether the objects are of Kibana's making, as far as they show it."""
-    return any(
-        "coreMigrationVersion" in each or "typeMigrationVersion" in each or each["type"] in _OF_KIBANA
-        for each in objects_of(content)
-    )
 
 
 def _is_word(native_id: str) -> bool:
