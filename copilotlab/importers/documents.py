@@ -149,6 +149,9 @@ def parsed(origin: str, data: bytes) -> Iterator[Document | Skipped]:
                 yield from _ndjson(origin, words)  # one object after the other, in a file that is named .json
     except RecursionError:
         yield Skipped(origin, "", "it cannot be read: it is nested too deeply")
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        yield Skipped(origin, "", f"it cannot be read as YAML: {line}{error.problem}")
     except (ValueError, yaml.YAMLError) as error:
         kind = "YAML" if name.endswith(_YAML) else "JSON"
         yield Skipped(origin, "", f"it cannot be read as {kind}: {reason(error)}")

@@ -17,10 +17,14 @@ _TAG = re.compile(rf"</?(?:{_TAGS})(?:{_ATTRIBUTE}){{0,30}}\s?/?>", re.IGNORECAS
 _UNSEEN = re.compile(r"<(script|style)\b[^<>]{0,500}>.*?(?:</\1\s?>|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]{2,31});")
 _FENCE = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
-_LINK = re.compile(r"!?\[([^][]{0,500})\]\((?:[^()\s]{1,2000})(?:\s[^()]{0,500})?\)")
+_LINK = re.compile(r"!?\[([^][]{0,500})\]\((?:[^()\s]|\([^()\s]{0,200}\)){1,2000}(?:\s[^()]{0,500})?\)")
 _HEADING = re.compile(r"^[ ]{0,3}#{1,6}[ ]+", re.MULTILINE)
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|__)(?=\S)([^*_\n]{1,500}?)(?<=\S)\1(?!\w)")
-_QUERY = re.compile(r"\s*(?:with\s+[\w\"`]+(?:\s*\([^()]*\))?\s+as\s*\(|select\s).*\bfrom\b", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(  # not so "Select a region from the list"
+    r"""\s*(?:with\s+[\w"`]+(?:\s*\([^()]*\))?\s+as\s*\(|select\s+(?:distinct\s+)?(?:\*|[\w."`]+(?:\s*[,(]|\s+as\s)))"""
+    r".*\bfrom\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _STATEMENT = re.compile(r"\{%.{0,2000}?%\}|\{#.{0,2000}?#\}", re.DOTALL)
 _TEMPLATE = re.compile(r"\{\{(.{0,1000}?)\}\}|\[\[([^][]{1,200})\]\]|\$\{([^{}]{1,200})\}", re.DOTALL)
 _VARIABLE = re.compile(r"\$(\w*[A-Za-z_]\w*)")
@@ -62,8 +66,6 @@ def without_templates(value: str, variables: Mapping[str, str] | None = None) ->
 
     def replaced(found: re.Match[str]) -> str:
         inside = next(part for part in found.groups() if part is not None)
-        if variables is not None and (name := _NAME.match(inside.strip())):
-            return label(name[0])
         quoted = _QUOTED.search(inside)
         name = _NAME.search(quoted[1] if quoted else inside)
         return label(name[0]) if name else ""

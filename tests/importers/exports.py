@@ -226,6 +226,7 @@ KIBANA: list[dict[str, Any]] = [
     {
         "id": "board",
         "type": "dashboard",
+        "coreMigrationVersion": "8.8.0",
         "attributes": {
             "title": "Shop",
             "panelsJSON": json.dumps(
