@@ -197,9 +197,13 @@ def _xlsx(path: Path) -> Table:
     if broken is not None:
         raise ValueError(f"the workbook is damaged in {broken[:100]}")
     try:
-        frame = pl.read_excel(path, infer_schema_length=None, raise_if_empty=False)
+        import fastexcel
     except ModuleNotFoundError as error:
-        raise ValueError(f"it needs {error.name!r}: pip install 'copilotlab[excel]'") from error
+        raise ValueError("it needs fastexcel: pip install 'copilotlab[excel]'") from error
+    try:
+        frame = pl.read_excel(path, infer_schema_length=None, raise_if_empty=False)
+    except fastexcel.FastExcelError as error:
+        raise ValueError(reason(error)) from error
     return Table([str(name) for name in frame.columns], frame.iter_rows(named=True))
 
 

@@ -25,8 +25,8 @@ _QUERY = re.compile(  # not so "Select a region from the list"
     r".*\bfrom\b",
     re.IGNORECASE | re.DOTALL,
 )
-_STATEMENT = re.compile(r"\{%.{0,2000}?%\}|\{#.{0,2000}?#\}", re.DOTALL)
-_TEMPLATE = re.compile(r"\{\{(.{0,1000}?)\}\}|\[\[([^][]{1,200})\]\]|\$\{([^{}]{1,200})\}", re.DOTALL)
+_STATEMENT = re.compile(r"\{%[^{}]{0,2000}%\}|\{#[^{}]{0,2000}#\}")
+_TEMPLATE = re.compile(r"\{\{([^{}]{0,1000})\}\}|\[\[([^][]{1,200})\]\]|\$\{([^{}]{1,200})\}")
 _VARIABLE = re.compile(r"\$(\w*[A-Za-z_]\w*)")
 _QUOTED = re.compile(r"""["']([^"']{1,100})["']""")
 _NAME = re.compile(r"[^\W\d]\w*")
