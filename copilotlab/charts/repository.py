@@ -221,8 +221,8 @@ class ChartRepository:
         """Save the charts of a frame, list or file, all or none; return the catalogue's revision after it.
 
         frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
-        .parquet, .csv, .tsv, .ndjson, .jsonl or .xlsx file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
-        commas, semicolons, tabs or | between its fields.
+        .parquet, .csv, .tsv, .ndjson, .jsonl or .xlsx file. Text may be in UTF-8, UTF-16 or cp1252 (which the log
+        says), and a .csv may have commas, semicolons, tabs or | between its fields.
         Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
         text, as in 7.0. dimensions, measures and tags are lists, or text: a list in JSON or as Python writes it, or
         words with semicolons between, or with commas where there is no semicolon. None, NaN and "" say nothing, and

@@ -37,12 +37,14 @@ class Catalogue:
 
     frame: a polars frame with the columns of `Chart`, `key` (``format:instance:native id``) and `url` ("" where it is
     not known). skipped: a frame of path, native_id and reason. format: such as "superset". instance: such as "prod".
+    complete: False where a file or dashboard could not be read at all, so that what is not here may be there still.
     """
 
     frame: pl.DataFrame
     skipped: pl.DataFrame
     format: str
     instance: str = "prod"
+    complete: bool = True
 
     def __len__(self) -> int:
         return self.frame.height
@@ -56,10 +58,13 @@ class Catalogue:
         why = "; ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:_MOST_SHOWN])
         more = f"; {len(reasons) - _MOST_SHOWN} more reasons" if len(reasons) > _MOST_SHOWN else ""
         skipped = f"{self.skipped.height:,} skipped{f' ({why}{more})' if why else ''}"
-        return f"Catalogue({self.format}:{self.instance}, {len(self):,} charts, {skipped})"
+        parts = "" if self.complete else ", not complete"
+        return f"Catalogue({self.format}:{self.instance}, {len(self):,} charts, {skipped}{parts})"
 
     def _repr_html_(self) -> str:
         facts = {"instance": self.instance, "charts": f"{len(self):,}", "skipped": f"{self.skipped.height:,}"}
+        if not self.complete:
+            facts["complete"] = "no: see skipped for what could not be read at all"
         reasons = self.reasons()
         shown = [(f"{count:,}", reason) for reason, count in list(reasons.items())[:_MOST_SHOWN]]
         if len(reasons) > _MOST_SHOWN:
@@ -120,6 +125,7 @@ def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -
         ),
         format=format,
         instance=instance,
+        complete=not any(each.may_hold for each in skipped),
     )
 
 

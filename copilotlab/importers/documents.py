@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
 import os
@@ -75,11 +74,11 @@ def _folder(root: Path) -> Iterator[Document | Skipped]:
             try:
                 size = path.stat().st_size
                 if size > MAX_FILE:
-                    yield Skipped(origin, "", _too_large(size, MAX_FILE))
+                    yield Skipped(origin, "", _too_large(size, MAX_FILE), may_hold=True)
                     continue
                 data = path.read_bytes()
             except OSError as error:
-                yield Skipped(origin, "", f"it cannot be read: {reason(error)}")
+                yield Skipped(origin, "", f"it cannot be read: {reason(error)}", may_hold=True)
                 continue
             count, total = count + 1, total + size
             _check_total(str(root), count, total)
@@ -96,7 +95,7 @@ def _zip(path: Path) -> Iterator[Document | Skipped]:
                 if not name.lower().endswith(ENDINGS) or PurePosixPath(name).name.startswith("."):
                     continue
                 if member.file_size > MAX_FILE:
-                    yield Skipped(name, "", _too_large(member.file_size, MAX_FILE))
+                    yield Skipped(name, "", _too_large(member.file_size, MAX_FILE), may_hold=True)
                     continue
                 yield from parsed(name, archive.read(member))  # reads no more than file_size says
     except _BROKEN_ZIP as error:
@@ -134,7 +133,7 @@ def parsed(origin: str, data: bytes) -> Iterator[Document | Skipped]:
         words = decoded(data, origin)
         if name.endswith(_YAML):
             if len(data) > MAX_YAML:
-                yield Skipped(origin, "", _too_large(len(data), MAX_YAML))
+                yield Skipped(origin, "", _too_large(len(data), MAX_YAML), may_hold=True)
                 return
             for content in _yaml(words):
                 yield Document(origin, content)
@@ -148,24 +147,34 @@ def parsed(origin: str, data: bytes) -> Iterator[Document | Skipped]:
                     raise
                 yield from _ndjson(origin, words)  # one object after the other, in a file that is named .json
     except RecursionError:
-        yield Skipped(origin, "", "it cannot be read: it is nested too deeply")
+        yield Skipped(origin, "", "it cannot be read: it is nested too deeply", may_hold=True)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        yield Skipped(origin, "", f"it cannot be read as YAML: {line}{error.problem}")
+        yield Skipped(origin, "", f"it cannot be read as YAML: {line}{error.problem}", may_hold=True)
     except (ValueError, yaml.YAMLError) as error:
         kind = "YAML" if name.endswith(_YAML) else "JSON"
-        yield Skipped(origin, "", f"it cannot be read as {kind}: {reason(error)}")
+        yield Skipped(origin, "", f"it cannot be read as {kind}: {reason(error)}", may_hold=True)
+
+
+def _lines(words: str) -> Iterator[str]:
+    """Give the lines one by one: a list of them, or a file in memory, would take the room again."""
+    start = 0
+    while start < len(words):
+        end = words.find("\n", start)
+        end = len(words) if end < 0 else end
+        yield words[start:end]
+        start = end + 1
 
 
 def _ndjson(origin: str, words: str) -> Iterator[Document | Skipped]:
     batch: list[Any] = []
-    for number, line in enumerate(io.StringIO(words), start=1):
+    for number, line in enumerate(_lines(words), start=1):
         if not line.strip():
             continue
         try:
             batch.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            yield Skipped(f"{origin}:{number}", "", f"the line cannot be read as JSON: {reason(error)}")
+            yield Skipped(f"{origin}:{number}", "", f"the line cannot be read as JSON: {reason(error)}", may_hold=True)
         if len(batch) == _LINES:
             yield Document(origin, batch)
             batch = []

@@ -21,11 +21,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not in the catalogue. native_id: "" where it is not known."""
+    """What is not in the catalogue. native_id: "" where it is not known. may_hold: a file that may have charts."""
 
     path: str
     native_id: str
     reason: str
+    may_hold: bool = False
 
 
 @dataclass(slots=True)

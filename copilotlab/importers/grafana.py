@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from copilotlab.importers.columns import Columns, columns_of_promql, columns_of_sql, labels_of_legend
 from copilotlab.importers.draft import Document, Draft, Skipped
+from copilotlab.importers.server import Refused, Server, pages
 from copilotlab.importers.tree import at, dicts, fields, items, text, texts
+from copilotlab.reasons import reason
 
 NO_CHART = {
     "text": "a text panel is no chart",
@@ -21,8 +24,21 @@ NO_CHART = {
         ("alertlist", "dashlist", "annolist", "pluginlist", "gettingstarted", "welcome"), "a list panel is no chart"
     ),
 }
+_PAGE = 1_000  # dashboards; the server takes 5,000 at most
+_MOST_PAGES = 1_000
 _DEEPEST = 8  # rows in rows
 _DATASOURCES = re.compile(r"^(?:-- .* --|grafana|\$\w+|\$\{.*\}|\[\[.*\]\])$", re.IGNORECASE)
+
+
+def of_server(server: Server) -> Iterator[Document | Skipped]:
+    """Ask a server for its dashboards, one after the other: the list of them has no panels."""
+    for page in pages(server, "/api/search", _PAGE, _MOST_PAGES, type="dash-db"):
+        for found in dicts(page):
+            path = f"/api/dashboards/uid/{quote(text(found.get('uid')), safe='')}"
+            try:
+                yield Document(path, server.get(path))
+            except Refused as error:
+                yield Skipped(path, "", reason(error), may_hold=True)
 
 
 class Grafana:
@@ -37,17 +53,22 @@ class Grafana:
     def take(self, document: Document) -> bool:
         taken = False
         for content in dicts(document.content):
-            dashboard, uid, link = content, "", ""
+            dashboard, uid, link, folder = content, "", "", ""
             if isinstance(inner := content.get("dashboard"), dict):  # as the API answers, with a `meta` beside it
                 dashboard, link = inner, text(at(content, "meta", "url"))
+                folder = text(at(content, "meta", "folderTitle"))
             if isinstance(inner := dashboard.get("spec"), dict) and text(dashboard.get("kind")) == "Dashboard":
                 dashboard, uid = inner, text(at(dashboard, "metadata", "name"))
             if isinstance(dashboard.get("elements"), dict) and ("layout" in dashboard or "variables" in dashboard):
-                self._found += self._of_elements(dashboard, uid, document.path)
+                found = list(self._of_elements(dashboard, uid, document.path))
             elif _is_classic(dashboard):
-                self._found += self._of_panels(dashboard, uid, link, document.path)
+                found = list(self._of_panels(dashboard, uid, link, document.path))
             else:
                 continue
+            for each in found:
+                if isinstance(each, Draft) and folder not in ("", "General"):
+                    each.tags.append(folder)
+            self._found += found
             taken = True
         return taken
 

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from copilotlab.importers.draft import Document, Draft, Skipped
+from copilotlab.importers.server import Refused, Server
 from copilotlab.importers.tree import at, dicts, fields, text, unpacked
+from copilotlab.reasons import reason
 
 TRASHED = "it is in the trash"
+_PAGE = 500  # dashboards
+_MOST_PAGES = 1_000
 _NUMBERS = ("type/Integer", "type/BigInteger", "type/Float", "type/Decimal", "type/Number")
+
+
+def of_server(server: Server) -> Iterator[Document | Skipped]:
+    """Ask a server for its cards, and for what gives them their tags and sources: these may be refused."""
+    cards = server.get("/api/card")
+    if not isinstance(cards, list):
+        raise Refused(f"{server.url}/api/card answers with {type(cards).__name__}, not with a list of cards")
+    for card in dicts(cards):
+        yield Document(f"/api/card/{text(card.get('id'))}", card)
+    del cards
+    paths = ["/api/collection", "/api/table"]
+    try:
+        paths += _dashboards(server)
+    except Refused as error:
+        yield Skipped("/api/search", "", reason(error))
+    for path in paths:
+        try:
+            yield Document(path, server.get(path))
+        except Refused as error:
+            yield Skipped(path, "", reason(error))
+
+
+def _dashboards(server: Server) -> Iterator[str]:
+    """Give the paths of the dashboards, page by page."""
+    for number in range(_MOST_PAGES):
+        found = server.get("/api/search", models="dashboard", limit=_PAGE, offset=number * _PAGE)
+        page = dicts(at(found, "data"))
+        yield from (f"/api/dashboard/{id_}" for each in page if (id_ := text(each.get("id"))).isdigit())
+        if len(page) < _PAGE:
+            return
 
 
 class Metabase:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from copilotlab.importers.columns import names_in_expression
-from copilotlab.importers.draft import Document, Draft, Skipped
+from copilotlab.importers.draft import CatalogueError, Document, Draft, Skipped
+from copilotlab.importers.server import Refused, Server
 from copilotlab.importers.tree import at, dicts, fields, items, text, unpacked
 
 # What a chart's parameters call what it counts and what it counts by; each visualization has its own names.
@@ -21,7 +22,51 @@ _DIMENSIONS = (
     "dimension", "hierarchies", "start_time", "end_time", "y_axis", "geojson", "line_column",
 )  # fmt: skip
 _LATE = ("granularity_sqla",)  # the time column: of every chart, so it stands last
+_LOGIN = "/api/v1/security/login"
+_CHARTS = "/api/v1/chart/"
+_PAGE = 100  # charts; the server gives no more, unless it is told to
+_MOST_PAGES = 10_000
+_MOST_READINGS = 3  # of all pages
 _LONGEST_LABEL = 120  # characters; a longer one is the metric's SQL
+
+
+def of_server(server: Server, user: str, password: str) -> Iterator[Document | Skipped]:
+    """Ask a server for its charts, page by page, until there are as many as it says.
+
+    Charts of one title have no order in the list that pages are cut from, and others change it meanwhile: one chart may
+    stand on two pages, and another on none.
+    """
+    if user:
+        answer = server.post(_LOGIN, {"username": user, "password": password, "provider": "db"})
+        server.authorize(text(at(answer, "access_token")))
+    charts: dict[str, dict[str, Any]] = {}
+    for _ in range(_MOST_READINGS):
+        count = _read_pages(server, charts)
+        if len(charts) >= count:
+            break
+    else:
+        raise CatalogueError(f"{server.url}{_CHARTS} says {count:,} charts, and gives {len(charts):,}: try again")
+    if charts and not any(text(chart.get("uuid")) for chart in charts.values()):
+        raise CatalogueError(
+            f"{server.url} is a Superset whose API gives no uuids: export the charts, and read the ZIP"
+        )
+    for number_, chart in charts.items():
+        yield Document(f"{_CHARTS}{number_}", chart)
+
+
+def _read_pages(server: Server, charts: dict[str, dict[str, Any]]) -> int:
+    """Add the charts of all pages, and return how many there are, as the server says."""
+    count = 0
+    for number in range(_MOST_PAGES):
+        asked = f"(order_column:slice_name,order_direction:asc,page:{number},page_size:{_PAGE})"
+        answer = server.get(_CHARTS, q=asked)
+        page, count = at(answer, "result"), at(answer, "count")
+        if not isinstance(page, list) or not isinstance(count, int):
+            raise Refused(f"{server.url}{_CHARTS} does not answer with a count and a result: is this a Superset?")
+        charts.update((text(chart.get("id")), chart) for chart in dicts(page))
+        if not page or len(charts) >= count:
+            break
+    return count
 
 
 class Superset:
@@ -30,6 +75,7 @@ class Superset:
     format = "superset"
 
     def __init__(self, base_url: str = "") -> None:
+        self._base_url = base_url.rstrip("/")
         self._charts: list[tuple[Draft, str]] = []  # with the uuid of its dataset
         self._tables: dict[str, str] = {}
         self._dashboards: defaultdict[str, list[str]] = defaultdict(list)  # chart's uuid -> titles
@@ -40,7 +86,10 @@ class Superset:
         if not isinstance(content, dict):
             return False
         if "slice_name" in content and ("viz_type" in content or "params" in content):
-            self._charts.append((chart_of(content, document.path), text(content.get("dataset_uuid"))))
+            draft = _chart(content, document.path)
+            if self._base_url and (link := text(content.get("url"))).startswith("/"):  # the API says it, exports do not
+                draft.url = f"{self._base_url}{link}"
+            self._charts.append((draft, text(content.get("dataset_uuid"))))
         elif "dashboard_title" in content and ("position" in content or "metadata" in content):
             self._take_dashboard(content)
         elif "table_name" in content and ("columns" in content or "metrics" in content):
@@ -64,7 +113,7 @@ class Superset:
             yield draft
 
 
-def chart_of(content: dict[str, Any], path: str) -> Draft:
+def _chart(content: dict[str, Any], path: str) -> Draft:
     """Make the draft of a chart, as an export or the API has it."""
     params = fields(unpacked(content.get("params")))
     return Draft(
@@ -75,6 +124,8 @@ def chart_of(content: dict[str, Any], path: str) -> Draft:
         chart_type=text(content.get("viz_type")) or text(params.get("viz_type")),
         measures=[name for key in _MEASURES for item in items(params.get(key)) for name in _names(item)],
         dimensions=[name for key in (*_DIMENSIONS, *_LATE) for item in items(params.get(key)) for name in _names(item)],
+        source=text(at(content, "table", "table_name")) or text(content.get("datasource_name_text")).rpartition(".")[2],
+        dashboards=[text(each.get("dashboard_title")) for each in dicts(content.get("dashboards"))],
         tags=[text(tag.get("tag_name")) or text(tag.get("name")) for tag in dicts(content.get("tags"))]
         + [tag for tag in items(content.get("tags")) if isinstance(tag, str)],
     )
