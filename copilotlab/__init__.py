@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from copilotlab.charts import Chart, ChartRepository
     from copilotlab.cluster import Cluster
     from copilotlab.embedding import Embedder, available_embedders, load_embedder
+    from copilotlab.importers import Catalogue, read_catalogue
     from copilotlab.lab import FaultProxy, Lab, LocalRedis
     from copilotlab.node import Node
     from copilotlab.protocol.coordinator import Coordinator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Catalogue",
     "Chart",
     "ChartRepository",
     "Cluster",
@@ -34,9 +36,11 @@ __all__ = [
     "VectorStore",
     "available_embedders",
     "load_embedder",
+    "read_catalogue",
 ]
 
 _HOME = {
+    "Catalogue": "importers",
     "Chart": "charts",
     "ChartRepository": "charts",
     "Cluster": "cluster",
@@ -50,6 +54,7 @@ _HOME = {
     "VectorStore": "store",
     "available_embedders": "embedding",
     "load_embedder": "embedding",
+    "read_catalogue": "importers",
 }
 
 

@@ -12,6 +12,8 @@ import io
 import json
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 FIELDS = tuple(field.name for field in fields(Chart))
 
 _DELIMITERS = ",;\t|"
+_MOST_UNPACKED = 2**28  # bytes of a workbook
 _EXCELS_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # the first line of a file that is made for Excel
 _BYTE_ORDER_MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -48,7 +51,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a .parquet, .csv or .ndjson file. Raises ChartError that says why it cannot be read."""
+    """Read a file whose name ends in one of `ENDINGS`. Raises ChartError that says why it cannot be read."""
     try:
         return read_file(path, _READERS, str(path))
     except ValueError as error:
@@ -85,7 +88,8 @@ def polars_table(frame: pl.DataFrame) -> Table:
 def _parquet(path: Path) -> Table:
     import polars as pl
 
-    return polars_table(pl.read_parquet(path))
+    frame = pl.read_parquet(path)
+    return Table(frame.columns, frame.iter_rows(named=True))
 
 
 def _csv(path: Path) -> Table:
@@ -143,11 +147,14 @@ def _ndjson(path: Path) -> Table:
 
 
 def _text(path: Path) -> str:
+    return decoded(path.read_bytes(), str(path))
+
+
+def decoded(data: bytes, origin: str) -> str:
     """Return the text of a file: in UTF-8, in UTF-16 or UTF-32, or, where it can be neither, in cp1252.
 
-    Raises ValueError that names the line where it is of none of them.
+    origin: what the log calls the file. Raises ValueError that names the line where it is of none of them.
     """
-    data = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), None) or _unmarked(data)
     try:
         return data.decode(encoding)
@@ -161,7 +168,7 @@ def _text(path: Path) -> str:
             except UnicodeDecodeError:
                 pass
             else:
-                logger.warning("%s is read as cp1252: %s. If letters look wrong, save it as UTF-8", path, where)
+                logger.warning("%s is read as cp1252: %s. If letters look wrong, save it as UTF-8", origin, where)
                 return text
         raise ValueError(f"{where}; save it as UTF-8") from error
 
@@ -176,4 +183,36 @@ def _unmarked(data: bytes) -> str:
     return "utf-8"
 
 
-_READERS: dict[str, Callable[[Path], Table]] = {".parquet": _parquet, ".csv": _csv, ".ndjson": _ndjson}
+def _xlsx(path: Path) -> Table:
+    """Read the first sheet. A file that says less of its own size than it unpacks to is not given to the reader."""
+    import polars as pl
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED:
+                raise ValueError(f"it unpacks to more than {_MOST_UNPACKED / 2**20:,.0f} MB; save it as .csv")
+            broken = archive.testzip()  # unpacks no more than each member's size, and compares the checksums
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"it is not, or no longer, a workbook: {reason(error)}") from error
+    if broken is not None:
+        raise ValueError(f"the workbook is damaged in {broken[:100]}")
+    try:
+        import fastexcel
+    except ModuleNotFoundError as error:
+        raise ValueError("it needs fastexcel: pip install 'copilotlab[excel]'") from error
+    try:
+        frame = pl.read_excel(path, infer_schema_length=None, raise_if_empty=False)
+    except fastexcel.FastExcelError as error:
+        raise ValueError(reason(error)) from error
+    return Table([str(name) for name in frame.columns], frame.iter_rows(named=True))
+
+
+_READERS: dict[str, Callable[[Path], Table]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".ndjson": _ndjson,
+    ".jsonl": _ndjson,
+    ".xlsx": _xlsx,
+}
+ENDINGS = tuple(_READERS)

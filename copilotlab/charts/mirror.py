@@ -24,6 +24,7 @@ class CatalogueLike(Protocol):
 
     frame: the columns of `Chart` that there are, key and title among them. skipped: what could not be read: path,
     native_id ("" or null where it is not known) and reason. format, instance: the first two parts of each key.
+    complete: False where something could not be read at all, so that a chart which is not here may be there still.
     """
 
     @property
@@ -34,6 +35,8 @@ class CatalogueLike(Protocol):
     def format(self) -> str: ...
     @property
     def instance(self) -> str: ...
+    @property
+    def complete(self) -> bool: ...
 
 
 class MirrorResult(NamedTuple):
@@ -52,13 +55,15 @@ class MirrorResult(NamedTuple):
 class Mirrored(NamedTuple):
     """A catalogue as charts: each once, by its id.
 
-    prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now.
+    prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now. complete:
+    whether a chart that is not here is there no more.
     """
 
     prefix: str
     charts: dict[int, Chart]
     kept: set[str]
     skipped: int
+    complete: bool = True
 
 
 def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) -> Mirrored:
@@ -93,7 +98,7 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
         if (other := charts.get(chart.chart_id)) is not None:
             raise collision(chart, other.key)
         charts[chart.chart_id] = chart
-    return Mirrored(prefix, charts, kept, catalogue.skipped.height + refused)
+    return Mirrored(prefix, charts, kept, catalogue.skipped.height + refused, catalogue.complete)
 
 
 def check_size(catalogue: Mirrored, held: set[str]) -> None:

@@ -58,8 +58,8 @@ def _table(given: object) -> tuple[Table, str]:
         "Chart": "save takes it",
     }.get(type(given).__name__, "pl.DataFrame makes a frame of most tables")
     raise ChartError(
-        "expected a frame of polars or pandas, a list of dicts, or the path of a .parquet, .csv or .ndjson file, not "
-        f"{type(given).__module__}.{type(given).__qualname__}: {remedy}"
+        "expected a frame of polars or pandas, a list of dicts, or the path of a .parquet, .csv, .ndjson or .xlsx "
+        f"file, not {type(given).__module__}.{type(given).__qualname__}: {remedy}"
     )
 
 

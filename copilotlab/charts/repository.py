@@ -225,8 +225,8 @@ class ChartRepository:
         """Save the charts of a frame, list or file, all or none; return the catalogue's revision after it.
 
         frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
-        .parquet, .csv or .ndjson file. Text may be in UTF-8, UTF-16 or cp1252 (which the log says), and a .csv may have
-        commas, semicolons, tabs or | between its fields.
+        .parquet, .csv, .tsv, .ndjson, .jsonl or .xlsx file. Text may be in UTF-8, UTF-16 or cp1252 (which the log
+        says), and a .csv may have commas, semicolons, tabs or | between its fields.
         Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
         text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a
         list in JSON or as Python writes it, or words with semicolons between, or with commas where there is no
@@ -346,7 +346,7 @@ class ChartRepository:
                     elif any(value != row[name] for name, value in zip(names, other, strict=True)):
                         changed.append(row)
                 bar.update(len(part))
-        gone = [i for i, its_key in held.items() if i not in rows and its_key not in given.kept]
+        gone = [i for i, its_key in held.items() if given.complete and i not in rows and its_key not in given.kept]
         unchanged = len(rows) - len(added) - len(changed)
         result = MirrorResult(len(added), len(changed), unchanged, len(gone), given.skipped)
         return _Difference([*added, *changed, *(_row(i, 0, None) for i in gone)], result)

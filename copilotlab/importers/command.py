@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 from copilotlab.charts import CatalogueLike, ChartRepository, MirrorResult, RepositoryError
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="copilotlab import",
         description="Make the charts of one instance of a BI tool what its export says; nodes follow by themselves.",
+        epilog="A live server is asked with COPILOTLAB_IMPORT_TOKEN, or _USER and _PASSWORD, from the environment.",
     )
     parser.add_argument(
         "format", metavar="FORMAT", help="such as superset, metabase or grafana; auto finds it by looking"
@@ -73,8 +74,10 @@ def _import(charts: ChartRepository, options: argparse.Namespace, *, quiet: bool
 
 
 def _read(options: argparse.Namespace) -> CatalogueLike:
-    read_catalogue: Callable[..., CatalogueLike] = import_module("copilotlab.importers").read_catalogue
+    from copilotlab.importers import read_catalogue
+
     more: dict[str, Any] = {"base_url": options.base_url, "query": options.query}
+    more |= {name: os.environ.get(f"COPILOTLAB_IMPORT_{name.upper()}") for name in ("token", "user", "password")}
     format_ = None if options.format == "auto" else options.format
     given = {name: value for name, value in more.items() if value is not None}
     return read_catalogue(options.path, format_, options.instance, **given)

@@ -66,7 +66,9 @@ HEADERS = {
 class Action(BaseModel):
     """What is to be done. node: which does it; argument: the model's name, or the lease's value as it was shown."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"action": "sync", "node": "a"}]})
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"action": "sync", "node": "a"}]}
+    )
 
     action: Literal["rebuild", "sync", "switch_model", "stop", "release_lease"]
     node: str = Field("", max_length=200)
@@ -125,7 +127,7 @@ class AdminPage:
             """Tell how all nodes of the cluster are: who agrees, alerts, lease, timeline, as this service hears it."""
             return _json(await asyncio.to_thread(self.snapshot))
 
-        @router.get("/v1/cluster/events", responses=told, dependencies=[Depends(reader)])
+        @router.get("/v1/cluster/events", include_in_schema=False, dependencies=[Depends(reader)])
         async def events(request: Request) -> Response:
             """Tell the same once a second, as server-sent events: "now", and every ten seconds "history"."""
             if self._streams >= MOST_STREAMS:
@@ -134,7 +136,9 @@ class AdminPage:
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
         @router.get(
-            "/v1/cluster/differences", responses={**told, 504: {"model": Problem}}, dependencies=[Depends(reader)]
+            "/v1/cluster/differences",
+            responses={**told, 409: {"model": Problem}, 504: {"model": Problem}},
+            dependencies=[Depends(reader)],
         )
         async def differences(
             node: Annotated[str, Query(max_length=200)] = "", other: Annotated[str, Query(max_length=200)] = ""
@@ -144,7 +148,7 @@ class AdminPage:
 
         @router.post(
             "/v1/cluster/actions",
-            responses={**told, 409: {"model": Problem}, 429: {"model": Problem}, 504: {"model": Problem}},
+            responses={**told, **{status: {"model": Problem} for status in (400, 408, 409, 429, 504)}},
             response_model=Done,
             dependencies=[Depends(admin)],
         )
@@ -282,7 +286,7 @@ class _as_problems:
         if isinstance(error, CarrierAway):
             raise ProblemError(503, f"cut off from Redis: {error}", Retry_After="5") from error
         if isinstance(error, ValueError) and not isinstance(error, RepositoryError):
-            raise ProblemError(422, str(error)) from error
+            raise ProblemError(409, str(error)) from error  # no such node, or one that cannot: see how it is now
 
 
 class OwnSite:

@@ -25,13 +25,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from copilotlab import __version__
 from copilotlab.answer import Findings
-from copilotlab.charts import Chart
+from copilotlab.charts import Chart, chart_id_of
 from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, Node
 from copilotlab.protocol.follower import Completeness
+from copilotlab.reasons import short
 from copilotlab.service.admin import AdminPage, OwnSite
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
@@ -44,6 +45,9 @@ from copilotlab.service.workers import Workers
 
 TOO_LARGE_ID = 2**63  # a power of two, which OpenAPI's numbers hold exactly
 MOST_LISTED = 1_000  # charts in one page of the list
+# As OpenAPI describes them: what fits is taken; more than that may be, since `Chart` checks them.
+KEY = r"^$|^[^:\s\x00]+:[^:\s\x00]+:[^\s\x00][^\x00]*$"
+WEB_URL = r"^$|^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?([/?#][!-~]*)?$"
 REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
 TIMELINE = 200  # lines of the journal in the diagnostics
 
@@ -78,8 +82,18 @@ class ChartBody(BaseModel):
     measures: list[Word] = Field([], max_length=64)
     source: str = Field("", max_length=200, pattern=TEXT)
     tags: list[Word] = Field([], max_length=64)
-    key: str = Field("", max_length=500, description="format:instance:native id; the chart's id follows from it")
-    url: str = Field("", max_length=2_000, description="what opens the chart in its own tool: http or https")
+    key: str = Field(
+        "",
+        max_length=500,
+        json_schema_extra={"pattern": KEY},
+        description="format:instance:native id; the chart's id follows from it",
+    )
+    url: str = Field(
+        "",
+        max_length=2_000,
+        json_schema_extra={"pattern": WEB_URL},
+        description="what opens the chart in its own tool: http or https",
+    )
 
 
 class ChartAnswer(ChartBody):
@@ -459,10 +473,15 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         return await on(service.changes, lambda: service.chart(chart_id))
 
     @app.put(
-        "/v1/charts/{chart_id}", response_model=Changed, responses=_responses(*A_BODY), dependencies=[Depends(writer)]
+        "/v1/charts/{chart_id}",
+        response_model=Changed,
+        responses=_responses(*A_BODY, 409),
+        dependencies=[Depends(writer)],
     )
     async def put_chart(chart_id: ChartId, body: ChartBody) -> Response:
         """Save a chart, embed it, and tell the other nodes."""
+        if body.key and chart_id != chart_id_of(body.key):
+            raise ProblemError(409, f"the chart with the key {short(body.key)} has the id {chart_id_of(body.key)}")
         chart = Chart(chart_id=chart_id, **body.model_dump())
         return await on(service.changes, lambda: msgspec.json.encode(node.update_chart(chart)._asdict()))
 

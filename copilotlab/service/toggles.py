@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, WithJsonSchema
 
 from copilotlab.node import Node
+from copilotlab.protocol.policy import Policy
+from copilotlab.protocol.toggles import LONGEST, POLICY_FIELDS, SHORTEST, SWITCHES
 from copilotlab.service.problems import ProblemError
 from copilotlab.service.workers import Workers
 
@@ -19,16 +22,39 @@ ToggleName = Annotated[str, Field(min_length=1, max_length=40)]
 ToggleValue = StrictBool | StrictInt | StrictFloat
 
 
+def _described(name: str) -> dict[str, Any]:
+    kind = "bool" if name in SWITCHES else next(field.type for field in fields(Policy) if field.name == name)
+    bounds: dict[str, dict[str, Any]] = {
+        "bool": {"type": "boolean"},
+        "float": {"type": "number", "minimum": SHORTEST, "maximum": LONGEST},
+        "int": {"type": "integer", "minimum": 1, "maximum": 4096},
+    }
+    return bounds[str(kind)]
+
+
+CHANGES = {
+    "type": "object",
+    "properties": {name: _described(name) for name in (*SWITCHES, *POLICY_FIELDS)},
+    "additionalProperties": False,
+    "minProperties": 1,
+}
+"""What may be set, as OpenAPI has it; the node checks it, and says why something may not."""
+IN_TWO_WAYS = {"required": ["everywhere", "node_id"], "properties": {"everywhere": {"const": True}}}
+
+
 class TogglesBody(BaseModel):
     """What to set: toggles by name; on this node, on another (node_id), or everywhere. by: who sets it."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
-        json_schema_extra={"examples": [{"set": {"publishing": False}, "everywhere": True, "by": "Ada"}]},
+        json_schema_extra={
+            "examples": [{"set": {"publishing": False}, "everywhere": True, "by": "Ada"}],
+            "not": IN_TWO_WAYS,  # type: ignore[dict-item]
+        },
     )
 
-    set: dict[ToggleName, ToggleValue] = Field(min_length=1, max_length=MOST_CHANGES)
+    set: Annotated[dict[ToggleName, ToggleValue], WithJsonSchema(CHANGES)] = Field(max_length=MOST_CHANGES)
     everywhere: bool = False
     node_id: str | None = Field(None, min_length=1, max_length=200)
     by: str = Field("an admin over HTTP", min_length=1, max_length=200)

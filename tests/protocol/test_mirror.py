@@ -14,7 +14,7 @@ from copilotlab.lab.simulated_lab import SimulatedLab
 def catalogue(titles: dict[str, str], host: str) -> SimpleNamespace:
     keys = [f"grafana:prod:{native}" for native in titles]
     frame = pl.DataFrame({"key": keys, "title": list(titles.values()), "url": [f"{host}/{key}" for key in keys]})
-    return SimpleNamespace(frame=frame, skipped=pl.DataFrame(), format="grafana", instance="prod")
+    return SimpleNamespace(frame=frame, skipped=pl.DataFrame(), format="grafana", instance="prod", complete=True)
 
 
 def links(lab: SimulatedLab) -> list[dict[str, str | None]]:

@@ -106,7 +106,7 @@ def test_what_it_shows_needs_a_token_for_reading_and_what_it_does_one_for_admin(
         done = await client.post("/v1/cluster/actions", json=action, headers=as_(ADMIN))
         assert done.json()["said"].startswith("sync begun")
         for wrong, status, words in (
-            ({"action": "sync", "node": "b"}, 422, "'b' was not heard of"),
+            ({"action": "sync", "node": "b"}, 409, "'b' was not heard of"),
             ({"action": "format", "node": "a"}, 422, "action"),
             ({"action": "release_lease", "argument": "5 a b c"}, 409, "another one by now"),
         ):

@@ -42,8 +42,11 @@ def running():
         charts.save_many(simulated_charts(20))
         with Node(charts, load_embedder("hash"), server.url) as node:
             node.wait_complete(30)
-            patch.setitem(SERVED, "app", create_app(node, Settings(token=TOKEN, admin_per_minute=10_000)))
-            yield
+            app = create_app(node, Settings(token=TOKEN, admin_per_minute=10_000))
+            patch.setitem(SERVED, "app", app)
+            with app.state.service.page.cluster as cluster:
+                cluster.start()
+                yield
 
 
 def _no_model(name: str):

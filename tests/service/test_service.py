@@ -146,11 +146,11 @@ def test_a_chart_of_another_tool_is_put_found_and_read_with_its_key_and_link(ser
     read = client.get(path).json()
     assert (read["key"], read["url"]) == (key, url)
 
-    for wrong, said in (
-        ({"url": "javascript:alert(1)"}, "url='javascript:alert(1)': expected one such as https"),
-        ({"key": "grafana:prod:other"}, "the chart with the key 'grafana:prod:other' has the id"),
+    for wrong, status, said in (
+        ({"url": "javascript:alert(1)"}, 422, "url='javascript:alert(1)': expected one such as https"),
+        ({"key": "grafana:prod:other"}, 409, "the chart with the key 'grafana:prod:other' has the id"),
     ):
-        assert said in is_problem(client.put(path, json={"title": "Walrus dives per day", **wrong}), 422)
+        assert said in is_problem(client.put(path, json={"title": "Walrus dives per day", **wrong}), status)
     client.delete(path)
 
 

@@ -180,6 +180,14 @@ def test_the_four_rooms_know_neither_the_protocol_nor_each_other() -> None:
     assert {module for module in who_knows(*ROOMS) if within(module, *ROOMS)} == set()
 
 
+def test_the_importers_know_the_charts_and_the_ground_alone() -> None:
+    above = ("importers", "protocol", "node", "details", "answer", "watch", *TOP)
+    known = {name for module in imports() if within(module, "importers") for name in imports()[module]}
+    assert "charts.chart" in known
+    assert {name for name in known if within(name, *ROOMS[1:], *above) and not within(name, "importers")} == set()
+    assert {module for module in who_knows("importers") if not within(module, *TOP)} == set()
+
+
 def test_the_ground_knows_nothing_of_the_house() -> None:
     ground = {Path(name).stem for name in paths_in(ARCHITECTURE) if re.fullmatch(r"copilotlab/\w+\.py", name)}
     ground -= {"node", "details", "answer", "watch", "orders", "cluster", "picture", "cli"}

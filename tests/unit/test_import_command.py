@@ -33,7 +33,7 @@ class Source:
         keys = [f"superset:{instance}:{native}" for native in self.titles]
         frame = pl.DataFrame({"key": keys, "title": list(self.titles.values())}, schema_overrides={"key": pl.String})
         skipped = pl.DataFrame(self.skipped, schema=["path", "native_id", "reason"], orient="row")
-        return SimpleNamespace(frame=frame, skipped=skipped, format="superset", instance=instance)
+        return SimpleNamespace(frame=frame, skipped=skipped, format="superset", instance=instance, complete=True)
 
 
 @pytest.fixture

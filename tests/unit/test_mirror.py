@@ -24,6 +24,7 @@ class Given:
     instance: str = "prod"
     format: str = "superset"
     skipped: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SKIPPED))
+    complete: bool = True
 
 
 def catalogue(
@@ -211,3 +212,13 @@ def test_a_hundred_thousand_lines_are_not_logged_for_a_bad_catalogue(caplog):
     assert result == MirrorResult(1, 0, 0, 0, 50)
     assert len(caplog.records) == 10
     assert caplog.records[-1].getMessage().endswith("These are 10: others are not named here")
+
+
+def test_a_catalogue_that_could_not_be_read_to_the_end_deletes_nothing():
+    charts = ChartRepository()
+    charts.mirror(catalogue({"1": "Revenue", "2": "Orders", "3": "Returns"}))
+    part = catalogue({"1": "Revenue", "2": "Orders by month"})
+    part.complete = False
+    result = charts.mirror(part)
+    assert (result.changed, result.deleted) == (1, 0)
+    assert "superset:prod:3" in titles_of(charts)

@@ -1,0 +1,86 @@
+"""dbt: exposures, in YAML or in the manifest that dbt makes; native id: the project's name and the exposure's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from copilotlab.importers.draft import Document, Draft, Skipped
+from copilotlab.importers.tree import at, dicts, fields, items, text, texts
+
+_REFERENCE = re.compile(r"""(?:ref|source|metric)\s*\(\s*["']([^"']+)["']\s*(?:,\s*["']([^"']+)["'])?""")
+_VISUALIZATION = re.compile(r"^### Visualization: (.{1,60})$", re.MULTILINE)  # dbt-metabase writes these descriptions
+_METADATA = re.compile(r"^#### Metadata\s*$.*", re.MULTILINE | re.DOTALL)
+_QUERY_HEADING = re.compile(r"^#### Query\s*$", re.MULTILINE)
+_NO_DESCRIPTION = re.compile(r"^No description provided in Metabase\s*$", re.MULTILINE)
+
+
+class Dbt:
+    """Reads exposures of dbt."""
+
+    format = "dbt"
+
+    def __init__(self, base_url: str = "") -> None:
+        self._projects: list[tuple[str, str]] = []  # folder and name
+        self._drafts: list[tuple[Draft | Skipped, str, str]] = []  # with the project, where it is known, and its name
+        self._disabled: list[Skipped] = []
+
+    def take(self, document: Document) -> bool:
+        content = document.content
+        if not isinstance(content, dict):
+            return False
+        folder, _, file = document.path.rpartition("/")
+        exposures = content.get("exposures")
+        if file in ("dbt_project.yml", "dbt_project.yaml"):
+            self._projects.append((folder, text(content.get("name"))))
+        elif isinstance(exposures, dict) and ("nodes" in content or "metadata" in content):
+            for exposure in exposures.values():
+                self._take_exposure(fields(exposure), document.path, text(at(exposure, "package_name")))
+        elif isinstance(exposures, list):
+            for exposure in dicts(exposures):
+                self._take_exposure(exposure, document.path, "")
+        else:
+            return False
+        return True
+
+    def _take_exposure(self, exposure: dict[str, Any], path: str, project: str) -> None:
+        name = text(exposure.get("name"))
+        description = text(exposure.get("description"))
+        shown = _VISUALIZATION.search(description)
+        for pattern in (_VISUALIZATION, _QUERY_HEADING, _METADATA, _NO_DESCRIPTION):
+            description = pattern.sub("", description)
+        draft = Draft(
+            native_id=name,
+            path=path,
+            title=text(exposure.get("label")) or name.replace("_", " "),
+            description=description,
+            chart_type=shown[1].lower() if shown else text(exposure.get("type")),
+            source=", ".join(dict.fromkeys(_sources(exposure.get("depends_on")))),
+            tags=texts(exposure.get("tags")) + texts(at(exposure, "config", "tags")),
+            url=text(exposure.get("url")),
+        )
+        disabled = text(at(exposure, "config", "enabled")) == "false" or at(exposure, "config", "enabled") is False
+        skipped = Skipped(path, name, "it is disabled")
+        self._drafts.append((skipped if disabled else draft, project, name))
+
+    def charts(self) -> Iterable[Draft | Skipped]:
+        for draft, project, name in self._drafts:
+            if isinstance(draft, Draft) and name:
+                project = project or self._project_of(draft.path)
+                draft.native_id = f"{project}.{name}" if project else name
+            yield draft
+
+    def _project_of(self, path: str) -> str:
+        """Return the project in whose folder a file lies: the innermost one."""
+        around = [(folder, name) for folder, name in self._projects if not folder or path.startswith(f"{folder}/")]
+        return max(around, default=("", ""))[1]
+
+
+def _sources(depends_on: object) -> Iterable[str]:
+    """Give the models' names: of ``ref('orders')``, and of the manifest's ``model.shop.orders``."""
+    for node in texts(at(depends_on, "nodes")) if isinstance(depends_on, dict) else texts(items(depends_on)):
+        if found := _REFERENCE.search(node):
+            yield found[2] or found[1]
+        elif re.fullmatch(r"[\w.-]+", node):
+            yield node.rpartition(".")[2]
