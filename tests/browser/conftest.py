@@ -56,6 +56,10 @@ PANELS = {
     "lab": "lab.panel()",
     "search": "search = SearchPanel(lab, models=['wordllama'])\nsearch",
     "comparison": "comparison = ComparisonPanel(lab, models=['wordllama'])\ncomparison",
+    "cluster": """from copilotlab import Cluster
+cluster = Cluster(lab.redis.url, charts=lab.charts)
+cluster.wait(nodes=2, timeout=30)
+cluster.panel()""",
 }
 
 

@@ -152,3 +152,11 @@ def test_on_a_narrow_page(in_voila, cells, theme):
     page.get_by_text("nodes give these").wait_for()
     save(page, f"lab-narrow-{theme}")
     page.locator(".copilotlab").nth(1).screenshot(path=FOLDER / f"search-narrow-{theme}.png")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_cluster_panel(in_voila, cells, theme):
+    setup, panel = cells("cluster", nodes=4)
+    page = in_voila("cluster", setup, APART, panel, theme=theme)
+    page.get_by_text("node-3").first.wait_for()
+    save(page, f"cluster-{theme}")

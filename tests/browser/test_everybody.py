@@ -61,6 +61,15 @@ def test_a_checker_of_accessibility_finds_nothing_serious(show, cells, axe, them
     assert findings == [[], [], []]
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_checker_of_accessibility_finds_nothing_serious_in_the_panel_of_a_cluster(in_voila, cells, axe, theme):
+    page = in_voila(f"axe-cluster-{theme}", *cells("cluster"), theme=theme)
+    page.get_by_title("Stop node-2").click()
+    expect(page.get_by_title("Confirm what is asked")).to_be_visible()
+    page.evaluate(axe)
+    assert page.locator(".copilotlab").evaluate(FINDINGS) == []
+
+
 def test_on_a_narrow_page_nothing_is_cut_off_and_a_long_title_leaves_room_for_the_rest(show, cells):
     page = show("narrow", *cells("lab", "search"))
     page.set_viewport_size({"width": 600, "height": 900})
