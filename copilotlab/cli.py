@@ -1,4 +1,4 @@
-"""The command line: ``copilotlab demo``, ``models``, ``study``, ``import``, ``serve`` and ``config``."""
+"""The command line: ``copilotlab demo``, ``study``, ``import``, ``serve`` and the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from functools import partial
 IMPORT = {"import": "the charts of a BI tool, out of its export; its options: `copilotlab import --help`"}
 SERVICE = {
     "serve": "one node behind HTTP; its options: `copilotlab serve --help`",
+    "rebuild": "every chart into the cluster, once; its options: `copilotlab rebuild --help`",
+    "admin": "the admin page without a node; its options: `copilotlab admin --help`",
     "config": "the effective settings of `serve`, and where each comes from",
 }
 
@@ -90,12 +92,14 @@ def _import(flags: Sequence[str]) -> int:
 def _service(command: str, flags: Sequence[str]) -> int:
     """Run a command of the service, which reads its own flags, environment and file."""
     try:
-        from copilotlab.service.serve import serve, show_config
+        from copilotlab.service.serve import admin, rebuild, serve, show_config
     except ImportError as error:
         print(f"copilotlab {command}: {error}: pip install 'copilotlab[serve]'", file=sys.stderr)
         return 2
     try:
-        return serve(flags) if command == "serve" else show_config(flags)
+        return {"serve": serve, "rebuild": rebuild, "admin": admin, "config": show_config}[command](flags)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"copilotlab {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130

@@ -38,7 +38,7 @@ from copilotlab.service.door import Door, Rate
 from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
 from copilotlab.service.quick import QuickRoute, credentials, from_query
-from copilotlab.service.settings import Settings
+from copilotlab.service.settings import ListeningSettings, Settings
 from copilotlab.service.toggles import toggles_router
 from copilotlab.service.tokens import Guard
 from copilotlab.service.workers import Workers
@@ -353,10 +353,7 @@ class Service:
 
     def admit(self) -> None:
         """Count an admin call. Raises ProblemError where there were too many."""
-        if wait := self._admin_calls.admit():
-            raise ProblemError(
-                429, f"more than {self.settings.admin_per_minute} admin calls a minute", Retry_After=str(int(wait) + 1)
-            )
+        _admit(self._admin_calls, self.settings.admin_per_minute)
 
     def begin(self, action: str, do: Callable[[], object]) -> bytes:
         """Begin a long action, one at a time, and answer at once. Raises ProblemError."""
@@ -382,6 +379,29 @@ class Service:
         """Load a model and switch the node to it."""
         self.node.switch_model(load_embedder(name))
         return self.node.embedder.fingerprint
+
+
+def create_admin(cluster: Cluster, settings: ListeningSettings) -> tuple[FastAPI, AdminPage]:
+    """Make an application of the admin page alone, and the page: all nodes of a cluster, watched without one."""
+    app = FastAPI(title="copilotlab admin", version=__version__, openapi_url=None)
+    rate = Rate(settings.admin_per_minute)
+    page = AdminPage(cluster, admit=lambda: _admit(rate, settings.admin_per_minute))
+
+    @app.get("/livez")
+    async def livez() -> dict[str, bool]:
+        """Tell that the process answers."""
+        return {"alive": True}
+
+    app.include_router(page.router(Guard(settings.tokens()).check))
+    told_as_problems(app)
+    app.add_middleware(OwnSite)
+    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
+    return app, page
+
+
+def _admit(calls: Rate, most: int) -> None:
+    if wait := calls.admit():
+        raise ProblemError(429, f"more than {most} admin calls a minute", Retry_After=str(int(wait) + 1))
 
 
 def create_app(node: Node, settings: Settings) -> FastAPI:

@@ -1,4 +1,4 @@
-"""``copilotlab serve`` and ``copilotlab config``: from flags to a running service, and to its end."""
+"""``copilotlab serve``, ``rebuild``, ``admin`` and ``config``: from flags to what runs, and to its end."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import gethostname
 
 import uvicorn
+from fastapi import FastAPI
 
 from copilotlab.charts import ChartRepository
+from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
 from copilotlab.node import Node
-from copilotlab.service.app import Service, create_app
+from copilotlab.service.app import Service, create_admin, create_app
 from copilotlab.service.door import REQUEST_ID
-from copilotlab.service.settings import Settings, load_settings
+from copilotlab.service.settings import AdminSettings, ListeningSettings, NodeSettings, Settings, load_settings
 
 
 def serve(flags: Sequence[str] = ()) -> int:
@@ -28,14 +30,7 @@ def serve(flags: Sequence[str] = ()) -> int:
     """
     settings, _ = load_settings(Settings, flags)
     with ChartRepository(settings.charts) as charts:
-        node = Node(
-            charts,
-            load_embedder(settings.model),
-            settings.redis,
-            policy=settings.policy.made(),
-            node_id=settings.node_id,
-            namespace=settings.namespace,
-        )
+        node = _node_of(settings, charts)
         log_as(settings.log, node.node_id)
         try:
             return run(node, settings)
@@ -46,7 +41,63 @@ def serve(flags: Sequence[str] = ()) -> int:
 def run(node: Node, settings: Settings) -> int:
     """Serve a node that was made before; see `serve`."""
     app = create_app(node, settings)
-    config = uvicorn.Config(
+    service: Service = app.state.service
+    server = _Server(app, settings, service.hold_back, service.listens_at)
+    service.node.orders.stop = server.end
+    return server.serve_until_told()
+
+
+def rebuild(flags: Sequence[str] = ()) -> int:
+    """Bring every chart into the cluster once, as one more node of it, with a bar; return 0 if nothing is missing then.
+
+    What the other nodes hold is fetched, and the rest is embedded here and told to them. Raises what `serve` does.
+    """
+    settings, _ = load_settings(NodeSettings, flags, program="copilotlab rebuild")
+    with ChartRepository(settings.charts) as charts, _node_of(settings, charts) as node:
+        log_as(settings.log, node.node_id)
+        result = node.rebuild(progress=True)
+        print(
+            f"{result.outcome}: {result.charts:,} charts, {result.embedded:,} embedded, {result.reused:,} reused, "
+            f"{result.removed:,} removed, {result.seconds:.1f} s"
+        )
+        if result.missing:
+            print(f"{result.missing:,} charts are missing: {result.reason}")
+    return 0 if not result.missing else 1
+
+
+def admin(flags: Sequence[str] = ()) -> int:
+    """Serve the admin page without a node until SIGTERM or Ctrl-C; return 0 if it ended in order.
+
+    ``--connect URL`` is ``--redis URL``. Raises SettingsError, RepositoryError, CarrierRefused, OSError.
+    """
+    named = [f"--redis{flag[9:]}" if flag.partition("=")[0] == "--connect" else flag for flag in flags]
+    settings, _ = load_settings(AdminSettings, named, program="copilotlab admin")
+    log_as(settings.log, "admin")
+    with (
+        ChartRepository(settings.charts) as charts,
+        Cluster(settings.redis, settings.namespace, charts=charts) as cluster,
+    ):
+        app, page = create_admin(cluster, settings)
+
+        def end(_why: str) -> None:
+            page.ending = True
+
+        return _Server(app, settings, end, lambda _url: None).serve_until_told()
+
+
+def _node_of(settings: NodeSettings, charts: ChartRepository) -> Node:
+    return Node(
+        charts,
+        load_embedder(settings.model),
+        settings.redis,
+        policy=settings.policy.made(),
+        node_id=settings.node_id,
+        namespace=settings.namespace,
+    )
+
+
+def _config(app: FastAPI, settings: ListeningSettings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         settings.host,
         settings.port,
@@ -56,36 +107,47 @@ def run(node: Node, settings: Settings) -> int:
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         lifespan="on",
     )
-    server = _Server(config, app.state.service)
-    # uvicorn ends in order, and then raises the signal once more: that is to find somebody, and do nothing.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        server.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0 if server.started else 1
 
 
 ANY = ("0.0.0.0", "::")  # every address of this host
 
 
 class _Server(uvicorn.Server):
-    """Says that it is not ready as soon as it is told to end, and where it listens once it does."""
+    """Tells that it ends as soon as it is told to, and where it listens once it does.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-        service.node.orders.stop = self.end
+    ends: called with why it ends. listens_at: called with its address.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: ListeningSettings,
+        ends: Callable[[str], object],
+        listens_at: Callable[[str], object],
+    ) -> None:
+        super().__init__(_config(app, settings))
+        self._ends = ends
+        self._listens_at = listens_at
+
+    def serve_until_told(self) -> int:
+        """Serve until a signal; return 0 if it began to."""
+        # uvicorn ends in order, and then raises the signal once more: that is to find somebody, and do nothing.
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return 0 if self.started else 1
 
     def end(self) -> None:
         """Begin to end, as by a signal."""
-        self._service.hold_back("the service was asked to end")
+        self._ends("the service was asked to end")
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Begin to end, by a signal."""
-        self._service.hold_back("the service is ending")
+        self._ends("the service is ending")
         super().handle_exit(sig, frame)  # type: ignore[arg-type]  # uvicorn's own frame
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -95,7 +157,7 @@ class _Server(uvicorn.Server):
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
                 logging.getLogger("copilotlab.service").info("listening on http://%s:%d", host, port)
-                self._service.listens_at(f"http://{gethostname() if host in ANY else host}:{port}")
+                self._listens_at(f"http://{gethostname() if host in ANY else host}:{port}")
 
 
 def show_config(flags: Sequence[str] = ()) -> int:

@@ -113,24 +113,16 @@ class NodeSettings(CommonSettings):
     policy: PolicySettings = Field(PolicySettings(), description="the choices of the protocol; all nodes have the same")
 
 
-class Settings(NodeSettings):
-    """What `copilotlab serve` is told. Make it with `load_settings`, which names the line that is wrong."""
+class ListeningSettings(CommonSettings):
+    """What a command is told that answers over HTTP."""
 
     host: str = Field("127.0.0.1", description="address to listen on; one that is not loopback needs a token")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     token: SecretStr | None = Field(None, description="a token for all that can be done; rather in the environment")
     tokens_file: Path | None = Field(None, description="a file with a line for each token: 'read|write|admin TOKEN'")
-    open_search: bool = Field(False, description="search and read charts without a token")
-    open_metrics: bool = Field(False, description="/metrics without a token")
-    max_k: int = Field(100, ge=1, le=10_000, description="the most charts that one query may ask for")
-    max_queries: int = Field(64, ge=1, le=1_000, description="the most queries in one request")
-    max_chart_ids: int = Field(10_000, ge=1, description="the most chart ids that a search may be restricted to")
     max_body: int = Field(1_000_000, ge=1_000, description="the most bytes of a request's body")
     body_seconds: float = Field(10.0, gt=0, description="the longest that a body may take to arrive")
     admin_per_minute: int = Field(30, ge=1, description="the most admin calls in a minute")
-    search_threads: int = Field(4, ge=1, le=64, description="searches at the same time; more wait")
-    write_threads: int = Field(8, ge=1, le=64, description="changes and reads of the repository at the same time")
-    max_waiting: int = Field(256, ge=1, description="requests that wait for a thread; beyond, 503")
     grace: float = Field(10.0, gt=0, description="seconds that requests under way get at the end")
 
     @model_validator(mode="after")
@@ -148,6 +140,25 @@ class Settings(NodeSettings):
             return Tokens.of(self.token.get_secret_value() if self.token else None, self.tokens_file)
         except OSError as error:
             raise ValueError(f"tokens_file: {error}") from error
+
+
+class AdminSettings(ListeningSettings):
+    """What `copilotlab admin` is told."""
+
+    port: int = Field(8001, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+
+class Settings(NodeSettings, ListeningSettings):
+    """What `copilotlab serve` is told. Make it with `load_settings`, which names the line that is wrong."""
+
+    open_search: bool = Field(False, description="search and read charts without a token")
+    open_metrics: bool = Field(False, description="/metrics without a token")
+    max_k: int = Field(100, ge=1, le=10_000, description="the most charts that one query may ask for")
+    max_queries: int = Field(64, ge=1, le=1_000, description="the most queries in one request")
+    max_chart_ids: int = Field(10_000, ge=1, description="the most chart ids that a search may be restricted to")
+    search_threads: int = Field(4, ge=1, le=64, description="searches at the same time; more wait")
+    write_threads: int = Field(8, ge=1, le=64, description="changes and reads of the repository at the same time")
+    max_waiting: int = Field(256, ge=1, description="requests that wait for a thread; beyond, 503")
 
 
 def _is_of_serve(name: str) -> bool:
