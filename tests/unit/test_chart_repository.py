@@ -931,7 +931,7 @@ def test_an_upgrade_that_fails_halfway_has_changed_nothing(tmp_path, monkeypatch
 def test_a_mirror_on_postgresql_is_as_on_sqlite(url):
     keys = [f"superset:prod:{number}" for number in range(1_200)]
     frame = pl.DataFrame({"key": keys, "title": keys, "tags": [["a"]] * len(keys)})
-    given = SimpleNamespace(format="superset", instance="prod", frame=frame, skipped=pl.DataFrame())
+    given = SimpleNamespace(format="superset", instance="prod", frame=frame, skipped=pl.DataFrame(), complete=True)
     with ChartRepository(url) as repository:
         assert repository.mirror(given) == (1_200, 0, 0, 0, 0)
         assert repository.mirror(given) == (0, 0, 1_200, 0, 0)

@@ -83,6 +83,7 @@ EXPECTED: dict[str, tuple[dict[str, int], str]] = {
     "ChartSkipped": ({"skipped": 1}, "skipped_words"),
     "Searched": ({"searches": 3}, ""),
     "SearchedIncomplete": ({}, "incomplete"),
+    "Ordered": ({}, "ordered_words"),
     "DetailsMissing": ({"details_missing": 3}, "details_missing"),
     "AlertRaised": ({"alerts": 1}, "alert_words"),
     "AlertEnded": ({}, "alert_words_ended"),
