@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit alone axe-core browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue lab clean chromium debian-redis prometheus site docs dist release-check
+        screenshots catalogue serve lab clean chromium debian-redis prometheus site docs dist release-check
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -133,6 +133,9 @@ screenshots: chromium   ## a picture of every panel, light and dark, in build/sc
 
 catalogue: $(VENV)/dev   ## make data/*.parquet again from data/subjects
 	@$(BIN)/python data/make_catalogue.py
+
+serve: $(VENV)/dev   ## three services on an embedded server, and the admin page of the first
+	@$(BIN)/python -m copilotlab.lab.services
 
 lab: $(VENV)/dev   ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir notebooks
