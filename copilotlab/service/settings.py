@@ -127,7 +127,8 @@ class ListeningSettings(CommonSettings):
 
     @model_validator(mode="after")
     def _has_a_token_where_it_needs_one(self) -> Self:
-        if not is_loopback(self.host) and not len(self.tokens()):
+        tokens = self.tokens()  # one that is no good is said before a database or a model is opened
+        if not is_loopback(self.host) and not len(tokens):
             raise ValueError(
                 f"host={self.host!r} can be reached by others: set COPILOTLAB_TOKEN or tokens_file, or listen on "
                 "127.0.0.1"

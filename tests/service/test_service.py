@@ -319,10 +319,11 @@ def test_it_does_not_start_on_a_public_address_without_a_token_nor_with_a_wrong_
         (["--token", "short"], "expected 16 or more"),
     ):
         words = [sys.executable, "-m", "copilotlab", "serve", *flags]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False, cwd=tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
         assert "short" not in done.stderr
+        assert not (tmp_path / "charts.db").exists(), "nothing was begun"
 
 
 def test_without_tokens_it_is_read_on_loopback_and_not_written(server, folder):
