@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 
 from copilotlab.monitoring.happenings import Owed
 from copilotlab.protocol import events
@@ -23,19 +24,16 @@ class Outbox:
         self._coordinator = coordinator
         self._unsaid: dict[int, None] = {}
 
-    def say(self, event: events.Event, chart_id: int, need: Need | None = None) -> bool:
-        """Tell the other nodes of a change; if Redis is away, keep it to be said later, and return False."""
-        if not self._coordinator.context.toggles.now.publishing:
-            self.owe([chart_id])
-            self._coordinator.context.tell(Owed(chart_id))
-            return False
-        try:
-            self._coordinator.publish(event, *([] if need is None else [need]))
-        except CarrierAway:
-            self._unsaid[chart_id] = None
-            self._coordinator.context.tell(Owed(chart_id))
-            return False
-        return True
+    def say(self, event: events.Event, chart_id: int, *needs: Need) -> bool:
+        """Tell the other nodes of a change; while that cannot be, keep it to be said later, and return False."""
+        context = self._coordinator.context
+        if context.toggles.now.publishing:
+            with suppress(CarrierAway):
+                self._coordinator.publish(event, *needs)
+                return True
+        self.owe([chart_id])
+        context.tell(Owed(chart_id))
+        return False
 
     def owe(self, chart_ids: Iterable[int]) -> None:
         """Note changes that the other nodes are still to be told of."""
@@ -52,7 +50,7 @@ class Outbox:
             self._unsaid.pop(chart_id, None)  # before it is read: a caller may change it again, and note that
         try:
             self._say_what_is_here(owed[:HANDED_OVER])
-        except CarrierAway:
+        except BaseException:
             self.owe(owed)  # what was said already is said again
             raise
 

@@ -1,6 +1,6 @@
 """A route that reads its request itself, for the call that is made most.
 
-FastAPI's way from a request to arguments takes 0.3 ms, as long as a search.
+FastAPI's own way from a request to arguments takes about as long as a search does.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import pytest
 from world import World
 
 
-def batch_under_way() -> World:
+def batch_under_way(nodes: int = 2) -> World:
     """Node 0 is in the middle of a batch of four new charts; node 1 knows that."""
-    world = World(2)
+    world = World(nodes)
     world.run(5.0)
     for chart_id in (1, 2, 3, 4):
         world.charts.save(world.chart(chart_id))
@@ -99,13 +99,7 @@ def test_who_comes_back_in_the_middle_of_a_batch_is_asked_for_what_is_left():
 
 def test_a_holder_that_was_cut_off_and_went_on_is_waited_for_by_who_takes_its_batch_over():
     """It comes back after its lease was taken, and hands over what it made, and what was saved there meanwhile."""
-    world = World(3)
-    world.run(5.0)
-    for chart_id in (1, 2, 3, 4):
-        world.charts.save(world.chart(chart_id))
-    world.nodes[0].replica.batches.begin("rebuild", ask_peers=False)
-    world.work(0)
-    world.work(0)
+    world = batch_under_way(3)
     world.update(1, world.chart(5))  # left to the batch
     world.carriers[0].cut()
     while world.nodes[1].replica.batches.present is None and world.nodes[2].replica.batches.present is None:

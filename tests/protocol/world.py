@@ -96,7 +96,7 @@ class MemoryRepository(ChartRepository):
 
     def save(self, chart: Chart) -> int:
         self._check()
-        known = self._changes.get(chart.chart_id)
+        known = None if chart.chart_id in self.damaged else self._changes.get(chart.chart_id)  # that row is mended
         return known.revision if known is not None and known.chart == chart else self._write(chart.chart_id, chart)
 
     def delete(self, chart_id: int) -> int:
@@ -390,9 +390,7 @@ class World:
             connected = node.coordinator.connected
             if self.charts._changes[chart.chart_id].revision != revision:
                 raise Broken(f"{outcome}: the repository has another revision")
-            # A row that was damaged by hand cannot tell a node that knows of a lost past which of the two is right.
-            in_doubt = chart.chart_id in self.charts.damaged and self._misled is not None
-            if outcome in ("published", "local", "unchanged") and held != revision and not in_doubt:
+            if outcome in ("published", "local", "unchanged") and held != revision:
                 raise Broken(f"{outcome} {revision}, but the node holds {held}")
             quiet = not node.context.toggles.now.publishing
             if (outcome == "published") != (self.redis.updates > said) or (

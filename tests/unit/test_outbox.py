@@ -161,6 +161,23 @@ def test_where_redis_goes_in_the_middle_all_is_owed_on(desk, monkeypatch):
     assert desk.heard() == [(7, 8), (9, 1)]
 
 
+def test_whatever_goes_wrong_in_the_middle_nothing_that_is_owed_is_forgotten(desk, monkeypatch):
+    for chart_id in (7, 8):
+        desk.store.put(record(chart_id, 1))
+    desk.outbox.owe([7, 8])
+
+    def breaks(bulk, page):
+        raise MemoryError
+
+    monkeypatch.setattr(desk.coordinator, "put_bulk", breaks)
+    with pytest.raises(MemoryError):
+        desk.outbox.hand_over()
+    assert len(desk.outbox) == 2
+    monkeypatch.undo()
+    desk.outbox.hand_over()
+    assert desk.heard() == [(7, 8)]
+
+
 def test_what_changes_again_while_it_is_said_is_owed_again(desk, monkeypatch):
     desk.store.put(record(7, 1))
     desk.outbox.owe([7])
