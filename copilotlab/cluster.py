@@ -32,7 +32,7 @@ from copilotlab.markup import DOUBTFUL, GOOD, card, rows_table
 from copilotlab.monitoring import Alerts, Happening, Thresholds
 from copilotlab.monitoring.agreement import Agreement
 from copilotlab.monitoring.alerts import CONDITIONS
-from copilotlab.picture import CLUSTER_CONDITIONS, WATCHED, Lease, Overview, Picture, Row, agreements
+from copilotlab.picture import CLUSTER_CONDITIONS, WATCHED, Lease, Overview, Picture, Row, agreements, holds, letter
 from copilotlab.protocol import events, keys
 from copilotlab.protocol.carrier import Carrier, CarrierAway
 from copilotlab.protocol.context import Context
@@ -302,8 +302,8 @@ class Cluster:
         made = [
             {
                 **{name: getattr(row, name) for name in _NODES if name in Row._fields},
-                "group": groups[row.model].letter(row.digest) if row.answers and row.model in groups else "",
-                "lease": "held" if _holds(row, lease) else "",
+                "group": letter(row, groups),
+                "lease": "held" if holds(row, lease) else "",
                 "batch": "" if row.batch is None else f"{row.batch.kind} {row.batch.done}/{row.batch.total}",
                 "alerts": [alert.name for alert in row.alerts],
             }
@@ -691,9 +691,7 @@ class _Observer:
         self.picture.saw_lease(value, now, alive=alive, owed=owed is not None)
         self._unanswered += 1
         if self._unanswered > SILENT_BEATS:
-            silence = CarrierAway(f"nothing was heard from {link.address} for {SILENT_BEATS} heartbeats")
-            link.lose(silence)
-            raise silence
+            link.lose_to_silence()
 
     def _take(self, channel: str, payload: bytes) -> None:
         now = self.context.clock.now()
@@ -820,10 +818,6 @@ class _Observer:
 
 def _nothing() -> None:
     pass
-
-
-def _holds(row: Row, lease: Lease | None) -> bool:
-    return (row.batch is not None and row.batch.leased) or (lease is not None and lease.holder == row.node)
 
 
 def _compared(left: _Held, right: _Held) -> Iterator[tuple[object, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -364,6 +364,16 @@ def agreements(rows: Iterable[Row]) -> dict[str, Agreement]:
         if row.answers and row.digest:
             by_model[row.model].append(row)
     return {model: Agreement.of(map(_status, of)) for model, of in sorted(by_model.items())}
+
+
+def holds(row: Row, lease: Lease | None) -> bool:
+    """Tell whether a node holds the lease: it says so, or the lease names it."""
+    return (row.batch is not None and row.batch.leased) or (lease is not None and lease.holder == row.node)
+
+
+def letter(row: Row, found: Mapping[str, Agreement]) -> str:
+    """Return the letter of the nodes that hold what this one does, "" where it does not answer. found: `agreements`."""
+    return found[row.model].letter(row.digest) if row.answers and row.model in found else ""
 
 
 def _status(row: Row) -> dict[str, object]:

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from copilotlab.charts.chart import MAX_DESCRIPTION, MAX_TITLE, MAX_WORD, MAX_WORDS, chart_id_of
+from copilotlab.charts.chart import MAX_DESCRIPTION, MAX_TITLE, MAX_URL, MAX_WORD, MAX_WORDS, chart_id_of
 from copilotlab.importers.draft import CatalogueError, Draft, Skipped
 from copilotlab.importers.words import description_of, listed, one_line, title_of
-from copilotlab.markup import facts_table, rows_table
+from copilotlab.markup import facts_table, is_web_url, rows_table
 from copilotlab.reasons import short
 
 if TYPE_CHECKING:
     import polars as pl
 
 MAX_NATIVE_ID = 200
-MAX_URL = 2_000
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_SHOWN = 8  # reasons
 
@@ -163,11 +162,6 @@ def _made_title(dashboards: list[str], dimensions: list[str], measures: list[str
 def link_of(url: str) -> str:
     """Return a link that is safe to show: to a host, by http or https. "" for anything else."""
     url = url.strip()
-    if len(url) > MAX_URL or not url.isprintable() or any(c in url for c in " \"'<>\\`"):
+    if len(url) > MAX_URL or not is_web_url(url) or any(c in url for c in "\"'<>\\`"):
         return ""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return ""
-    return url if parts.scheme in ("http", "https") and host and parts.password is None else ""
+    return url if urlsplit(url).password is None else ""

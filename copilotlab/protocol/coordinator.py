@@ -165,9 +165,7 @@ class Coordinator:
         if heartbeat is not None:
             self._beats_unanswered += 1
             if self._beats_unanswered > SILENT_BEATS:
-                silence = CarrierAway(f"nothing was heard from {self.link.address} for {SILENT_BEATS} heartbeats")
-                self.link.lose(silence)
-                raise silence
+                self.link.lose_to_silence()
         return flags
 
     def _look(self, heartbeat: events.Heartbeat | None = None, report: events.Report | None = None) -> Flags:

@@ -399,11 +399,8 @@ def claimed(payload: bytes) -> tuple[str, str]:
     """Return the catalogue (8 hex digits) and the source that ``payload`` claims, unverified; "" where it does not."""
     if not HEADER_BYTES < len(payload) <= MAX_EVENT_BYTES or payload[:1] != _VERSION:
         return "", ""
-    try:
-        source = _envelopes.decode(memoryview(payload)[HEADER_BYTES:]).source
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "", ""
-    return payload[5 : 5 + MARK_BYTES].hex()[:8], source
+    source = _source(memoryview(payload)[HEADER_BYTES:])
+    return (payload[5 : 5 + MARK_BYTES].hex()[:8], source) if source else ("", "")
 
 
 def decode_records(payload: bytes, *, fingerprint: str, dim: int, identity: Identity = NO_CATALOGUE) -> list[Record]:
@@ -578,10 +575,16 @@ def _signature(body: bytes | memoryview, identity: Identity) -> bytes:
 
 def _speaker(body: memoryview) -> str:
     """Name the sender that a message which is not believed claims to come from."""
+    source = _source(body)
+    return f"a node that calls itself {source!r}" if source else "somebody"
+
+
+def _source(body: memoryview) -> str:
+    """Return the source that an envelope claims, unverified; "" where it is none."""
     try:
-        return f"a node that calls itself {_envelopes.decode(body).source!r}"
+        return _envelopes.decode(body).source
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "somebody"
+        return ""
 
 
 _OfModel = TypeVar("_OfModel", Envelope, RecordPage, ManifestPage)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import inf
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import redis
 
@@ -218,6 +218,12 @@ class Link:
         return self.pages.refused(size, str(error))
 
     # --- watching ---------------------------------------------------------------------------------------------
+
+    def lose_to_silence(self) -> NoReturn:
+        """Begin an outage since nothing came back for `SILENT_BEATS` heartbeats. Raises CarrierAway."""
+        silence = CarrierAway(f"nothing was heard from {self.address} for {SILENT_BEATS} heartbeats")
+        self.lose(silence)
+        raise silence
 
     def lose(self, error: CarrierAway, joins: int | None = None) -> None:
         """Begin an outage, or a refusal. joins: the number of the connection that failed; an earlier one is no news."""

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from copilotlab import __version__
 from copilotlab.charts import RepositoryError
 from copilotlab.cluster import ActionRefused, Cluster, NodeSilent
-from copilotlab.picture import Row, agreements
+from copilotlab.picture import Row, agreements, holds, letter
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.service.problems import Problem, ProblemError, problem
 from copilotlab.service.settings import is_loopback
@@ -103,12 +103,14 @@ class AdminPage:
         router = APIRouter()
         told: dict[int | str, dict[str, Any]] = {s: {"model": Problem} for s in (401, 403, 413, 422, 500, 503)}
 
-        def reader(request: Request, given: Given) -> None:
+        # async, or each would be called on yet another thread
+
+        async def reader(request: Request, given: Given) -> None:
             check("read", given)
             if given is None:
                 _named_rightly(request)
 
-        def admin(given: Given) -> None:
+        async def admin(given: Given) -> None:
             check("admin", given)
 
         @router.get("/admin", include_in_schema=False)
@@ -190,8 +192,8 @@ class AdminPage:
             "nodes": [
                 {
                     **{name: getattr(row, name) for name in _SHOWN},
-                    "group": groups[row.model].letter(row.digest) if row.answers and row.model in groups else "",
-                    "lease": bool(row.batch and row.batch.leased) or (lease is not None and lease.holder == row.node),
+                    "group": letter(row, groups),
+                    "lease": holds(row, lease),
                     "batch": None if row.batch is None else msgspec.structs.asdict(row.batch),
                     "alerts": [alert.name for alert in row.alerts],
                 }

@@ -11,7 +11,7 @@ import polars as pl
 
 from copilotlab.markup import text
 from copilotlab.monitoring.agreement import Agreement, short
-from copilotlab.picture import Lease, Row
+from copilotlab.picture import Lease, Row, holds
 from copilotlab.widgets.cells import weakly
 from copilotlab.widgets.lab_panel import EVERYBODY, events_html
 from copilotlab.widgets.node_card import Health, digest_chip, framed, progress_html, seconds
@@ -264,7 +264,7 @@ def health(row: Row) -> Health:
 def card_html(row: Row, lease: Lease | None, agreement: Agreement | None) -> str:
     """Draw the card of one node. agreement: of the nodes with its model."""
     letter = agreement.letter(row.digest) if agreement is not None and row.answers else ""
-    holds = bool(row.batch and row.batch.leased) or (lease is not None and lease.holder == row.node)
+    held = holds(row, lease)
     gone = row.alive is False
     lag = "—" if gone or row.lag is None else f"{row.lag:,} charts" if row.lag else "none"
     outages = "not told" if row.outages is None else f"{row.outages:,}"
@@ -274,7 +274,7 @@ def card_html(row: Row, lease: Lease | None, agreement: Agreement | None) -> str
         ("Redis", text(row.connection), "" if row.connection in ("connected", "left") else "cl-warn"),
         ("lag", text(lag), "cl-warn" if row.lag and not gone else ""),
         ("to", text(f"{row.revision:,} of {row.repository:,}"), "" if row.revision >= row.repository else "cl-warn"),
-        ("lease", text("held" if holds else "—"), "cl-strong" if holds else ""),
+        ("lease", text("held" if held else "—"), "cl-strong" if held else ""),
         ("outages", text(outages), ""),
         ("version", text(row.version or "older"), ""),
         ("model", text(row.model), ""),
