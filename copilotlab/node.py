@@ -205,7 +205,7 @@ class Node:
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
         self.orders = Orders(weakref.ref(self))
-        """What who watches the cluster may ask of this node."""
+        """What a watcher of the cluster may ask of this node."""
         self._present = self._make_replica(self._as_chosen(embedder), redis)
         self._watch.turn_to(self._present)
         self._collector: NodeCollector | None = None
@@ -278,7 +278,7 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Where this node can be reached, as it tells those who watch the cluster: its process, until it is set."""
+        """Where this node can be reached, as it tells the cluster's watchers: its process, until it is set."""
         return self._watch.address
 
     @address.setter
@@ -617,7 +617,7 @@ class Node:
     def find(
         self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
     ) -> Findings:
-        """`search` for who needs no frame, which takes half the time of a search: columns of plain values."""
+        """Search without making a frame, which is half the time of a `search`: columns of plain values."""
         began = time.perf_counter()
         found = self._find(query, k, chart_ids, require_complete)
         self.context.tell(Searched(1, time.perf_counter() - began))

@@ -1,4 +1,4 @@
-"""What who watches a cluster may ask of a node, and what the node does of it, once and one at a time.
+"""What a watcher of the cluster may ask of a node, and what the node does of it, once and one at a time.
 
 An order comes in the node's inbox, signed with the key that is in the repository, for one session, with an id of its
 own: one that arrives again, played back or sent twice, is answered as before and not done again.

@@ -1,4 +1,4 @@
-"""What one who watches a cluster has heard of its nodes: who lives, how they are, what happened, the last hour.
+"""What a watcher of a cluster has heard of its nodes: who lives, how they are, what happened, the last hour.
 
 Nothing here asks anybody: it is told of heartbeats and reports, and of the time at which they came. All is bounded.
 """
@@ -29,7 +29,7 @@ WATCHED = "cluster"  # whom the timeline names where it is nobody's in particula
 class Row(NamedTuple):
     """One node as it was heard last.
 
-    alive: whether it was heard of late, None while the one who watches is cut off; state: as in `events.Report`, or
+    alive: whether it was heard of late, None while the watcher is cut off; state: as in `events.Report`, or
     "silent", or "not told" by a node that says no reports; connection: "connected", "silent", "left" or "unknown";
     lag: charts to come, None where it is not told; revision: of the repository, up to which it holds all; repository:
     the revision that it has seen there; heard: seconds ago; alerts: seconds of each as of now.
@@ -108,7 +108,7 @@ class Overview(NamedTuple):
 
 @dataclass(slots=True)
 class _Session:
-    """One session of a node, by what it said last; times are those of who watches."""
+    """One session of a node, by what it said last; times are the watcher's."""
 
     node: str
     session: int

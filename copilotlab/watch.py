@@ -169,7 +169,7 @@ class Watch:
         )
 
     def report(self, replica: Replica) -> events.Report:
-        """Say how this replica is, for those who watch: within REPORT_BYTES, the evidence of alerts cut to that."""
+        """Say how this replica is, for watchers: within REPORT_BYTES, the evidence of alerts cut to that."""
         now, batch = self._context.clock.now(), self._batch_vitals(replica.batches.present, self._context.clock.now())
         state = state_of(replica)
         building = replica is not self._present and state == "running"

@@ -28,7 +28,7 @@ UPDATES = "chart-vector-updates"
 BATCHES = "chart-vector-batches"
 DELETIONS = "chart-deletions"
 HEARTBEATS = "chart-vector-heartbeats"
-REPORTS = "chart-vector-reports"  # no node listens there, only who watches: see `Report`
+REPORTS = "chart-vector-reports"  # only watchers listen there: see `Report`
 INBOX = "chart-vector-inbox"  # one for each node: INBOX:node_id
 
 WIRE_VERSION = 3
@@ -42,7 +42,7 @@ MAX_SETTINGS = 256  # that a node keeps and says
 MAX_VERSION = 2**52  # of a setting
 LARGEST_VALUE = 1e12  # of a setting
 LATEST = 253_402_300_799.0  # seconds since 1970: the end of the year 9999, the last that Python can write
-WATCHER = 0  # the session of who asks and is no node: it has no vectors, and no numbers that could have gaps
+WATCHER = 0  # the session of a watcher, which is no node: no vectors, and no numbers that could have gaps
 LOST_IN_HALF = 2**13 - 1  # the bits of a float32's mantissa that a normal float16 lacks
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
@@ -208,7 +208,7 @@ class BatchTold(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Report(_Event, frozen=True, forbid_unknown_fields=False):
-    """How a node is, for those who watch (`chart-vector-reports`); said with each heartbeat, and once at its end.
+    """How a node is, for watchers (`chart-vector-reports`); said with each heartbeat, and once at its end.
 
     A node needs nothing of it and does not listen to it, so nodes that do not know of reports hear nothing new. Fields
     are added at its end, with a default, and one that is not known is passed over: old and new versions mix.
@@ -267,7 +267,7 @@ class SettingsHeld(_Event, frozen=True):
 
 
 class Order(_Event, frozen=True):
-    """What who watches asks one node to do, in its inbox; see `copilotlab.orders`.
+    """What a watcher asks one node to do, in its inbox; see `copilotlab.orders`.
 
     order: a random id, by which it is done once, however often it arrives; session: the node's, so that it is for no
     later run of it; action: "rebuild", "sync", "switch_model" (argument: the model's name) or "stop".
@@ -328,7 +328,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     """An event and its sender.
 
     source: the node; fingerprint: of the model whose vectors it holds; session: a random number, new whenever the node
-    starts, or `WATCHER` for who only watches; number: 1, 2, 3... for what it says to all in that session, 0 for what it
+    starts, or `WATCHER` for a watcher; number: 1, 2, 3... for what it says to all in that session, 0 for what it
     says to one.
     """
 

@@ -67,7 +67,7 @@ class Replica:
     """One model's vectors on one node. A `Node` has one, and for a while two while it switches its model.
 
     went_back: see `Follower`. watch: called with the replica at each step of listening; report: what it says of how it
-    is, None for nothing; ordered: is given what who watches asks for, and from whom; all must be quick.
+    is, None for nothing; ordered: is given what a watcher asks for, and its name; all must be quick.
     store: vectors of this model to begin with; None makes one with this `exact_limit`.
     """
 
@@ -349,7 +349,7 @@ class Replica:
                 self.gossip.heard(source, held)
                 self.threads.wake.set()
             case events.Report() | events.Order() | events.OrderAnswer():
-                pass  # said by nodes to who watches, or by who watches: above
+                pass  # between nodes and watchers: above
             case batch_event:
                 self._apply_batch(source, batch_event)
 

@@ -265,7 +265,7 @@ class Service:
             log.info("node %s has ended", self.node.node_id)
 
     def listens_at(self, url: str) -> None:
-        """Note where this service can be reached: the node tells it to those who watch the cluster."""
+        """Note where this service can be reached: the node tells it to the cluster's watchers."""
         self.node.address = url
 
     def hold_back(self, why: str) -> None:
@@ -393,10 +393,15 @@ def create_admin(cluster: Cluster, settings: ListeningSettings) -> tuple[FastAPI
         return {"alive": True}
 
     app.include_router(page.router(Guard(settings.tokens()).check))
+    _guarded(app, settings)
+    return app, page
+
+
+def _guarded(app: FastAPI, settings: ListeningSettings) -> None:
+    """Tell errors as problems, and put before all routes what every request has to pass: the door, then its site."""
     told_as_problems(app)
     app.add_middleware(OwnSite)
     app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
-    return app, page
 
 
 def _admit(calls: Rate, most: int) -> None:
@@ -577,7 +582,6 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         )
     )
     app.include_router(service.page.router(service.check))
-    told_as_problems(app)
     describing(app, with_whole_bounds)
     bounding(
         app,
@@ -586,8 +590,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         k={"maximum": settings.max_k},
         chart_ids={"maxItems": settings.max_chart_ids},
     )
-    app.add_middleware(OwnSite)
-    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
+    _guarded(app, settings)
     return app
 
 

@@ -13,7 +13,7 @@ from copilotlab.markup import text
 from copilotlab.monitoring.agreement import Agreement, short
 from copilotlab.picture import Lease, Row, holds
 from copilotlab.widgets.cells import weakly
-from copilotlab.widgets.lab_panel import EVERYBODY, events_html
+from copilotlab.widgets.lab_panel import EVERYBODY, events_html, timeline_controls
 from copilotlab.widgets.node_card import Health, digest_chip, framed, progress_html, seconds
 from copilotlab.widgets.panel import Panel, label, set_options
 
@@ -111,12 +111,7 @@ class ClusterPanel(Panel):
         return self._row(label("Differences"), self._left, self._right, compare)
 
     def _timeline_row(self) -> widgets.HBox:
-        self._of = widgets.Dropdown(
-            options=[(EVERYBODY, EVERYBODY)], description="of", layout=widgets.Layout(width="11rem")
-        )
-        self._like = widgets.Text(
-            description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem")
-        )
+        self._of, self._like = timeline_controls()
         self._follow(self._of, self._like)
         return self._row(label("Timeline"), self._of, self._like)
 

@@ -163,12 +163,7 @@ class LabPanel(Panel):
         return self._row(label("Toggle"), self._toggle, self._where, turn_on, turn_off)
 
     def _timeline_row(self) -> widgets.HBox:
-        self._of = widgets.Dropdown(
-            options=[(EVERYBODY, EVERYBODY)], description="of", layout=widgets.Layout(width="11rem")
-        )
-        self._like = widgets.Text(
-            description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem")
-        )
+        self._of, self._like = timeline_controls()
         self._follow(self._of, self._like)
         return self._row(label("Timeline"), self._of, self._like)
 
@@ -405,6 +400,13 @@ def verdict_html(statuses: Sequence[Mapping[str, object]], agreement: Agreement,
         f"<span class='cl-repository'>repository: {escape(repository)}</span></div>"
         f"<div class='cl-batches'>{batches or 'no batch is under way'}</div>"
     )
+
+
+def timeline_controls() -> tuple[widgets.Dropdown, widgets.Text]:
+    """Make the two controls of a timeline: whose events, and with which words."""
+    of = widgets.Dropdown(options=[(EVERYBODY, EVERYBODY)], description="of", layout=widgets.Layout(width="11rem"))
+    words = widgets.Text(description="with", placeholder="part of an event", layout=widgets.Layout(width="18rem"))
+    return of, words
 
 
 def events_html(timeline: pl.DataFrame, node: str = EVERYBODY, words: str = "") -> str:

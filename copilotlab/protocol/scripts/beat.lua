@@ -3,7 +3,7 @@
 -- KEYS  generation, lease, owed, epoch, the caller's sign of life
 -- ARGV  a generation to begin with ('' if the policy knows none), the highest epoch that the caller knows,
 --       channel ('' for none), payload, life's milliseconds, signs of life, 1 if leases are fenced,
---       a second channel ('' for none) and payload: how the node is, for those who watch
+--       a second channel ('' for none) and payload: how the node is, for watchers
 -- returns generation, lease ('' if nobody has it), owed (0 or 1), epoch
 --
 -- Without a generation the server is new, or has lost its memory. The node that finds this sets one, and marks a rebuild
