@@ -56,9 +56,10 @@ def rebuild(flags: Sequence[str] = ()) -> int:
     with ChartRepository(settings.charts) as charts, _node_of(settings, charts) as node:
         log_as(settings.log, node.node_id)
         result = node.rebuild(progress=True)
+        held, by = len(node.store), "another batch" if result.outcome in ("deferred", "fenced") else "this one"
         print(
-            f"{result.outcome}: {result.charts:,} charts, {result.embedded:,} embedded, {result.reused:,} reused, "
-            f"{result.removed:,} removed, {result.seconds:.1f} s"
+            f"{held:,} charts held, brought by {by} ({result.outcome}: {result.embedded:,} embedded, "
+            f"{result.reused:,} reused, {result.removed:,} removed, {result.seconds:.1f} s)"
         )
         if result.missing:
             print(f"{result.missing:,} charts are missing: {result.reason}")
