@@ -116,8 +116,6 @@ class Follower:
         """Whether the last look took in the whole catalogue."""
         self.last_look: tuple[float, int] | None = None
         """When the repository was asked last, on the node's clock, and its revision then; None before the first."""
-        self.dropped = 0
-        """How many charts the last look dropped."""
         self._stamped: set[int] = set()  # charts that were given a revision here: no other node will send their vectors
         self._looks: tuple[tuple[int, str], ...] = ()  # revision and digest at each; revisions grow
         self.skipped: dict[int, Skipped] = {}
@@ -179,7 +177,7 @@ class Follower:
         """
         if not self._context.policy.reconcile:
             return self._charts.heads_since(revision), 0
-        return self.look(revision, compare=False), self.dropped
+        return self._look(revision, compare=False)
 
     def read(self, chart_ids: list[int]) -> list[Words]:
         """Read these charts as they are now, in this order. Raises RepositoryError.
@@ -208,7 +206,11 @@ class Follower:
         0 is the whole catalogue: all live charts. compare: also check that store and repository hold the same, as of
         that moment. Raises RepositoryError; then nothing was changed.
         """
-        since = self.read_to if since is None else since
+        heads, _ = self._look(self.read_to if since is None else since, compare=compare)
+        return heads
+
+    def _look(self, since: int, *, compare: bool) -> tuple[Heads, int]:
+        """`look`, and how many charts it dropped."""
         # Noted before the repository is asked: what is not there then was never there.
         seen = max(self._store.latest, self.read_to, self._backlog.latest)
         version, asked_at = self._store.version, self._context.clock.now()
@@ -219,20 +221,20 @@ class Follower:
             self._go_back(look, seen)
         elif self._context.clock.now() >= self._doubts_until:
             self._store.trust()
-        heads = self._take_in(look, since, back=back)
+        heads, dropped = self._take_in(look, since, back=back)
         self.last_look = asked_at, look.revision  # at once: the listening thread reads it
         if compare and self._context.policy.ordered and since and not self._agrees(look, version):
-            heads = self._compare()
+            heads, dropped = self._compare()
         self._try_again()
-        return heads
+        return heads, dropped
 
-    def _take_in(self, look: Look, since: int, *, back: bool = False) -> Heads:
+    def _take_in(self, look: Look, since: int, *, back: bool = False) -> tuple[Heads, int]:
         now, policy, heads = self._context.clock.now(), self._context.policy, look.heads
         due = now + (policy.adopt_after if self.has_read else self._new_patience)
         revision, reuse = look.revision, policy.reuse_vectors
         followed = self._store.follow(*heads, since=since, revision=revision, reuse=reuse, back=back)
-        self.dropped = len(followed.dropped)
-        self._context.tell(Applied(self.dropped))
+        if dropped := len(followed.dropped):
+            self._context.tell(Applied(dropped))
         rows = _rows(heads)
         lacking = {rows[row][0]: rows[row][1:] for row in followed.lacking.tolist()}
         self._skip_on(lacking, rows, whole=since == 0)
@@ -257,7 +259,7 @@ class Follower:
         self.compared = since == 0
         if self.compared:
             self._offset = (look.digest - digest_of(rows)) % MODULUS
-        return heads
+        return heads, dropped
 
     def _skip_on(
         self, lacking: dict[int, tuple[int, bytes]], rows: list[tuple[int, int, bytes]], *, whole: bool
@@ -312,7 +314,7 @@ class Follower:
             self._pause = self._context.policy.heartbeat_interval
         return not differs or self._context.clock.now() < self._next_comparison
 
-    def _compare(self) -> Heads:
+    def _compare(self) -> tuple[Heads, int]:
         """Take in the whole catalogue, since it is not what was followed."""
         self._tell_went_back()
         self._context.tell(ComparedAnew(self.read_to))

@@ -18,16 +18,7 @@ import redis as redis_py
 
 from copilotlab.charts import ChartRepository, Identity
 from copilotlab.embedding import Embedder
-from copilotlab.monitoring.happenings import (
-    Applied,
-    BatchHeard,
-    ChunkMissed,
-    DigestsDiffered,
-    GapSeen,
-    Reconciling,
-    Slept,
-    Unlistened,
-)
+from copilotlab.monitoring.happenings import Slept
 from copilotlab.protocol import events
 from copilotlab.protocol.backlog import Backlog
 from copilotlab.protocol.batches import Batches
@@ -37,22 +28,17 @@ from copilotlab.protocol.context import Context
 from copilotlab.protocol.coordinator import Coordinator
 from copilotlab.protocol.follower import Follower
 from copilotlab.protocol.gossip import Gossip
+from copilotlab.protocol.hearing import Hearing
+from copilotlab.protocol.mending import Mending
 from copilotlab.protocol.outbox import Outbox
-from copilotlab.protocol.peers import ALIVE_BEATS, Peers, Strangers
+from copilotlab.protocol.peers import ALIVE_BEATS, Peers
 from copilotlab.protocol.sync import Sync
 from copilotlab.protocol.threads import Threads
 from copilotlab.protocol.transfer import Transfers
 from copilotlab.protocol.view import ANYBODY, Flags, View
-from copilotlab.store import Record, VectorStore
+from copilotlab.store import VectorStore
 
 LISTEN_SECONDS = 0.25  # how long the listening thread waits for one event before it looks whether to stop
-NEWS = (events.UPDATES, events.DELETIONS)  # channels of nothing else than what became of charts
-ANSWERS_UNDER_WAY = 2  # heartbeats that answer newcomers: each serves all that came before it, be they hundreds
-
-
-def _is_news(event: events.Event) -> bool:
-    """Tell whether an event says what became of charts, and not how nodes are, or what they ask each other."""
-    return events.CHANNEL_OF[type(event)] in NEWS or isinstance(event, events.BatchChunk | events.BatchChunkStored)
 
 
 def _watched_by_nobody(_replica: Replica) -> None:
@@ -87,20 +73,17 @@ class Replica:
     ) -> None:
         policy, clock = context.policy, context.clock
         self.context = context
-        self.charts = charts
         self.embedder = embedder
         made = VectorStore(embedder.dim, ordered=policy.ordered, exact_limit=exact_limit) if store is None else store
         self.store = made
         self._watch = watch
         self._report = report
-        self._ordered = ordered
         self.coordinator = Coordinator(
             redis, context, fingerprint=embedder.fingerprint, dim=embedder.dim, identity=charts.identity
         )
         grace = ALIVE_BEATS * policy.heartbeat_interval
         self.view = View(clock.now(), grace if policy.reconcile else inf)
         self.peers = Peers(policy.heartbeat_interval)
-        self.strangers = Strangers()
         self.gossip = Gossip(self.coordinator, self.peers)
         self.transfers = Transfers(self.coordinator, self.store)
         self.outbox = Outbox(self.store, self.coordinator)
@@ -147,7 +130,33 @@ class Replica:
             self.batches,
             wake=self.threads.wake,
         )
-        self._next_beat = self._next_ask = clock.now()
+        self.hearing = Hearing(
+            context,
+            self.store,
+            self.coordinator,
+            self.view,
+            self.peers,
+            self.gossip,
+            self.transfers,
+            self.outbox,
+            self.follower,
+            self.looks,
+            self.batches,
+            beat_soon=self._beat_soon,
+            ordered=lambda source, order: ordered(self, source, order),
+            wake=self.threads.wake,
+        )
+        self.mending = Mending(
+            context,
+            self.store,
+            self.coordinator,
+            self.view,
+            self.peers,
+            self.transfers,
+            self.backlog,
+            self.follower,
+        )
+        self._next_beat = clock.now()
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -202,7 +211,7 @@ class Replica:
                 self._beat()
             envelope = self.coordinator.receive(timeout)
             if envelope is not None:
-                self._apply(envelope)
+                self.hearing.take(envelope)
         except CarrierAway:
             self._lose()
             return True
@@ -226,7 +235,7 @@ class Replica:
             if self.batches.begin_what_is_due(now, self._due()):
                 return True
             if reconcile:
-                self._mend(now)
+                self.mending.begin(now)
         return self.looks.is_due(now) and self.sync()
 
     def _due(self) -> int | None:
@@ -261,6 +270,9 @@ class Replica:
         if reconcile:
             self.transfers.check()
         self.threads.wake.set()
+
+    def _beat_soon(self) -> None:
+        self._next_beat = self.context.clock.now()
 
     def _hand_over(self) -> None:
         """Say what was not said yet, unless publishing is off; as written, that is never said. Raises CarrierAway."""
@@ -312,186 +324,10 @@ class Replica:
         if slept := self.view.listened(now):
             self.context.tell(Slept(slept))
 
-    # --- what the others say ----------------------------------------------------------------------------------
-
-    def _apply(self, envelope: events.Envelope) -> None:
-        source, event = envelope.source, envelope.event
-        if envelope.session == events.WATCHER:
-            if isinstance(event, events.ManifestWanted | events.RecordsWanted):
-                self.transfers.answer(source, event)
-            elif isinstance(event, events.Order):
-                self._ordered(self, source, event)
-            return
-        if self._reads_another_copy(source, event):
-            return
-        if self.context.policy.reconcile and self.peers.note(envelope, self.context.clock.now()):
-            self.context.tell(GapSeen(source))
-            self.view.suspect(source)
-            self.threads.wake.set()
-        if _is_news(event) and not self.context.toggles.now.listening:
-            self.context.tell(Unlistened(source))  # digests will differ, and what they say is fetched once it is on
-            return
-        match event:
-            case events.ChartUpdated(record):
-                self._take(self.coordinator.records([record]))
-            case events.ChartsUpdated(bulk):
-                self._fetch_page(source, bulk)
-            case events.ChartDeleted(chart_id, revision):
-                self.context.tell(Applied(int(self.store.remove(chart_id, revision))))
-            case events.Heartbeat() as heartbeat:
-                self._note_heartbeat(source, heartbeat)
-            case events.BulkReady() as ready:
-                self.transfers.arrived(source, ready)
-                self.threads.wake.set()
-            case events.ManifestWanted() | events.RecordsWanted() as question:
-                self.transfers.answer(source, question)
-            case events.SettingsHeld() as held:
-                self.gossip.heard(source, held)
-                self.threads.wake.set()
-            case events.Report() | events.Order() | events.OrderAnswer():
-                pass  # between nodes and watchers: above
-            case batch_event:
-                self._apply_batch(source, batch_event)
-
-    def _reads_another_copy(self, source: str, event: events.Event) -> bool:
-        """Tell whether the source reads another copy of the catalogue; if so, drop its event."""
-        if isinstance(event, events.Heartbeat):
-            follower = self.follower
-            self.strangers.note(
-                source,
-                event.revision,
-                self.context.clock.now(),
-                last_look=follower.last_look,
-                differs=follower.contradicts(event.revision, event.catalogue),
-            )
-        if source not in self.strangers:
-            return False
-        reason = f"node {source!r} reads another copy of this catalogue, which went another way: give each a namespace"
-        self.coordinator.reject(events.EventRejected("copy", reason))
-        return True
-
-    def _apply_batch(
-        self,
-        source: str,
-        event: events.BatchStarted | events.BatchChunk | events.BatchChunkStored | events.BatchFinished,
-    ) -> None:
-        if not self._accepts(event.batch, event.epoch):
-            reason = f"a batch of epoch {event.epoch}, over since {self.view.accepted[1]}"
-            self.coordinator.reject(events.EventRejected("epoch", reason))
-            return
-        match event:
-            case events.BatchStarted():
-                self.context.tell(BatchHeard(source, f"begins, epoch {event.epoch}"))
-                self.batches.heard_of(event.epoch)
-                self.view.batch_began(source)
-                self._next_beat = self.context.clock.now()  # the holder asks the nodes that answer
-            case events.BatchChunk():
-                self._take(self.coordinator.records(event.records))
-            case events.BatchChunkStored():
-                self._fetch_page(source, event.bulk)
-            case events.BatchFinished():
-                self._finish_heard(source, event)
-
-    def _accepts(self, batch: str, epoch: int) -> bool:
-        """Accept one batch at a time: the first that is heard of the highest epoch, if Redis confirms that epoch."""
-        if self.view.accepts(batch, epoch):
-            return True
-        if not (self.view.would_accept(epoch) and self.coordinator.lease.is_current(epoch)):
-            return False
-        return self.view.accept(batch, self.coordinator.lease.counted(epoch))
-
-    def _fetch_page(self, source: str, bulk: str) -> None:
-        payload = self.coordinator.get_bulk(bulk)
-        if payload is None:  # this node slept for longer than the page was kept
-            self.context.tell(ChunkMissed(source))
-            self.view.suspect(source)
-            return
-        try:
-            records = self.coordinator.decode_records(payload)
-        except events.EventRejected as error:
-            self.coordinator.reject(error)
-            return
-        self._take(records)
-
-    def _take(self, records: list[Record]) -> None:
-        taken = self.store.put_many(records)
-        self.context.tell(Applied(taken))
-        policy = self.context.policy
-        if taken == len(records) or not policy.ordered or policy.reconcile:
-            return
-        # The same text embedded in another batch differs in its last bits. Where two vectors of one revision meet, the
-        # larger hash wins everywhere, so a node that holds the larger one says so. (Where nodes reconcile, digests do.)
-        for record in records:
-            held = self.store.get(record.chart_id)
-            if held is None or held.revision != record.revision or held.vector_hash <= record.vector_hash:
-                continue
-            self.outbox.say(events.ChartUpdated(events.pack(held)), held.chart_id)
-
-    def _finish_heard(self, source: str, event: events.BatchFinished) -> None:
-        self.view.batch_ended(owed=False, up_to=event.revision)
-        policy = self.context.policy
-        if policy.ordered and not policy.reconcile and event.chart_ids is not None:
-            try:
-                chart_ids = events.unpack_ids(event.chart_ids)
-            except events.EventRejected as error:
-                self.coordinator.reject(error)
-                return
-            self.context.tell(Applied(len(self.store.retain(chart_ids, event.revision))))
-        self.context.tell(BatchHeard(source, f"has ended: {event.total} records to revision {event.revision}"))
-        self.looks.soon()
-        self.threads.wake.set()
-
-    def _note_heartbeat(self, source: str, heartbeat: events.Heartbeat) -> None:
-        if heartbeat.newcomer and self.coordinator.beats_under_way < ANSWERS_UNDER_WAY:
-            self._next_beat = self.context.clock.now()
-        self.gossip.heard_beat(source)
-        differs = self.peers.note_heartbeat(source, heartbeat, self.store.digest)
-        if differs and self.view.is_quiet(self.coordinator.heard_to):
-            self.context.tell(DigestsDiffered(source))
-            self.view.suspect(source)
-            self.threads.wake.set()
-
     def _speak_for(self, identity: Identity) -> None:
         """Speak for another catalogue from now on: the repository holds it in place of the one before."""
         self.coordinator.link.identity = identity
         self.view.suspect(ANYBODY)
-
-    # --- what is missing --------------------------------------------------------------------------------------
-
-    def _mend(self, now: float) -> None:
-        """Begin to fetch what is known to be missing, unless that is under way."""
-        if self.transfers.peer:
-            return
-        try:
-            self._reconcile()
-            if not self.transfers.peer and self.backlog and self.view.is_quiet(self.coordinator.heard_to):
-                self._ask_for_missing(now)
-        except CarrierAway:
-            return  # the listening thread sees that too, and knows whether Redis is back already
-
-    def _reconcile(self) -> None:
-        """Fetch from the first suspect that has said what it holds; one that never does holds up nothing."""
-        now = self.coordinator.heard_to
-        for source in self.view.suspects():
-            known = self.peers.get(source, now)
-            living = [known] if known is not None else self.peers.alive(now)
-            told = [peer for peer in living if peer.digest]
-            if told:
-                self.view.clear(source)
-                if told[0].digest != self.store.digest:
-                    self.context.tell(Reconciling(told[0].node_id))
-                    self.transfers.reconcile(told[0].node_id)
-                    return
-            elif not living and (source != ANYBODY or self.view.has_waited(now)):
-                self.view.clear(source)  # there is no node to ask
-
-    def _ask_for_missing(self, now: float) -> None:
-        ahead = [
-            peer for peer in self.peers.alive(self.coordinator.heard_to) if peer.complete_to > self.follower.complete_to
-        ]
-        if ahead and now >= self._next_ask:
-            self._next_ask = now + self.context.policy.heartbeat_interval
-            self.transfers.ask(ahead[0].node_id, self.backlog.chart_ids())
 
     def __repr__(self) -> str:
         return f"Replica({self.context.node_id!r}, {self.embedder.fingerprint!r}, {len(self.store)} charts)"

@@ -343,7 +343,7 @@ BUGS = (
     Bug(
         "a setting is said once",
         "a node whose word was lost, or that was away, never learns what was set",
-        (Edit("protocol/replica.py", "        self.gossip.heard_beat(source)\n", ""),),
+        (Edit("protocol/hearing.py", "        self._gossip.heard_beat(source)\n", ""),),
     ),
 )
 

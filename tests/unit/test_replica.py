@@ -53,7 +53,7 @@ def test_a_look_that_ends_while_a_heartbeat_is_weighed_makes_nobody_a_stranger(l
         pass
 
     assert (looks.looked, looks.read_to) == (True, 2)
-    assert "n1" not in one.replica.strangers
+    assert "n1" not in one.replica.hearing.strangers
     assert one.context.metrics["dropped_copy"] == 0
 
 
