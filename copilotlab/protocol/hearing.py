@@ -68,7 +68,7 @@ class Hearing:
         self._gossip = gossip
         self._transfers = transfers
         self._outbox = outbox
-        self._follower = follower
+        self.follower = follower
         self._looks = looks
         self._batches = batches
         self._beat_soon = beat_soon
@@ -119,7 +119,7 @@ class Hearing:
     def _reads_another_copy(self, source: str, event: events.Event) -> bool:
         """Tell whether the source reads another copy of the catalogue; if so, drop its event."""
         if isinstance(event, events.Heartbeat):
-            follower = self._follower
+            follower = self.follower
             self.strangers.note(
                 source,
                 event.revision,

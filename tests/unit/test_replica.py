@@ -46,7 +46,7 @@ def test_a_look_that_ends_while_a_heartbeat_is_weighed_makes_nobody_a_stranger(l
     while one.listen():
         pass
     assert one.replica.follower.read_to == 1, "this one has not looked yet"
-    one.replica.follower = looks = LooksMeanwhile(one.replica.follower)
+    one.replica.hearing.follower = looks = LooksMeanwhile(one.replica.follower)
     lab.clock.advance(1.0)
     other.listen()
     while one.listen():
