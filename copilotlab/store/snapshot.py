@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab.digest import as_text, entry
+from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.store.codes import Coded, Codes
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
 from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, Record
+from copilotlab.store.saved import Columns
 
 NEVER = 2**63 - 1
 ROWS_AT_ONCE = 4096  # copied or rescored; between two such pieces other threads get their turn
 SCORES_AT_ONCE = 2**22  # of one product with several queries: 16 MB
 GATHERED_BELOW = 1 / 8  # share of the rows from which multiplying all costs less than gathering some: measured
+SPARE_ROWS = 16
 MANY = 256  # candidates, from which on a float32 product before the exact ranking is the cheaper way: measured
 
 
@@ -79,6 +81,19 @@ class Rows:
         self.vector_hashes[written] = _stacked(record.vector_hash for record in records)
         self.serials[written] = range(serial, serial + len(records))
 
+    def fill(self, columns: Columns) -> None:
+        """Write the columns into the first rows, which no snapshot sees yet."""
+        count = len(columns.chart_ids)
+        for start in range(0, count, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, count))
+            self.vectors[part] = columns.vectors[part]
+            self.codes[part], self.scales[part], self.rests[part] = Coded.of(columns.vectors[part])
+        self.chart_ids[:count] = columns.chart_ids
+        self.revisions[:count] = columns.revisions
+        self.content_hashes[:count] = columns.content_hashes
+        self.vector_hashes[:count] = columns.vector_hashes
+        self.serials[:count] = range(count)
+
     def take(self, other: Rows, chosen: Ints) -> None:
         """Copy the ``chosen`` rows of ``other`` to the first rows here."""
         for start in range(0, len(chosen), ROWS_AT_ONCE):
@@ -107,6 +122,28 @@ class Snapshot:
     """The digest without the vectors, as a repository has it."""
     graphs: tuple[Graph, ...] = ()
     """Over adjoining ranges of serials, from 0 on."""
+
+    @classmethod
+    def of(cls, columns: Columns) -> Snapshot:
+        """Make the first snapshot of a store from what another one held."""
+        chart_ids, count = columns.chart_ids.tolist(), len(columns.chart_ids)
+        rows = Rows.empty(count + max(SPARE_ROWS, count // 4), columns.vectors.shape[1])
+        rows.fill(columns)
+        heads = columns.revisions.tolist(), map(bytes, columns.content_hashes), map(bytes, columns.vector_hashes)
+        digest = content = 0
+        for chart_id, revision, content_hash, vector_hash in zip(chart_ids, *heads, strict=True):
+            digest += entry(chart_id, revision, content_hash, vector_hash)
+            content += entry(chart_id, revision, content_hash)
+        return cls(
+            rows,
+            newest=dict(zip(chart_ids, range(count), strict=True)),
+            count=count,
+            clock=1,
+            live=count,
+            next_serial=count,
+            digest=digest % MODULUS,
+            content=content % MODULUS,
+        )
 
     @property
     def dim(self) -> int:
