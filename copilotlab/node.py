@@ -13,9 +13,10 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from os import PathLike
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import numpy as np
@@ -68,6 +69,7 @@ from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
+from copilotlab.snapshot_file import SnapshotFile
 from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
 from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
 
@@ -106,6 +108,7 @@ class NodeStatus(TypedDict):
     last one known; peers: other nodes alive; reconciling: the node from which it fetches; owes_rebuild: whether
     something is still missing or unsaid; last_sync_age: seconds since the whole catalogue was compared and nothing
     of it was missing; index: "exact" or "graph"; recall: of searches, None while they are exact;
+    snapshot: the file in which its vectors are kept, and how that stands; "" without one;
     alerts: those raised now; toggles: those that were set since the start and are in force here, see
     `Node.toggles`.
     """
@@ -136,6 +139,7 @@ class NodeStatus(TypedDict):
     last_sync_age: float | None
     index: str
     recall: float | None
+    snapshot: str
     alerts: list[dict[str, object]]
     toggles: list[dict[str, object]]
 
@@ -163,6 +167,9 @@ class Node:
     policy: `Policy()` by default. node_id: a random one by default. namespace: "" by default; see `Coordinator`.
     clock: the system's by default. exact_limit: the most charts (20,000) for which a search compares the query with
     each; above it a graph is built in the background, which costs a core for a minute per 100,000 charts.
+    snapshot: a file in which this node, and no other, keeps its vectors: written in the background a minute after a
+    change, and at `stop`. A node that starts with it answers from it at once, and embeds only what has changed since; a
+    file that is damaged or of another model or catalogue is left aside, which the log says. None by default.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
     hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when it is
@@ -172,8 +179,8 @@ class Node:
     session, connections and counters are new, and its vectors are those of the fork. One that ran in the parent does
     not run in the child: there every call raises RuntimeError until it is started.
 
-    Raises ValueError for a wrong URL, name or exact_limit, and TypeError for what is no policy, clock, repository or
-    model, before it connects to anything.
+    Raises ValueError for a wrong URL, name, exact_limit or path, TypeError for what is no policy, clock, repository or
+    model, and RuntimeError where another node has the snapshot, before it connects to anything.
     """
 
     def __init__(
@@ -187,6 +194,7 @@ class Node:
         namespace: str = "",
         clock: Clock | None = None,
         exact_limit: int = EXACT_LIMIT,
+        snapshot: str | PathLike[str] | None = None,
     ) -> None:
         if not isinstance(charts, ChartRepository):
             raise TypeError(
@@ -206,7 +214,9 @@ class Node:
         self._watch = Watch(self.context)
         self.orders = Orders(weakref.ref(self))
         """What a watcher of the cluster may ask of this node."""
-        self._present = self._make_replica(self._as_chosen(embedder), redis)
+        embedder = self._as_chosen(embedder)
+        self._snapshot_file = None if snapshot is None else SnapshotFile(snapshot, self.context)
+        self._present = self._make_replica(embedder, redis, self._restored(embedder))
         self._watch.turn_to(self._present)
         self._collector: NodeCollector | None = None
         self._successor: Replica | None = None  # the next model's, while it is built
@@ -219,6 +229,14 @@ class Node:
 
     def _as_chosen(self, embedder: Embedder) -> Embedder:
         return rounded(embedder) if self.policy.vectors == "float16" else embedder
+
+    def _restored(self, embedder: Embedder) -> VectorStore | None:
+        """Return the store that this node has kept in its file; None where it keeps none."""
+        if self._snapshot_file is None:
+            return None
+        store = VectorStore(embedder.dim, ordered=self.policy.ordered, exact_limit=self._exact_limit)
+        self._snapshot_file.restore(store, model=embedder.fingerprint, catalogue=self.charts.identity.incarnation)
+        return store
 
     def _make_replica(
         self,
@@ -233,7 +251,7 @@ class Node:
             redis,
             exact_limit=self._exact_limit,
             went_back=self._details.clear,
-            watch=self._watch.step,
+            watch=_looks(self._watch, self._snapshot_file),
             report=self._watch.report,
             ordered=self.orders.take,
             store=store,
@@ -346,6 +364,10 @@ class Node:
         ]
         if interrupted:
             return  # the signal may have interrupted the log
+        if self._snapshot_file is not None and not self._snapshot_file.close(
+            self._present, max(0.0, until - time.monotonic())
+        ):
+            stopped.append(f"copilotlab-snapshot-of-{self.node_id}")
         if left := ", ".join(filter(None, stopped)):
             said = f"still at work after {timeout:g} s: {left}; it ends when it comes back"
             self.context.tell(LeftBehind(said))
@@ -385,6 +407,7 @@ class Node:
         self._stopping = Latch()
         self._successor = None
         self._living.clear()
+        self._snapshot_file = None  # it is the parent's
         former.store.after_fork()
         carrier = former.coordinator.link.carrier.another()
         self._watch = Watch(self.context)
@@ -928,6 +951,7 @@ class Node:
             "last_sync_age": None if replica.looks.last is None else self.clock.now() - replica.looks.last,
             "index": self.store.index_state,
             "recall": self.store.recall,
+            "snapshot": "" if self._snapshot_file is None else str(self._snapshot_file),
             "alerts": [alert.as_dict(self.clock.now()) for alert in self.alerts.active()],
             "toggles": [toggle for toggle in self.toggles() if toggle["version"]],
         }
@@ -1065,6 +1089,17 @@ class _Run(Background):
             not replica.threads.began and replica.threads.stopping.is_set()
         ):  # by a caller that did not wait for as long as this took
             replica.threads.leave()
+
+
+def _looks(watch: Watch, file: SnapshotFile | None) -> Callable[[Replica], None]:
+    """Return what a replica calls at each of its steps; it holds no node."""
+
+    def look(replica: Replica) -> None:
+        watch.step(replica)
+        if file is not None and watch.is_of(replica):
+            file.step(replica)
+
+    return watch.step if file is None else look
 
 
 def _abandon(replicas: list[Replica]) -> None:

@@ -64,6 +64,10 @@ class Watch:
         self._read.clear()
         self._rate = None
 
+    def is_of(self, replica: Replica) -> bool:
+        """Tell whether this is the replica that the node answers with."""
+        return replica is self._present
+
     def step(self, replica: Replica) -> None:
         """Look, if a look is due, and see to the alerts. Nothing is done for a model that is only being built."""
         now = self._context.clock.now()

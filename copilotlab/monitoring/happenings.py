@@ -97,6 +97,51 @@ class ThreadFailed(Happening, frozen=True):
         return Line("thread_failed", f"{self.said}; start() begins it again", logging.CRITICAL)
 
 
+class SnapshotRestored(Happening, frozen=True):
+    """The node holds what it held before. charts: how many; path: of the file."""
+
+    charts: int
+    path: str
+
+    @property
+    def line(self) -> Line:
+        return Line("snapshot_restored", f"{self.charts:,} charts from {self.path}", logging.INFO)
+
+
+class SnapshotLeftAside(Happening, frozen=True):
+    """The file of vectors is not one that this node can begin with. reason: in words."""
+
+    reason: str
+
+    @property
+    def line(self) -> Line:
+        return Line("snapshot_left_aside", f"{self.reason}; it is written anew", logging.WARNING)
+
+
+class SnapshotSaved(Happening, frozen=True):
+    """What the node holds was written to its file. charts: how many."""
+
+    charts: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"snapshots": 1}
+
+
+class SnapshotFailed(Happening, frozen=True):
+    """The file of vectors could not be written, and is as it was. said: the file and the error."""
+
+    said: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"snapshots_failed": 1}
+
+    @property
+    def line(self) -> Line:
+        return Line("snapshot_failed", f"{self.said}; it is tried again in a minute", logging.WARNING, once=True)
+
+
 class Slept(Happening, frozen=True):
     """The process did not run for some seconds, longer than the other nodes wait for a sign of life."""
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from socket import gethostname
 
 import uvicorn
@@ -30,7 +31,7 @@ def serve(flags: Sequence[str] = ()) -> int:
     """
     settings, _ = load_settings(Settings, flags)
     with ChartRepository(settings.charts) as charts:
-        node = _node_of(settings, charts)
+        node = _node_of(settings, charts, settings.snapshot)
         log_as(settings.log, node.node_id)
         try:
             return run(node, settings)
@@ -86,7 +87,7 @@ def admin(flags: Sequence[str] = ()) -> int:
         return _Server(app, settings, end, lambda _url: None).serve_until_told()
 
 
-def _node_of(settings: NodeSettings, charts: ChartRepository) -> Node:
+def _node_of(settings: NodeSettings, charts: ChartRepository, snapshot: Path | None = None) -> Node:
     return Node(
         charts,
         load_embedder(settings.model),
@@ -94,6 +95,7 @@ def _node_of(settings: NodeSettings, charts: ChartRepository) -> Node:
         policy=settings.policy.made(),
         node_id=settings.node_id,
         namespace=settings.namespace,
+        snapshot=snapshot,
     )
 
 

@@ -152,6 +152,7 @@ class AdminSettings(ListeningSettings):
 class Settings(NodeSettings, ListeningSettings):
     """What `copilotlab serve` is told. Make it with `load_settings`, which names the line that is wrong."""
 
+    snapshot: Path | None = Field(None, description="a file of this node alone, which a restart begins with")
     open_search: bool = Field(False, description="search and read charts without a token")
     open_metrics: bool = Field(False, description="/metrics without a token")
     max_k: int = Field(100, ge=1, le=10_000, description="the most charts that one query may ask for")

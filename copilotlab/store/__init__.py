@@ -5,6 +5,7 @@ vectors.
 """
 
 from copilotlab.store.records import Manifest, Matches, Record
+from copilotlab.store.saved import FileRefused
 from copilotlab.store.store import EXACT_LIMIT, VectorStore
 
-__all__ = ["EXACT_LIMIT", "Manifest", "Matches", "Record", "VectorStore"]
+__all__ = ["EXACT_LIMIT", "FileRefused", "Manifest", "Matches", "Record", "VectorStore"]

@@ -14,14 +14,18 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from copilotlab.digest import as_text, entry
+from copilotlab.digest import MODULUS, as_text, entry
+from copilotlab.store.codes import Coded, Codes
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
 from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, Record
+from copilotlab.store.saved import Columns
 
 NEVER = 2**63 - 1
 ROWS_AT_ONCE = 4096  # copied or rescored; between two such pieces other threads get their turn
 SCORES_AT_ONCE = 2**22  # of one product with several queries: 16 MB
 GATHERED_BELOW = 1 / 8  # share of the rows from which multiplying all costs less than gathering some: measured
+SPARE_ROWS = 16
+MANY = 256  # candidates, from which on a float32 product before the exact ranking is the cheaper way: measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +33,10 @@ class Rows:
     """Arrays of one length; a row is one version of a chart."""
 
     vectors: Floats
+    codes: Codes
+    """The vectors in eight bits, with ``scales`` and ``rests``: see `Coded`."""
+    scales: Floats
+    rests: Floats
     chart_ids: Ints
     revisions: Ints
     content_hashes: Bytes
@@ -41,6 +49,9 @@ class Rows:
     def empty(cls, capacity: int, dim: int) -> Rows:
         return cls(
             vectors=np.empty((capacity, dim), dtype=np.float32),
+            codes=np.empty((capacity, dim), dtype=np.int8),
+            scales=np.empty(capacity, dtype=np.float32),
+            rests=np.empty(capacity, dtype=np.float32),
             chart_ids=np.empty(capacity, dtype=np.int64),
             revisions=np.empty(capacity, dtype=np.int64),
             content_hashes=np.empty((capacity, HASH_BYTES), dtype=np.uint8),
@@ -63,11 +74,25 @@ class Rows:
         written = slice(start, start + len(records))
         for row, record in enumerate(records, start):
             self.vectors[row] = record.vector
+        self.codes[written], self.scales[written], self.rests[written] = Coded.of(self.vectors[written])
         self.chart_ids[written] = [record.chart_id for record in records]
         self.revisions[written] = [record.revision for record in records]
         self.content_hashes[written] = _stacked(record.content_hash for record in records)
         self.vector_hashes[written] = _stacked(record.vector_hash for record in records)
         self.serials[written] = range(serial, serial + len(records))
+
+    def fill(self, columns: Columns) -> None:
+        """Write the columns into the first rows, which no snapshot sees yet."""
+        count = len(columns.chart_ids)
+        for start in range(0, count, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, count))
+            self.vectors[part] = columns.vectors[part]
+            self.codes[part], self.scales[part], self.rests[part] = Coded.of(columns.vectors[part])
+        self.chart_ids[:count] = columns.chart_ids
+        self.revisions[:count] = columns.revisions
+        self.content_hashes[:count] = columns.content_hashes
+        self.vector_hashes[:count] = columns.vector_hashes
+        self.serials[:count] = range(count)
 
     def take(self, other: Rows, chosen: Ints) -> None:
         """Copy the ``chosen`` rows of ``other`` to the first rows here."""
@@ -97,6 +122,28 @@ class Snapshot:
     """The digest without the vectors, as a repository has it."""
     graphs: tuple[Graph, ...] = ()
     """Over adjoining ranges of serials, from 0 on."""
+
+    @classmethod
+    def of(cls, columns: Columns) -> Snapshot:
+        """Make the first snapshot of a store from what another one held."""
+        chart_ids, count = columns.chart_ids.tolist(), len(columns.chart_ids)
+        rows = Rows.empty(count + max(SPARE_ROWS, count // 4), columns.vectors.shape[1])
+        rows.fill(columns)
+        heads = columns.revisions.tolist(), map(bytes, columns.content_hashes), map(bytes, columns.vector_hashes)
+        digest = content = 0
+        for chart_id, revision, content_hash, vector_hash in zip(chart_ids, *heads, strict=True):
+            digest += entry(chart_id, revision, content_hash, vector_hash)
+            content += entry(chart_id, revision, content_hash)
+        return cls(
+            rows,
+            newest=dict(zip(chart_ids, range(count), strict=True)),
+            count=count,
+            clock=1,
+            live=count,
+            next_serial=count,
+            digest=digest % MODULUS,
+            content=content % MODULUS,
+        )
 
     @property
     def dim(self) -> int:
@@ -243,33 +290,34 @@ class Snapshot:
         return [self._ranked(query, rows, k) for query, rows in zip(queries, found, strict=True)]
 
     def _scan(self, queries: Floats, k: int, rows: slice | Ints) -> Iterator[Ints]:
-        """Yield for each query those of ``rows`` that may be among its best ``k``, by one product with the matrix."""
-        matrix, dead, columns = self.rows.vectors[: self.count], None, None
+        """Yield for each query those of ``rows`` that may be among its best ``k``."""
+        held, out = self.rows, None
         if isinstance(rows, slice):
-            matrix, start = matrix[rows], rows.start
-            dead = self.rows.died[rows] <= self.clock if self.dead else None
-        elif len(rows) < GATHERED_BELOW * self.count:
-            matrix = matrix[rows]
-        else:
-            columns = rows
-        step = max(1, SCORES_AT_ONCE // max(1, len(matrix)))
+            out = held.died[rows] <= self.clock if self.dead else None
+        elif len(rows) >= GATHERED_BELOW * self.count:
+            out = np.ones(self.count, dtype=bool)
+            out[rows] = False
+            rows = slice(0, self.count)
+        coded = Coded(held.codes[rows], held.scales[rows], held.rests[rows])
+        step = max(1, SCORES_AT_ONCE // max(1, len(coded.codes)))
         for first in range(0, len(queries), step):
-            scores = _products(queries[first : first + step], matrix)
-            if dead is not None:
-                scores[:, dead] = -np.inf
-            if columns is not None:
-                scores = scores[:, columns]
-            for line in scores:
-                best = self._best(line, k)
-                yield start + best if isinstance(rows, slice) else rows[best]
+            asked = queries[first : first + step]
+            for query, best in zip(asked, coded.candidates(asked, k, out), strict=True):
+                found = rows.start + best if isinstance(rows, slice) else rows[best]
+                yield self._narrowed(query, k, found)
 
-    def _best(self, scores: Floats, k: int) -> Ints:
-        """Return where the best ``k`` of ``scores`` may be: a product errs by less than half the margin, either way."""
-        least = -2.0  # below any live score
-        if k < len(scores):
-            margin = 1.01 * self.dim * float(np.finfo(np.float32).eps)
-            least = max(least, float(np.partition(scores, len(scores) - k)[len(scores) - k]) - margin)
-        return np.flatnonzero(scores >= least)
+    def _narrowed(self, query: Floats, k: int, rows: Ints) -> Ints:
+        """Return those of ``rows`` that may be among the best ``k`` by their float32 vectors, where there are many.
+
+        A product errs by less than half the margin, either way.
+        """
+        if len(rows) <= MANY + k:
+            return rows
+        scores = np.concatenate(
+            [np.vecdot(self.rows.vectors[rows[i : i + ROWS_AT_ONCE]], query) for i in range(0, len(rows), ROWS_AT_ONCE)]
+        )
+        margin = 1.01 * self.dim * float(np.finfo(np.float32).eps)
+        return rows[scores >= float(np.partition(scores, len(scores) - k)[len(scores) - k]) - margin]
 
     def _look_up(self, query: Floats, k: int) -> Ints:
         """Return rows that may be among the best ``k``: from each graph, and from what is newer than the graphs."""
@@ -300,16 +348,6 @@ class Snapshot:
         chart_ids = self.rows.chart_ids[rows]
         order = np.lexsort((chart_ids, -scores))[:k]
         return Matches(chart_ids[order], scores[order])
-
-
-def _products(queries: Floats, vectors: Floats) -> Floats:
-    """Return all dot products, (queries, vectors).
-
-    One query is not given to BLAS, which would use several cores: beside other work, such as an embedding batch, its
-    cores wait for each other, and 3,000 rows take 16 ms instead of 0.1 (measured with OpenBLAS 0.3.31).
-    """
-    products: Floats = np.vecdot(vectors, queries[0])[None] if len(queries) == 1 else queries @ vectors.T
-    return products
 
 
 def _stacked(hashes: Iterable[bytes]) -> Bytes:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.lifetime import STOP_SECONDS
 from copilotlab.markup import facts_table
+from copilotlab.store import saved
 from copilotlab.store.admission import Admission, Rank
 from copilotlab.store.graph import Graph, GraphBuild
 from copilotlab.store.recall import Recall
@@ -33,6 +35,7 @@ from copilotlab.store.records import (
     as_integer,
     check_unit,
 )
+from copilotlab.store.saved import Columns, Label
 from copilotlab.store.snapshot import Rows, Snapshot
 
 EXACT_LIMIT = 20_000  # charts from which on a search through a graph is the quicker one: see the class
@@ -308,6 +311,36 @@ class VectorStore:
     def _held_rank(now: Snapshot, chart_id: int) -> Rank | None:
         row = now.row_of(chart_id)
         return None if row is None else (now.revision(row), now.vector_hash(row), now.content_hash(row))
+
+    # --- a file of what is held ------------------------------------------------------------------------------------
+
+    def save(self, path: Path, *, model: str, catalogue: str) -> int:
+        """Write all that is held now into a file, and return how many charts that is; writers go on meanwhile.
+
+        model, catalogue: fingerprint and incarnation, which `restore` will ask for. The file is replaced as a whole or
+        not at all. Raises OSError.
+        """
+        now = self._snapshot
+        rows, held = now.live_rows(), now.rows
+        columns = Columns(held.chart_ids, held.revisions, held.content_hashes, held.vector_hashes, held.vectors)
+        saved.write(path, Label(model, catalogue, len(rows), self.dim), columns, rows)
+        return len(rows)
+
+    def restore(self, path: Path, *, model: str, catalogue: str) -> int:
+        """Take in what another store has saved, and return how many charts that is. Only a new store may.
+
+        Raises FileRefused for a file that is damaged, of another model, catalogue, dimension or format; OSError; and
+        ValueError where something is held or known here already. Then nothing has changed.
+        """
+        columns = saved.read(path, model=model, catalogue=catalogue, dim=self.dim)
+        filled = Snapshot.of(columns)
+        with self._lock:
+            if self._base().clock or self._latest >= 0:
+                raise ValueError(f"{self!r}: only a store that is new can be filled from a file")
+            self._snapshot = filled
+            self._latest = int(columns.revisions.max(initial=-1))
+        self._wake_indexer()
+        return filled.live
 
     # --- publishing: with the writers' lock held ------------------------------------------------------------------
 
