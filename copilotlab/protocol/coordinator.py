@@ -145,13 +145,18 @@ class Coordinator:
             self.link.carrier.set(self._scoped(keys.WAS_DOWN), b"true")
 
     def close(self, report: events.Report | None = None) -> None:
-        """Leave Redis, and with it all that this node had claimed. report: the last one, that it has ended."""
+        """Leave Redis, and with it all that this node had claimed; say so to the others.
+
+        report: the last one, that this node has ended.
+        """
         if self.connected:
             with suppress(CarrierAway):  # it has gone too: then the claims end by themselves
                 if self.context.policy.claim:
                     self.link.carrier.delete(self.link.sign_of_life)
-                if report is not None and self.context.policy.reconcile:
-                    self.link.carrier.publish(self._scoped(events.REPORTS), self.link.encode(report))
+                if self.context.policy.reconcile:
+                    self.link.carrier.publish(self._scoped(events.HEARTBEATS), self.link.encode(events.Farewell()))
+                    if report is not None:
+                        self.link.carrier.publish(self._scoped(events.REPORTS), self.link.encode(report))
         self.link.close()
 
     # --- heartbeats, flags and claims -------------------------------------------------------------------------

@@ -187,6 +187,10 @@ class Heartbeat(_Event, frozen=True):
     catalogue: Digest
 
 
+class Farewell(_Event, frozen=True):
+    """A node leaves in order (`chart-vector-heartbeats`): nobody need miss it."""
+
+
 class AlertTold(msgspec.Struct, array_like=True, frozen=True):
     """An alert of a node, in a report. seconds: for how long it has lasted; evidence: in a line, cut to what fits."""
 
@@ -296,6 +300,7 @@ Event = (
     | BatchChunkStored
     | BatchFinished
     | Heartbeat
+    | Farewell
     | Report
     | ManifestWanted
     | RecordsWanted
@@ -314,6 +319,7 @@ CHANNEL_OF: dict[type, str] = {
     BatchChunkStored: BATCHES,
     BatchFinished: BATCHES,
     Heartbeat: HEARTBEATS,
+    Farewell: HEARTBEATS,
     Report: REPORTS,
     ManifestWanted: INBOX,
     RecordsWanted: INBOX,

@@ -103,6 +103,8 @@ class Hearing:
                 self._context.tell(Applied(int(self._store.remove(chart_id, revision))))
             case events.Heartbeat() as heartbeat:
                 self._note_heartbeat(source, heartbeat)
+            case events.Farewell():
+                self._peers.left(source)
             case events.BulkReady() as ready:
                 self._transfers.arrived(source, ready)
                 self._wake.set()

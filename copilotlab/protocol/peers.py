@@ -81,6 +81,11 @@ class Peers:
         living = [peer for peer in everybody if now - peer.heard <= self._limit]
         return sorted(living, key=lambda peer: (-peer.complete_to, -peer.charts, peer.node_id))
 
+    def left(self, node_id: str) -> None:
+        """Forget a node that has left in order."""
+        self._peers.pop(node_id, None)
+        self._expected.discard(node_id)
+
     def known(self) -> list[Peer]:
         """List all nodes that are remembered, the silent ones too."""
         return list(self._peers.values())

@@ -55,6 +55,7 @@ SETTING = events.Setting("publishing", "n1", False, 3, 1_764_000_000.0, "Ada", "
         events.BatchFinished("b1", 5, 2, 9, True, events.pack_ids([2, 1])),
         events.BatchFinished("b1", 5, 2, 9, False, None),
         events.Heartbeat("ab" * 16, 3, 9, "rebuild", True, 9, "cd" * 16),
+        events.Farewell(),
         events.ManifestWanted(BULK, -1),
         events.RecordsWanted(BULK, events.pack_ids([1, 2])),
         events.BulkReady(BULK),

@@ -148,3 +148,17 @@ def test_a_batch_is_in_the_journal_before_anybody_can_drive_it(lab):
     assert seen == [None]
     assert node.replica.batches.present is batch
     assert node.replica.view.accepts(batch.name, batch.epoch)
+
+
+def test_a_node_that_leaves_in_order_is_missed_by_nobody_and_one_that_dies_is(lab):
+    one, other = lab.nodes
+    third = lab.add_node()
+    lab.run(5.0)
+    assert one.status()["peers"] == 2
+    lab.carriers[1].cut()  # without a word
+    third.stop()
+    lab.nodes.remove(third)
+    lab.run(12.0)
+    assert [peer.node_id for peer in one.replica.peers.known()] == [other.node_id]
+    (silent,) = [alert for alert in one.alerts.active() if alert.name == "node_silent"]
+    assert silent.evidence["nodes"] == other.node_id
