@@ -889,7 +889,9 @@ class Node:
                 if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
-                    raise TimeoutError(f"{label} lacks {len(replica.backlog)} charts after {timeout:g} s")
+                    away = replica.coordinator.link.reason
+                    because = f"; Redis is {replica.coordinator.link.state}: {away}" if away else ""
+                    raise TimeoutError(f"{label} lacks {len(replica.backlog)} charts after {timeout:g} s{because}")
                 if replica.batches.failure is not None:
                     raise replica.batches.failure
                 if (

@@ -726,6 +726,8 @@ class ChartRepository:
         except OSError as error:
             if known is not None:
                 raise self._error(f"its file has gone: {error}. Put it back, or begin another repository") from error
+            if not file.parent.is_dir():
+                raise self._error(f"there is no folder {str(file.parent)!r} for its file") from None
             return
         self._file_id = (found.st_dev, found.st_ino)
         if known not in (None, self._file_id):

@@ -599,6 +599,9 @@ _OfModel = TypeVar("_OfModel", Envelope, RecordPage, ManifestPage)
 def _ours(message: _OfModel, fingerprint: str) -> _OfModel:
     if message.fingerprint != fingerprint:
         session = message.session if isinstance(message, Envelope) else 0
-        told = f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}"
+        told = (
+            f"vectors of {message.fingerprint!r}, this node holds {fingerprint!r}: give all nodes of a namespace one "
+            "model, unless they are switching"
+        )
         raise EventRejected("foreign_model", told, session=session)
     return message

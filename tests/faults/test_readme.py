@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from copilotlab import LocalRedis
+from copilotlab.service.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -66,3 +67,18 @@ def test_the_readme_passes_strict_type_checks(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_commands_that_begin_a_service_are_accepted_as_they_stand(monkeypatch):
+    shell = re.search(r"^    export COPILOTLAB_TOKEN=(.*)\n    copilotlab serve (.*)\n", README, flags=re.MULTILINE)
+    assert shell is not None
+    said = subprocess.run(
+        ["bash", "-c", f"echo {shell[1].replace('python ', sys.executable + ' ')}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    monkeypatch.setenv("COPILOTLAB_TOKEN", said.stdout.strip())
+    settings, _ = load_settings(Settings, shell[2].split())
+    assert (settings.model, len(settings.tokens())) == ("wordllama", 1)

@@ -776,7 +776,7 @@ def test_a_wrong_url_and_a_missing_database_are_clear_errors(tmp_path):
     for url in ("charts.db", "sqlite://:memory:"):
         with pytest.raises(ValueError, match=f"url='.*{url[-8:]}': expected an SQLAlchemy URL"):
             ChartRepository(url)
-    with pytest.raises(RepositoryError, match="unable to open"):
+    with pytest.raises(RepositoryError, match="there is no folder"):
         ChartRepository(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
 
 
@@ -938,3 +938,8 @@ def test_a_mirror_on_postgresql_is_as_on_sqlite(url):
         given.frame = frame.tail(-1).with_columns(url=pl.lit("https://bi.example.org"))
         assert repository.mirror(given) == (0, 1_199, 0, 1, 0)
         assert len(repository) == 1_199
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RepositoryError, match=r"there is no folder '.*nowhere' for its file"):
+        ChartRepository(f"sqlite:///{tmp_path}/nowhere/charts.db")
