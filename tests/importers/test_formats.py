@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import exports
@@ -209,6 +210,37 @@ def test_two_formats_in_one_folder_are_named_and_either_can_be_chosen(folder):
     with pytest.raises(CatalogueError, match=r"lightdash \(2 files\), looker \(1 files\): name one"):
         read_catalogue(root)
     assert len(read_catalogue(root, format="looker")) == 2
+
+
+def reasons_of_what_is_no_chart(catalogue: Catalogue) -> dict[str, str]:
+    return dict(catalogue.skipped.filter("no_chart").select("native_id", "reason").iter_rows())
+
+
+def test_each_reason_says_whether_it_is_a_chart_that_could_not_be_read_or_no_chart_any_more(folder, tmp_path: Path):
+    said = "it has no title, and neither a dashboard nor columns to make one of"
+    superset = read_catalogue(folder({"superset": {}, **exports.SUPERSET}), "superset")
+    assert reasons_of_what_is_no_chart(superset) == {"11111111-0000-4000-8000-000000000003": said}
+    classic = json.loads(json.dumps(exports.GRAFANA_CLASSIC))
+    classic["panels"][0] |= {"type": "text", "targets": []}  # it was a chart before
+    (tmp_path / "a.json").write_text(json.dumps([classic, exports.GRAFANA_V2]))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "a.json")) == dict.fromkeys(
+        ("web/2", "web/3", "web-v2/2"), "a text panel is no chart"
+    )
+    (tmp_path / "b.json").write_text(json.dumps(exports.OPENSEARCH))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "b.json")) == {"note": "a text panel is no chart"}
+    (tmp_path / "c.json").write_text(json.dumps(list(exports.METABASE.values())[:2]))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "c.json")) == {"5": "it is in the trash"}
+    (tmp_path / "dbt_project.yml").write_text("name: shop")
+    (tmp_path / "d.yml").write_text("exposures: [{name: a, config: {enabled: false}}, {name: b, type: dashboard}]")
+    disabled = read_catalogue(tmp_path, "dbt")
+    assert (reasons_of_what_is_no_chart(disabled), len(disabled)) == ({"shop.a": "it is disabled"}, 1)
+    (tmp_path / "e.dashboard.lookml").write_text(dedent(exports.LOOKER["web.dashboard.lookml"]))
+    looker = read_catalogue(tmp_path / "e.dashboard.lookml")
+    assert reasons_of_what_is_no_chart(looker) == {"web/header": "a text panel is no chart"}
+    (tmp_path / "f.csv").write_text('id,title,tags\n1,Good,x\n2,Bad,"[""open"\n')
+    unread = read_catalogue(tmp_path / "f.csv").skipped
+    assert unread["native_id"].to_list() == ["2"]
+    assert not unread["no_chart"].any(), "one cell of it cannot be read: it is still a chart"
 
 
 def test_a_catalogue_shows_what_was_skipped_and_why(folder):
