@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(flags: Sequence[str]) -> int:
-    """Import charts, which has flags of its own."""
-    from copilotlab.importers.command import run_import
+    """Import charts, which reads its own flags, environment and file."""
+    from copilotlab.service.import_command import run_import
 
     try:
         return run_import(flags)
