@@ -17,7 +17,7 @@ LONGEST_WAIT = 3_600.0  # seconds between two attempts of a watch that fails, un
 _MOST_REASONS = 20
 
 FAILURES = (ValueError, OSError, RepositoryError)
-"""What wrong settings, a source that cannot be read, a catalogue that is refused, and a repository that is away raise."""
+"""What wrong settings, an unreadable source, a refused catalogue, and a repository that is away raise."""
 
 
 def run_import(flags: Sequence[str] = (), *, wait: Callable[[float], object] = time.sleep) -> int:
