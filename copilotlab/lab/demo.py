@@ -71,8 +71,8 @@ def own_script(path: str | Path, format: str | None = None) -> Script:
         )
     about = (
         repr(charts),
-        "Left out: that meaning finds what words do not. Nobody has said which of your charts answer which question, so "
-        "they are asked for by their own titles.",
+        "Left out: that meaning finds what words do not. Nobody has said which of your charts answer which question, "
+        "so they are asked for by their own titles.",
     )
     apart = max(1, len(titles) // len(QUESTIONS))
     return Script(charts.frame, tuple(titles[::apart][: len(QUESTIONS)]), about, by_meaning=False)
