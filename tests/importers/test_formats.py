@@ -50,6 +50,32 @@ def test_superset_names_columns_as_people_do_and_says_which_dashboards_hold_a_ch
     }
 
 
+def test_a_chart_of_superset_opens_by_the_number_in_the_name_that_superset_gave_its_file(folder):
+    files = {
+        "charts/Ventes_dete_3.yaml": "Ventes d'été",
+        "charts/7.yaml": "売上",
+        "charts/Sales_2024.yaml": "Sales 2024",  # was written by hand: it has no number
+        "charts/moved/Old_title_5.yaml": "New title",
+    }
+    root = folder(
+        {
+            name: f"slice_name: {title}\nviz_type: pie\nuuid: 11111111-0000-4000-8000-00000000000{number}\n"
+            for number, (name, title) in enumerate(files.items())
+        }
+    )
+
+    catalogue = read_catalogue(root, base_url="https://bi.example.org/")
+
+    links = dict(catalogue.frame.select("title", "url").iter_rows())
+    assert links == {
+        "Ventes d'été": "https://bi.example.org/explore/?slice_id=3",
+        "売上": "https://bi.example.org/explore/?slice_id=7",
+        "Sales 2024": "",
+        "New title": "",
+    }
+    assert set(read_catalogue(root).frame["url"]) == {""}, "nobody said where it is served"
+
+
 def test_a_zip_says_what_its_folder_says(folder, tmp_path: Path):
     root = folder(exports.SUPERSET)
     with zipfile.ZipFile(tmp_path / "export.zip", "w", zipfile.ZIP_DEFLATED) as archive:
