@@ -64,7 +64,7 @@ prometheus:      ## Prometheus' own tool, for the tests of deploy/
 # The tools themselves, for the slow tests of the importers: each in a venv of its own, since none bears ours. Superset does
 # not name all that it needs, and no newer Flask-Caching; dbt from 1.12 on builds with what it downloads from elsewhere.
 superset:        ## Superset from PyPI, for a slow test (minutes, once; 1 GB)
-	@build/superset/bin/superset --help >/dev/null 2>&1 || (echo "installing Superset into build/superset (once) ..." \
+	@build/superset/bin/python -c 'import superset, rich, cachetools' >/dev/null 2>&1 || (echo "installing Superset into build/superset (once) ..." \
 	  && $(PYTHON) -m venv build/superset && build/superset/bin/pip install --quiet --disable-pip-version-check \
 	       "apache-superset==6.1.0" "flask-caching==2.3.1" rich cachetools) \
 	  || echo "Superset cannot be had here: set COPILOTLAB_SUPERSET to the bin folder of its venv"
