@@ -1,18 +1,18 @@
 """What an import costs, a format a row: seconds to read an export and to mirror it, and the peak of memory meanwhile.
 
-Each format is measured in a process of its own, on an export that the script makes. With ``--real FOLDER``, what is
-found in real exports instead: a folder for each format, as in shared/data/bi.
+In brackets the seconds of the processor, which others who use the machine make no longer. Memory is what is added to an
+interpreter that has imported the package. Each format is measured in a process of its own, on an export that the script
+makes. With ``--real FOLDER``, what is found in real exports instead: a folder for each format, as in shared/data/bi.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,24 +88,28 @@ MAKERS = {maker.__name__: maker for maker in (table, opensearch, grafana, metaba
 
 
 def peak() -> float:
-    """The most memory that this process has had resident, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has had resident, in MB; not its parent's, which getrusage counts in."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def measure(path: Path, charts: str) -> Iterator[tuple[str, float]]:
-    """Read and mirror, twice; give what each took."""
+def measure(path: Path, charts: str) -> Iterator[tuple[str, str]]:
+    """Read, mirror, and mirror again; give what each took."""
     before = peak()
-    began = time.perf_counter()
-    catalogue = read_catalogue(path)
-    yield "charts", len(catalogue)
-    yield "read, s", time.perf_counter() - began
-    yield "reading, MB", peak() - before
     with ChartRepository(charts) as repository:
-        for label in ("mirror, s", "mirror again, s"):
-            began = time.perf_counter()
-            repository.mirror(catalogue)
-            yield label, time.perf_counter() - began
-    yield "peak, MB", peak() - before
+        catalogue, took = timed(lambda: read_catalogue(path))
+        yield "charts", f"{len(catalogue):,}"
+        yield "read", took
+        yield "MB by then", f"{peak() - before:,.0f}"
+        yield "mirror", timed(lambda: repository.mirror(catalogue))[1]
+        yield "MB in all", f"{peak() - before:,.0f}"
+        yield "mirror again", timed(lambda: repository.mirror(catalogue))[1]
+
+
+def timed(step: Callable[[], Any]) -> tuple[Any, str]:
+    """Return what a step gives, and how long it took: "12.3 s (10.1)"."""
+    began, worked = time.perf_counter(), time.process_time()
+    result = step()
+    return result, f"{time.perf_counter() - began:.1f} s ({time.process_time() - worked:.1f})"
 
 
 def main() -> None:
@@ -138,8 +142,8 @@ def main() -> None:
             database = chosen.database or f"sqlite:///{place}/charts.db"
             command = [sys.executable, __file__, "--measure", str(path), database]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            figures = {"export, MB": size, **json.loads(done.stdout.splitlines()[-1])}
-            print(f"{name:<11}" + "  ".join(f"{label} {value:,.1f}" for label, value in figures.items()), flush=True)
+            figures = {"export": f"{size:.0f} MB", **json.loads(done.stdout.splitlines()[-1])}
+            print(f"{name:<11}" + "  ".join(f"{label} {value}" for label, value in figures.items()), flush=True)
 
 
 if __name__ == "__main__":
