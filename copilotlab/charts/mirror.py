@@ -139,7 +139,7 @@ def _skipped_ids(skipped: pl.DataFrame, *, no_chart: bool) -> list[str]:
         return []
     said = skipped["no_chart"].to_list() if "no_chart" in skipped.columns else [False] * skipped.height
     natives = zip(skipped["native_id"].to_list(), said, strict=True)
-    return [str(native) for native, is_none in natives if native not in (None, "") and bool(is_none) == no_chart]
+    return [str(native) for native, is_none in natives if native not in (None, "") and (is_none is True) == no_chart]
 
 
 def _chart(row: dict[str, Any], key: str, others: dict[int, Chart]) -> Chart:
