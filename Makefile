@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help demo test lint types unit alone axe-core browser scenarios planted-bugs notebooks bench slow faults-table soak \
-        screenshots catalogue serve lab clean chromium debian-redis prometheus site docs dist release-check
+        screenshots catalogue serve lab clean chromium debian-redis prometheus superset dbt site docs dist release-check
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -60,6 +60,20 @@ prometheus:      ## Prometheus' own tool, for the tests of deploy/
 	  && apt-get -qq download prometheus 2>/dev/null \
 	  && dpkg -x prometheus_*.deb unpacked && mv unpacked/usr/bin/promtool . && rm -r unpacked prometheus_*.deb) \
 	  || echo "promtool cannot be had here: set COPILOTLAB_PROMTOOL to it"
+
+# The tools themselves, for the slow tests of the importers: each in a venv of its own, since none bears ours. Superset does
+# not name all that it needs, and no newer Flask-Caching; dbt from 1.12 on builds with what it downloads from elsewhere.
+superset:        ## Superset from PyPI, for a slow test (minutes, once; 1 GB)
+	@build/superset/bin/python -c 'import superset, rich, cachetools' >/dev/null 2>&1 || (echo "installing Superset into build/superset (once) ..." \
+	  && $(PYTHON) -m venv build/superset && build/superset/bin/pip install --quiet --disable-pip-version-check \
+	       "apache-superset==6.1.0" "flask-caching==2.3.1" rich cachetools) \
+	  || echo "Superset cannot be had here: set COPILOTLAB_SUPERSET to the bin folder of its venv"
+
+dbt:             ## dbt-core from PyPI, for a slow test
+	@build/dbt/bin/dbt --version >/dev/null 2>&1 || (echo "installing dbt into build/dbt (once) ..." \
+	  && $(PYTHON) -m venv build/dbt && build/dbt/bin/pip install --quiet --disable-pip-version-check \
+	       "dbt-core>=1.10,<1.12" "dbt-postgres>=1.9") \
+	  || echo "dbt cannot be had here: set COPILOTLAB_DBT to the bin folder of its venv"
 
 # What checks the panels for those who use a keyboard or a screen reader: one file, unpacked, not installed.
 AXE := build/axe-core
@@ -117,7 +131,7 @@ bench: $(VENV)/dev   ## the benchmarks: search, publish to visible, retrieval (m
 	@$(BIN)/python tests/benchmarks/bench_recovery.py
 	@$(BIN)/python tests/benchmarks/bench_retrieval.py
 
-slow: $(VENV)/dev   ## the tests that take minutes: 100,000 records past a reader that sleeps, network namespaces (as root)
+slow: $(VENV)/dev superset dbt   ## the tests that take minutes: 100,000 records past a reader that sleeps, network namespaces (as root)
 	@$(BIN)/pytest tests -m slow
 
 faults-table: $(VENV)/dev   ## every fault three times, slow ones too, and docs/faults.md from what was measured

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="nodes on a real server that dies and comes back empty")
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
     demo.add_argument("--model", default="minilm", help="the embedding model (minilm); see `copilotlab models`")
+    demo.add_argument("--charts", metavar="PATH", help="your own: an export of a BI tool, or a table (those that ship)")
+    demo.add_argument("--format", help="of your own charts, such as grafana (found by looking)")
     commands.add_parser("models", help="the embedding models at hand")
     width = max(map(len, ABOUT))
     study = commands.add_parser(
@@ -66,10 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = partial(run_study, chosen.name, chosen.options)
     elif not 2 <= chosen.nodes <= 16:
         parser.error(f"--nodes {chosen.nodes}: expected 2 to 16")
+    elif chosen.format and not chosen.charts:
+        parser.error(f"--format {chosen.format}: goes with --charts, your own charts")
     else:
         from copilotlab.lab.demo import run_demo
 
-        command = partial(run_demo, nodes=chosen.nodes, model=chosen.model)
+        command = partial(run_demo, nodes=chosen.nodes, model=chosen.model, charts=chosen.charts, format=chosen.format)
     try:
         return command()
     except (EmbeddingError, ValueError, ServerNotFound, StudyNotInstalled, OSError) as error:
@@ -80,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(flags: Sequence[str]) -> int:
-    """Import charts, which has flags of its own."""
-    from copilotlab.importers.command import run_import
+    """Import charts, which reads its own flags, environment and file."""
+    from copilotlab.service.import_command import run_import
 
     try:
         return run_import(flags)

@@ -23,7 +23,8 @@ class CatalogueLike(Protocol):
     """All charts that an instance of another tool has, as `ChartRepository.mirror` takes them.
 
     frame: the columns of `Chart` that there are, key and title among them. skipped: what could not be read: path,
-    native_id ("" or null where it is not known) and reason. format, instance: the first two parts of each key.
+    native_id ("" or null where it is not known) and reason; where it has a column no_chart, True there says that it was
+    read and is no chart, or none any more. format, instance: the first two parts of each key.
     complete: False where something could not be read at all, so that a chart which is not here may be there still.
     """
 
@@ -55,15 +56,22 @@ class MirrorResult(NamedTuple):
 class Mirrored(NamedTuple):
     """A catalogue as charts: each once, by its id.
 
-    prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now. complete:
-    whether a chart that is not here is there no more.
+    prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now. ended: keys
+    of what is no chart any more. complete: whether a chart that is not here is there no more.
     """
 
     prefix: str
     charts: dict[int, Chart]
     kept: set[str]
+    ended: set[str]
     skipped: int
     complete: bool = True
+
+    def has_lost(self, chart_id: int, key: str) -> bool:
+        """Return whether a chart that is held is none of the catalogue's, and is surely there no more."""
+        if chart_id in self.charts or key in self.kept:
+            return False
+        return self.complete or key in self.ended
 
 
 def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) -> Mirrored:
@@ -77,7 +85,8 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
     own = _prefix(catalogue.format, catalogue.instance)
     prefix = own if instance is None else _prefix(catalogue.format, instance)
     charts: dict[int, Chart] = {}
-    kept = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped)}
+    kept = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped, no_chart=False)}
+    ended = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped, no_chart=True)}
     refused = 0
     rows = enumerate(catalogue.frame.iter_rows(named=True), start=1)
     label, total = f"reading {prefix[:-1]}", catalogue.frame.height
@@ -98,7 +107,7 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
         if (other := charts.get(chart.chart_id)) is not None:
             raise collision(chart, other.key)
         charts[chart.chart_id] = chart
-    return Mirrored(prefix, charts, kept, catalogue.skipped.height + refused, catalogue.complete)
+    return Mirrored(prefix, charts, kept, ended, catalogue.skipped.height + refused, catalogue.complete)
 
 
 def check_size(catalogue: Mirrored, held: set[str]) -> None:
@@ -124,10 +133,13 @@ def _prefix(format_: str, instance: str) -> str:
     return f"{format_}:{instance}:"
 
 
-def _skipped_ids(skipped: pl.DataFrame) -> list[str]:
+def _skipped_ids(skipped: pl.DataFrame, *, no_chart: bool) -> list[str]:
+    """Return the ids of what could not be read, or of what is no chart, where they are known."""
     if "native_id" not in skipped.columns:
         return []
-    return [str(native) for native in skipped["native_id"].to_list() if native not in (None, "")]
+    said = skipped["no_chart"].to_list() if "no_chart" in skipped.columns else [False] * skipped.height
+    natives = zip(skipped["native_id"].to_list(), said, strict=True)
+    return [str(native) for native, is_none in natives if native not in (None, "") and (is_none is True) == no_chart]
 
 
 def _chart(row: dict[str, Any], key: str, others: dict[int, Chart]) -> Chart:

@@ -289,10 +289,11 @@ class ChartRepository:
     ) -> MirrorResult:
         """Make the charts of one instance of another tool what its catalogue says, in one transaction.
 
-        What changed is saved, at a new revision; what is in the catalogue no more is deleted, but for what the
-        catalogue skipped by its native id: that is still there, and stays as it was. One that could not be read to the
-        end (``complete`` is False) deletes nothing. Charts of other instances and
-        tools, and those without a key, are not touched. A row that is no chart is skipped, and the log names it.
+        What changed is saved, at a new revision; what is in the catalogue no more is deleted, but for what could not be
+        read, and was skipped by its native id: that is still there, and stays as it was. What was skipped since it is
+        no chart any more is deleted; one that could not be read to the end (``complete`` is False) deletes nothing
+        else. Charts of other instances and tools, and those without a key, are not touched. A row that is no chart is
+        skipped, and the log names it.
         instance: in place of the catalogue's own. allow_shrink: take a catalogue also where it came out empty, or with
         less than half of the charts that are held. progress: show bars.
         Raises ChartError for such a catalogue, and where another chart has the id of one of its keys, RepositoryError;
@@ -347,9 +348,7 @@ class ChartRepository:
                     elif any(value != row[name] for name, value in zip(names, other, strict=True)):
                         changed.append(row)
                 bar.update(len(part))
-        gone = (
-            [i for i, its_key in held.items() if i not in rows and its_key not in given.kept] if given.complete else []
-        )
+        gone = [chart_id for chart_id, its_key in held.items() if given.has_lost(chart_id, its_key)]
         unchanged = len(rows) - len(added) - len(changed)
         result = MirrorResult(len(added), len(changed), unchanged, len(gone), given.skipped)
         return _Difference([*added, *changed, *(_row(i, 0, None) for i in gone)], result)

@@ -34,7 +34,8 @@ class Catalogue:
     """The charts of one installation of a tool, as `read_catalogue` found them.
 
     frame: a polars frame with the columns of `Chart`, `key` (``format:instance:native id``) and `url` ("" where it is
-    not known). skipped: a frame of path, native_id and reason. format: such as "superset". instance: such as "prod".
+    not known). skipped: a frame of path, native_id, reason, and no_chart: True where it was read and is no chart, or
+    none any more, False where it could not be read. format: such as "superset". instance: such as "prod".
     complete: False where a file or dashboard could not be read at all, so that what is not here may be there still.
     """
 
@@ -93,7 +94,7 @@ def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -
             continue
         row = _row(draft, f"{format}:{instance}:{draft.native_id}")
         if isinstance(row, str):
-            skipped.append(Skipped(draft.path, draft.native_id, row))
+            skipped.append(Skipped(draft.path, draft.native_id, row, no_chart=row == NO_TITLE))
         elif (first := rows.setdefault(row["key"], row)) is not row:
             reason = SAME_ID if first["title"] == row["title"] else SAME_ID_OTHER_TITLE
             skipped.append(Skipped(draft.path, draft.native_id, reason))
@@ -113,8 +114,9 @@ def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -
                 "path": [one_line(each.path, 500) for each in skipped],
                 "native_id": [one_line(each.native_id, MAX_NATIVE_ID) for each in skipped],
                 "reason": [one_line(each.reason, 500) for each in skipped],
+                "no_chart": [each.no_chart for each in skipped],
             },
-            schema=dict.fromkeys(("path", "native_id", "reason"), pl.String),
+            schema={**dict.fromkeys(("path", "native_id", "reason"), pl.String), "no_chart": pl.Boolean},
         ),
         format=format,
         instance=instance,

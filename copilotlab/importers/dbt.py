@@ -23,8 +23,7 @@ class Dbt:
 
     def __init__(self, base_url: str = "") -> None:
         self._projects: list[tuple[str, str]] = []  # folder and name
-        self._drafts: list[tuple[Draft | Skipped, str, str]] = []  # with the project, where it is known, and its name
-        self._disabled: list[Skipped] = []
+        self._drafts: list[tuple[Draft, bool, str]] = []  # with whether it is disabled, and its project if it says it
 
     def take(self, document: Document) -> bool:
         content = document.content
@@ -61,15 +60,14 @@ class Dbt:
             url=text(exposure.get("url")),
         )
         disabled = text(at(exposure, "config", "enabled")) == "false" or at(exposure, "config", "enabled") is False
-        skipped = Skipped(path, name, "it is disabled")
-        self._drafts.append((skipped if disabled else draft, project, name))
+        self._drafts.append((draft, disabled, project))
 
     def charts(self) -> Iterable[Draft | Skipped]:
-        for draft, project, name in self._drafts:
-            if isinstance(draft, Draft) and name:
-                project = project or self._project_of(draft.path)
-                draft.native_id = f"{project}.{name}" if project else name
-            yield draft
+        for draft, disabled, project in self._drafts:
+            project = project or self._project_of(draft.path)
+            if draft.native_id and project:
+                draft.native_id = f"{project}.{draft.native_id}"
+            yield Skipped(draft.path, draft.native_id, "it is disabled", no_chart=True) if disabled else draft
 
     def _project_of(self, path: str) -> str:
         """Return the project in whose folder a file lies: the innermost one."""

@@ -21,12 +21,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not in the catalogue. native_id: "" where it is not known. may_hold: a file that may have charts."""
+    """What is not in the catalogue. native_id: "" where it is not known.
+
+    may_hold: a file that may have charts. no_chart: it was read, and is none, or none any more.
+    """
 
     path: str
     native_id: str
     reason: str
     may_hold: bool = False
+    no_chart: bool = False
 
 
 @dataclass(slots=True)

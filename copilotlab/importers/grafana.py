@@ -90,7 +90,7 @@ class Grafana:
             kind = text(panel.get("type"))
             if kind in NO_CHART:
                 if NO_CHART[kind]:
-                    yield Skipped(path, native_id, NO_CHART[kind])
+                    yield Skipped(path, native_id, NO_CHART[kind], no_chart=True)
                 continue
             yield self._draft(
                 Draft(
@@ -122,7 +122,7 @@ class Grafana:
             visualization = at(spec, "vizConfig")
             kind = text(at(visualization, "group")) or text(at(visualization, "kind"))
             if kind in NO_CHART:
-                yield Skipped(path, native_id, NO_CHART[kind] or "a row is no chart")
+                yield Skipped(path, native_id, NO_CHART[kind] or "a row is no chart", no_chart=True)
                 continue
             queries = [at(query, "spec", "query") for query in dicts(at(spec, "data", "spec", "queries"))]
             yield self._draft(

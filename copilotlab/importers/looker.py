@@ -53,7 +53,7 @@ class Looker:
         native_id = f"{board}/{name}" if board and name else ""
         kind = text(element.get("type"))
         if kind in NO_CHART:
-            return Skipped(path, native_id, NO_CHART[kind])
+            return Skipped(path, native_id, NO_CHART[kind], no_chart=True)
         draft = Draft(
             native_id=native_id,
             path=path,

@@ -92,7 +92,7 @@ class Metabase:
         number = text(card.get("id"))
         native_id = text(card.get("entity_id")).strip() or number
         if card.get("archived") is True:
-            self._drafts.append((Skipped(path, native_id, TRASHED), "", ""))
+            self._drafts.append((Skipped(path, native_id, TRASHED, no_chart=True), "", ""))
             return
         draft = Draft(
             native_id=native_id,

@@ -106,7 +106,7 @@ class SavedObjects:
             draft.chart_type = text(state.get("type"))
             draft.title = draft.title or text(state.get("title"))
             if draft.chart_type in NO_CHART:
-                return Skipped(path, native_id, NO_CHART[draft.chart_type])
+                return Skipped(path, native_id, NO_CHART[draft.chart_type], no_chart=True)
             _add_aggregations(draft, state)
         return draft
 

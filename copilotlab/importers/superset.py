@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from copilotlab.importers.columns import names_in_expression
@@ -27,6 +30,8 @@ _CHARTS = "/api/v1/chart/"
 _PAGE = 100  # charts; the server gives no more, unless it is told to
 _MOST_PAGES = 10_000
 _MOST_READINGS = 3  # of all pages
+_FILE = re.compile(r"(?:(.*)_)?(\d{1,18})\.ya?ml", re.IGNORECASE)
+_NOT_BARE = re.compile(r"[^A-Za-z0-9]")
 _LONGEST_LABEL = 120  # characters; a longer one is the metric's SQL
 
 
@@ -87,8 +92,10 @@ class Superset:
             return False
         if "slice_name" in content and ("viz_type" in content or "params" in content):
             draft = _chart(content, document.path)
-            if self._base_url and (link := text(content.get("url"))).startswith("/"):  # the API says it, exports do not
-                draft.url = f"{self._base_url}{link}"
+            link = text(content.get("url"))  # the API says it, exports do not
+            if not link.startswith("/") and (number := _number_of(document.path, draft.title)):
+                link = f"/explore/?slice_id={number}"
+            draft.url = f"{self._base_url}{link}" if self._base_url and link.startswith("/") else ""
             self._charts.append((draft, text(content.get("dataset_uuid"))))
         elif "dashboard_title" in content and ("position" in content or "metadata" in content):
             self._take_dashboard(content)
@@ -129,6 +136,20 @@ def _chart(content: dict[str, Any], path: str) -> Draft:
         tags=[text(tag.get("tag_name")) or text(tag.get("name")) for tag in dicts(content.get("tags"))]
         + [tag for tag in items(content.get("tags")) if isinstance(tag, str)],
     )
+
+
+def _number_of(path: str, title: str) -> str:
+    """Return a chart's number, of which Superset makes the name of its file: Basket_size_3.yaml; "" for other names.
+
+    What stands before it must be the title, else "Sales_2024.yaml" would be the chart 2024.
+    """
+    found = _FILE.fullmatch(PurePosixPath(path).name)
+    return found[2] if found and _bare(found[1] or "") == _bare(title) else ""
+
+
+def _bare(name: str) -> str:
+    ascii_ = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return _NOT_BARE.sub("", ascii_)
 
 
 def _names(item: object) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliPositionalArg,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -25,8 +26,10 @@ from pydantic_settings import (
 )
 
 from copilotlab.protocol.policy import Policy, Precision
-from copilotlab.service.tokens import Tokens
 from copilotlab.urls import hide_password
+
+if TYPE_CHECKING:
+    from copilotlab.service.tokens import Tokens
 
 HIDDEN = "**********"
 
@@ -65,7 +68,7 @@ class SettingsError(ValueError):
 class CommonSettings(BaseSettings):
     """What all commands share. Each derives its own from it, adds its fields, and reads them with `load_settings`.
 
-    All may read one file: what is a setting of `serve` alone is passed over by the others.
+    All may read one file: what is a setting of another command alone is passed over.
     """
 
     model_config = SettingsConfigDict(
@@ -80,9 +83,6 @@ class CommonSettings(BaseSettings):
     )
 
     charts: str = Field("sqlite:///charts.db", description="URL of the repository, as SQLAlchemy has it")
-    redis: str = Field("redis://127.0.0.1:6379/0", description="URL of Redis")
-    namespace: str = Field("", description="what this cluster's keys begin with")
-    log: Literal["plain", "json"] = Field("plain", description="how log lines look")
     config: Path | None = Field(None, description="a TOML file with these settings")
 
     @classmethod
@@ -98,14 +98,22 @@ class CommonSettings(BaseSettings):
 
 
 class _SharedFile(TomlConfigSettingsSource):
-    """The file without what only `serve` knows; what nobody knows stays, and is refused."""
+    """The file without what only other commands know; what nobody knows stays, and is refused."""
 
     def __call__(self) -> dict[str, Any]:
         own = self.settings_cls.model_fields
-        return {name: value for name, value in super().__call__().items() if name in own or not _is_of_serve(name)}
+        return {name: value for name, value in super().__call__().items() if name in own or not _is_of_another(name)}
 
 
-class NodeSettings(CommonSettings):
+class ClusterSettings(CommonSettings):
+    """What a command is told that speaks to Redis."""
+
+    redis: str = Field("redis://127.0.0.1:6379/0", description="URL of Redis")
+    namespace: str = Field("", description="what this cluster's keys begin with")
+    log: Literal["plain", "json"] = Field("plain", description="how log lines look")
+
+
+class NodeSettings(ClusterSettings):
     """What a command is told that runs a node."""
 
     model: str = Field("minilm", description="the embedding model; see `copilotlab models`")
@@ -113,7 +121,7 @@ class NodeSettings(CommonSettings):
     policy: PolicySettings = Field(PolicySettings(), description="the choices of the protocol; all nodes have the same")
 
 
-class ListeningSettings(CommonSettings):
+class ListeningSettings(ClusterSettings):
     """What a command is told that answers over HTTP."""
 
     host: str = Field("127.0.0.1", description="address to listen on; one that is not loopback needs a token")
@@ -137,6 +145,8 @@ class ListeningSettings(CommonSettings):
 
     def tokens(self) -> Tokens:
         """Read the tokens. Raises ValueError for one that is too short, or a file that cannot be read."""
+        from copilotlab.service.tokens import Tokens  # brings FastAPI, which other commands do without
+
         try:
             return Tokens.of(self.token.get_secret_value() if self.token else None, self.tokens_file)
         except OSError as error:
@@ -163,8 +173,27 @@ class Settings(NodeSettings, ListeningSettings):
     max_waiting: int = Field(256, ge=1, description="requests that wait for a thread; beyond, 503")
 
 
-def _is_of_serve(name: str) -> bool:
-    return name in Settings.model_fields
+class ImportSettings(CommonSettings):
+    """What `copilotlab import` is told. What a tool's server asks for rather stands in the environment."""
+
+    format: CliPositionalArg[str] = Field(description="such as superset, metabase or grafana; auto: found by looking")
+    path: CliPositionalArg[str] = Field(description="of the export: a file, a folder or a ZIP; or a URL")
+    instance: str = Field("prod", description="which installation of the tool; it is part of each chart's key")
+    base_url: str = Field("", description="where the tool is served, for links that the export lacks")
+    query: str | None = Field(None, description="the SQL that gives the charts, where PATH is the URL of a database")
+    allow_shrink: bool = Field(
+        False, description="also where it is empty or half as large; with --watch, the first time alone"
+    )
+    watch: float | None = Field(
+        None, ge=1, le=30 * 86_400, description="read it again each so many seconds, until Ctrl-C"
+    )
+    import_token: SecretStr | None = Field(None, description="what a live server asks for; rather in the environment")
+    import_user: str | None = Field(None, description="likewise")
+    import_password: SecretStr | None = Field(None, description="likewise")
+
+
+def _is_of_another(name: str) -> bool:
+    return name in Settings.model_fields or name in ImportSettings.model_fields
 
 
 S = TypeVar("S", bound=CommonSettings)
@@ -242,7 +271,8 @@ def _told(problem: Any, path: Path | None, text: str) -> str:
     where = f"{path}, line {line}: " if line else ""
     name = ".".join(place)
     said = problem["msg"].removeprefix("Value error, ")
-    given = "" if not place or "token" in name else f" (got {problem['input']!r})"
+    secret = "token" in name or "password" in name
+    given = "" if not place or secret else f" (got {problem['input']!r})"
     return f"{where}{name}{': ' if name else ''}{said}{given}"
 
 

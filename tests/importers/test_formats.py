@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import exports
@@ -47,6 +48,32 @@ def test_superset_names_columns_as_people_do_and_says_which_dashboards_hold_a_ch
     assert skipped(catalogue) == {
         "11111111-0000-4000-8000-000000000003": "it has no title, and neither a dashboard nor columns to make one of"
     }
+
+
+def test_a_chart_of_superset_opens_by_the_number_in_the_name_that_superset_gave_its_file(folder):
+    files = {
+        "charts/Ventes_dete_3.yaml": "Ventes d'été",
+        "charts/7.yaml": "売上",
+        "charts/Sales_2024.yaml": "Sales 2024",  # was written by hand: it has no number
+        "charts/moved/Old_title_5.yaml": "New title",
+    }
+    root = folder(
+        {
+            name: f"slice_name: {title}\nviz_type: pie\nuuid: 11111111-0000-4000-8000-00000000000{number}\n"
+            for number, (name, title) in enumerate(files.items())
+        }
+    )
+
+    catalogue = read_catalogue(root, base_url="https://bi.example.org/")
+
+    links = dict(catalogue.frame.select("title", "url").iter_rows())
+    assert links == {
+        "Ventes d'été": "https://bi.example.org/explore/?slice_id=3",
+        "売上": "https://bi.example.org/explore/?slice_id=7",
+        "Sales 2024": "",
+        "New title": "",
+    }
+    assert set(read_catalogue(root).frame["url"]) == {""}, "nobody said where it is served"
 
 
 def test_a_zip_says_what_its_folder_says(folder, tmp_path: Path):
@@ -209,6 +236,37 @@ def test_two_formats_in_one_folder_are_named_and_either_can_be_chosen(folder):
     with pytest.raises(CatalogueError, match=r"lightdash \(2 files\), looker \(1 files\): name one"):
         read_catalogue(root)
     assert len(read_catalogue(root, format="looker")) == 2
+
+
+def reasons_of_what_is_no_chart(catalogue: Catalogue) -> dict[str, str]:
+    return dict(catalogue.skipped.filter("no_chart").select("native_id", "reason").iter_rows())
+
+
+def test_each_reason_says_whether_it_is_a_chart_that_could_not_be_read_or_no_chart_any_more(folder, tmp_path: Path):
+    said = "it has no title, and neither a dashboard nor columns to make one of"
+    superset = read_catalogue(folder({"superset": {}, **exports.SUPERSET}), "superset")
+    assert reasons_of_what_is_no_chart(superset) == {"11111111-0000-4000-8000-000000000003": said}
+    classic = json.loads(json.dumps(exports.GRAFANA_CLASSIC))
+    classic["panels"][0] |= {"type": "text", "targets": []}  # it was a chart before
+    (tmp_path / "a.json").write_text(json.dumps([classic, exports.GRAFANA_V2]))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "a.json")) == dict.fromkeys(
+        ("web/2", "web/3", "web-v2/2"), "a text panel is no chart"
+    )
+    (tmp_path / "b.json").write_text(json.dumps(exports.OPENSEARCH))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "b.json")) == {"note": "a text panel is no chart"}
+    (tmp_path / "c.json").write_text(json.dumps(list(exports.METABASE.values())[:2]))
+    assert reasons_of_what_is_no_chart(read_catalogue(tmp_path / "c.json")) == {"5": "it is in the trash"}
+    (tmp_path / "dbt_project.yml").write_text("name: shop")
+    (tmp_path / "d.yml").write_text("exposures: [{name: a, config: {enabled: false}}, {name: b, type: dashboard}]")
+    disabled = read_catalogue(tmp_path, "dbt")
+    assert (reasons_of_what_is_no_chart(disabled), len(disabled)) == ({"shop.a": "it is disabled"}, 1)
+    (tmp_path / "e.dashboard.lookml").write_text(dedent(exports.LOOKER["web.dashboard.lookml"]))
+    looker = read_catalogue(tmp_path / "e.dashboard.lookml")
+    assert reasons_of_what_is_no_chart(looker) == {"web/header": "a text panel is no chart"}
+    (tmp_path / "f.csv").write_text('id,title,tags\n1,Good,x\n2,Bad,"[""open"\n')
+    unread = read_catalogue(tmp_path / "f.csv").skipped
+    assert unread["native_id"].to_list() == ["2"]
+    assert not unread["no_chart"].any(), "one cell of it cannot be read: it is still a chart"
 
 
 def test_a_catalogue_shows_what_was_skipped_and_why(folder):

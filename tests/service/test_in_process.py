@@ -19,7 +19,7 @@ from copilotlab.monitoring.happenings import AlertEnded, AlertRaised
 from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 from copilotlab.service.app import create_app
 from copilotlab.service.serve import show_config
-from copilotlab.service.settings import CommonSettings, Settings, SettingsError, load_settings
+from copilotlab.service.settings import ClusterSettings, Settings, SettingsError, load_settings
 
 LIMIT = 30.0  # seconds for what is certain to come
 CHARTS = 20
@@ -241,21 +241,21 @@ def test_the_effective_settings_are_printed_with_their_origin_and_without_secret
 
 
 def test_commands_share_names_and_a_file_and_pass_over_what_is_of_serve_alone(tmp_path, monkeypatch):
-    class Importing(CommonSettings):
-        instance: str = ""
+    class Telling(ClusterSettings):
+        to: str = ""
 
     file = tmp_path / "copilotlab.toml"
     file.write_text('port = 8001\ncharts = "sqlite:///file.db"\nnamespace = "file"\n\n[policy]\nchunk_size = 9\n')
     monkeypatch.setenv("COPILOTLAB_NAMESPACE", "environment")
-    flags = ["--config", str(file), "--instance", "prod"]
-    settings, effective = load_settings(Importing, flags, program="copilotlab import")
-    assert (settings.charts, settings.namespace, settings.instance) == ("sqlite:///file.db", "environment", "prod")
+    flags = ["--config", str(file), "--to", "prod"]
+    settings, effective = load_settings(Telling, flags, program="copilotlab tell")
+    assert (settings.charts, settings.namespace, settings.to) == ("sqlite:///file.db", "environment", "prod")
     assert {row.name: row.origin for row in effective}["charts"] == f"{file}, line 2"
 
     served, _ = load_settings(Settings, ["--config", str(file)])
     assert (served.port, served.charts, served.policy.chunk_size) == (8001, "sqlite:///file.db", 9)
     file.write_text("prot = 8001\n")
-    for kind in (Importing, Settings):
+    for kind in (Telling, Settings):
         with pytest.raises(SettingsError, match="line 1: prot"):
             load_settings(kind, ["--config", str(file)])
 

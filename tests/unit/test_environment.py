@@ -56,6 +56,14 @@ def test_a_peer_that_is_absent_is_said_by_the_benchmark_with_the_command_that_ad
     assert "300 usearch as it comes: done" in said
 
 
+def test_an_import_of_charts_needs_no_extra():
+    absent = "; ".join(f"sys.modules[{name!r}] = None" for name in ("fastapi", "uvicorn", "prometheus_client"))
+
+    said = _run(f"import sys; {absent}; from copilotlab.cli import main; sys.exit(main(['import', '--help']))")
+
+    assert "--base-url" in said
+
+
 def test_import_brings_in_neither_torch_nor_jupyter():
     heavy = "torch transformers sentence_transformers wordllama IPython ipywidgets jupyterlab ipykernel altair usearch"
     code = f"import sys, copilotlab; print(sorted(set(sys.modules) & set({heavy.split()!r})))"

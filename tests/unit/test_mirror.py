@@ -116,6 +116,26 @@ def test_a_chart_that_could_not_be_read_this_time_has_not_vanished(caplog):
     assert "row 2, 'superset:prod:2', is left out: title=' ': expected 1 to 500 characters" in caplog.text
 
 
+def test_what_is_no_chart_any_more_is_deleted_and_what_could_not_be_read_stays():
+    charts = ChartRepository()
+    charts.mirror(catalogue({str(number): f"Chart {number}" for number in range(8)}))
+    now = catalogue({"0": "Chart 0", "1": "Chart 1", "2": "Chart 2"}, skipped=("1", "3", "4", "4", "5", ""))
+    no_chart = pl.Series("no_chart", [True, True, True, False, None, True])
+    now.skipped = now.skipped.with_columns(no_chart)
+
+    now.complete = False
+    assert charts.mirror(now) == MirrorResult(0, 0, 3, 1, 6)
+    assert {f"Chart {number}" for number in (0, 1, 2, 4, 5, 6, 7)} == set(titles_of(charts).values())
+
+    now.complete = True
+    assert charts.mirror(now) == MirrorResult(0, 0, 3, 2, 6)
+    assert {f"Chart {number}" for number in (0, 1, 2, 4, 5)} == set(titles_of(charts).values())
+
+    now.frame = now.frame.clear()
+    with pytest.raises(ChartError, match="came out empty"):  # what became of the others is no excuse for a bad export
+        charts.mirror(now)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+import os
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from copilotlab import ChartRepository
 from copilotlab.cli import main
-from copilotlab.importers.command import LONGEST_WAIT, run_import
+from copilotlab.service.import_command import LONGEST_WAIT, run_import
 
 
 class Stop(BaseException):
@@ -27,7 +27,7 @@ class Source:
         self.asked: list[tuple[object, ...]] = []
 
     def read(self, path, format=None, instance="prod", **more):
-        self.asked.append((path, format, instance, more))
+        self.asked.append((path, format, instance, {name: value for name, value in more.items() if value}))
         if self.error is not None:
             raise self.error
         keys = [f"superset:{instance}:{native}" for native in self.titles]
@@ -39,9 +39,9 @@ class Source:
 @pytest.fixture
 def source(monkeypatch):
     source = Source()
-    stand_in = ModuleType("copilotlab.importers")
-    stand_in.read_catalogue = source.read
-    monkeypatch.setitem(sys.modules, "copilotlab.importers", stand_in)
+    monkeypatch.setattr("copilotlab.service.import_command.read_catalogue", source.read)
+    for name in [name for name in os.environ if name.startswith("COPILOTLAB_")]:
+        monkeypatch.delenv(name)
     return source
 
 
@@ -82,11 +82,42 @@ def test_what_cannot_be_imported_is_said_in_a_line_and_changes_nothing(source, u
     source.error = OSError("no such file: export.zip")
     assert main(["import", "superset", "export.zip", "--charts", url]) == 2
     assert capsys.readouterr().err == "copilotlab import: no such file: export.zip\n"
-    for wrong in ("0", "never"):
-        with pytest.raises(SystemExit):
-            main(["import", "superset", "export.zip", "--charts", url, "--watch", wrong])
+    for wrong, said in (("0", "greater than or equal to 1 (got '0')"), ("never", "a valid number")):
+        assert main(["import", "superset", "export.zip", "--charts", url, "--watch", wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("copilotlab import: watch: ")
+        assert said in error
+    with pytest.raises(SystemExit):
+        main(["import", "superset", "--charts", url])
+    assert "the following arguments are required: PATH" in capsys.readouterr().err
     with ChartRepository(url) as charts:
         assert charts.revision == 0
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file_that_all_commands_share(
+    source, url, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "copilotlab.toml"
+    file.write_text(f'charts = "{url}"\ninstance = "file"\nbase_url = "https://file/"\nport = 8001\n[policy]\n')
+    monkeypatch.setenv("COPILOTLAB_CONFIG", str(file))
+    monkeypatch.setenv("COPILOTLAB_INSTANCE", "environment")
+    monkeypatch.setenv("COPILOTLAB_IMPORT_USER", "me")
+    monkeypatch.setenv("COPILOTLAB_IMPORT_PASSWORD", "secret")
+    monkeypatch.setenv("COPILOTLAB_IMPORT_TOKEN", "glsa_x")
+    monkeypatch.setenv("COPILOTLAB_TOKEN", "a-long-secret-of-the-service")
+    given = {"base_url": "https://file/", "user": "me", "password": "secret", "token": "glsa_x"}
+
+    assert main(["import", "superset", "export.zip"]) == 0
+    assert main(["import", "superset", "export.zip", "--instance=flag"]) == 0
+    assert [asked[2:] for asked in source.asked] == [("environment", given), ("flag", given)]
+    assert main(["config"]) == 0, "what is of the import alone is passed over by serve"
+    capsys.readouterr()
+
+    file.write_text('import_password = ["secret"]\ninstanse = "x"\n')
+    assert main(["import", "superset", "export.zip"]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}, line 2: instanse: Extra inputs are not permitted (got 'x')" in error
+    assert "secret" not in error
 
 
 def test_a_watch_imports_what_changed_and_waits_longer_the_longer_its_source_fails(source, url, capsys):
@@ -127,5 +158,5 @@ def test_ctrl_c_ends_a_watch(source, url, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("copilotlab.importers.command.run_import.__kwdefaults__", {"wait": interrupt})
+    monkeypatch.setattr("copilotlab.service.import_command.run_import.__kwdefaults__", {"wait": interrupt})
     assert main(["import", "superset", "export", "--charts", url, "--watch", "60"]) == 130
