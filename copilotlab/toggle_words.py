@@ -7,6 +7,17 @@ from typing import NamedTuple
 
 import msgspec
 
+POLICY_MEANINGS: Mapping[str, str] = {
+    "rebuild_at_reconnect": "after an outage in which Redis lost its memory, a node starts the rebuild by itself",
+    "batch_timeout": "seconds that a batch's lease lasts at most, from when it was taken or renewed",
+    "sync_interval": "seconds between two scheduled looks at the whole repository",
+    "claim_timeout": "seconds that a claim to embed a change is respected at most",
+    "adopt_after": "seconds after which a change that no node has sent is embedded by any node",
+    "bulk_ttl": "seconds that a page which was put into Redis for others to fetch stays there",
+    "chunk_size": "charts in one step of a batch, and in one of its events",
+}
+"""What the fields of the policy that can be set on a running node mean, in a line."""
+
 MOST_NAME = 60  # characters of a name in what is told, each printable, so that one toggle always fits
 
 
