@@ -538,9 +538,8 @@ class Cluster:
             raise ValueError(f"by={shortened(by)}: expected 1 to {MOST_BY} printable characters")
         if not changes:
             raise ValueError("nothing to set: name a toggle, as in publishing=False")
-        judge = Toggles("", self._observer.context.policy)
         for name, value in changes.items():
-            if why := judge.why_not(name, value):
+            if why := self.why_not(name, value):
                 raise ValueError(f"{name}={shortened(value)}: {why}")
         until = time.monotonic() + timeout
         said = [
@@ -549,6 +548,10 @@ class Cluster:
             for argument in _arguments(changes, everywhere=everywhere, by=by)
         ]
         return "; ".join(said)
+
+    def why_not(self, name: str, value: object) -> str:
+        """Tell why this cannot be set on nodes that run, whatever node it is for; "" if it can."""
+        return Toggles("", self._observer.context.policy).why_not(name, value)
 
     def _able(self, node: str) -> Row:
         row = self._row(node)

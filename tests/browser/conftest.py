@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
-WAIT = 20.0  # seconds: two busy cores, and JupyterLab is large
+WAIT = 120.0  # seconds: two busy cores, and JupyterLab is large
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, whatever proxy is set
 CHROMIUM_OPTIONS = [
     "--headless=new",

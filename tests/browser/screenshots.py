@@ -162,6 +162,15 @@ def test_cluster_panel(in_voila, cells, theme):
     setup, panel = cells("cluster", nodes=4)
     page = in_voila("cluster", setup, APART, panel, theme=theme)
     page.get_by_text("node-3").first.wait_for()
+    page.get_by_label("set by").fill("Ada")
+    page.get_by_label("set by").press("Enter")
+    page.get_by_label("to", exact=True).select_option("off")
+    page.get_by_title("Set the chosen toggle").click()
+    page.get_by_title("Confirm what is asked").click()
+    page.get_by_text("for every node, by Ada").nth(1).wait_for()
+    page.get_by_title("Set the chosen toggle").click()
+    page.get_by_text("Set publishing to off for every node?").wait_for()
+    page.get_by_text("What cannot change on a running node, and why").click()
     save(page, f"cluster-{theme}")
 
 

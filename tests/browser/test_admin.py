@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect
 from copilotlab import Chart, ChartRepository, Cluster, LocalRedis, Policy
 from copilotlab.lab.simulated_lab import simulated_charts
 
-LIMIT = 20.0  # seconds for what is certain to come
+LIMIT = 60.0  # seconds for what is certain to come
 AXE = Path(os.environ.get("COPILOTLAB_AXE", Path(__file__).parents[2] / "build" / "axe-core" / "axe.min.js"))
 READ, ADMIN = "read-token-0123456789", "admin-token-0123456789"
 EVIL = "<img src=x onerror=alert(1)>"
