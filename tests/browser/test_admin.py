@@ -154,7 +154,7 @@ def test_each_action_that_is_confirmed_takes_effect_on_another_node_and_two_brow
 
     page.get_by_role("button", name="Rebuild b", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()  # nothing happens by Enter alone
-    expect(page.get_by_label("Model")).to_be_hidden()
+    expect(page.locator("#confirm-argument")).to_be_hidden()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert said.inner_text() == ""
