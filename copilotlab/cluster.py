@@ -12,15 +12,18 @@ no part: no node waits for it, and none is disturbed when it comes or goes.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import socket
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import polars as pl
 import redis as redis_py
@@ -35,11 +38,13 @@ from copilotlab.monitoring.alerts import CONDITIONS
 from copilotlab.picture import CLUSTER_CONDITIONS, WATCHED, Lease, Overview, Picture, Row, agreements, holds, letter
 from copilotlab.protocol import events, keys
 from copilotlab.protocol.carrier import Carrier, CarrierAway
-from copilotlab.protocol.context import Context
+from copilotlab.protocol.context import Context, check_name
 from copilotlab.protocol.link import SILENT_BEATS, Link
 from copilotlab.protocol.policy import Policy
+from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, Toggles
 from copilotlab.reasons import short as shortened
 from copilotlab.store import Manifest
+from copilotlab.toggle_words import TogglesWanted, ToggleTold, read_toggles, written_wish
 
 if TYPE_CHECKING:
     from copilotlab.widgets import ClusterPanel
@@ -49,6 +54,10 @@ ACT_SECONDS = 5.0  # how long a node may take to begin what it is asked to do
 MOST_ORDERS = 256  # whose end is waited for
 ASK_SECONDS = 10.0  # how long a node may take to say what it holds
 TRIES = 3  # a question, or its answer, may be lost
+LOOK_SECONDS = 2.0  # how long one node may take to tell its toggles
+MOST_ARGUMENT = 300  # characters of an order's
+MOST_BY = 60  # of them for who sets toggles
+MOST_TOGGLES = 100  # of a node
 MOST_ROWS = 50_000_000  # of a manifest
 MOST_LINE = 500  # characters of a lease's value that are looked at
 REREAD_SECONDS = 5.0  # between two looks whether the catalogue was begun anew
@@ -98,6 +107,17 @@ _HISTORY = {
     "charts": pl.Int64,
     "lag": pl.Int64,
     "outages": pl.Int64,
+}
+_TOGGLES: dict[str, Any] = {
+    "node": pl.String,
+    "name": pl.String,
+    "value": pl.String,
+    "set_by": pl.String,
+    "set_on": pl.String,
+    "set_at": pl.String,
+    "everywhere": pl.Boolean,
+    "version": pl.Int64,
+    "reason": pl.String,
 }
 _REMEDIES = {condition.name: condition.remedy for condition in CONDITIONS}
 
@@ -490,10 +510,101 @@ class Cluster:
         service that it is in, ends in order. timeout: seconds. Raises ValueError for a node that is not there or too
         old, ActionRefused with the node's reason, NodeSilent where it does not answer, CarrierAway.
         """
+        row = self._able(node)
+        return self._observer.order(row, action, argument, time.monotonic() + timeout, self._pause)
+
+    def configure(
+        self,
+        node: str = "",
+        *,
+        everywhere: bool = False,
+        by: str = "",
+        timeout: float = ACT_SECONDS,
+        **changes: bool | int | float,
+    ) -> str:
+        """Set toggles on one node, or everywhere, while they run, as `Node.configure` does; return what was said.
+
+        node: which; else everywhere=True: on all of this namespace, also on those that are away or come later. by: who
+        sets them, 1 to 60 printable characters, by default this process and its host. timeout: seconds for all.
+
+        Raises ValueError, before anything is changed, for what is no toggle, for a field of the policy that cannot
+        change on a running node, with the reason, and for a value that makes no sense; for a node that is not there or
+        too old; ActionRefused with the node's reason, NodeSilent where it does not answer, CarrierAway.
+        """
+        if everywhere == bool(node):
+            raise ValueError(f"node={node!r} and everywhere={everywhere}: expected one of them, as everywhere=True")
+        by = check_name("by", by or f"process {os.getpid()} on {socket.gethostname()}"[:MOST_BY])
+        if len(by) > MOST_BY or not by.isprintable():
+            raise ValueError(f"by={shortened(by)}: expected 1 to {MOST_BY} printable characters")
+        if not changes:
+            raise ValueError("nothing to set: name a toggle, as in publishing=False")
+        for name, value in changes.items():
+            if why := self.why_not(name, value):
+                raise ValueError(f"{name}={shortened(value)}: {why}")
+        until = time.monotonic() + timeout
+        said = [
+            f"{row.node}: {self._observer.order(row, 'configure', argument, until, self._pause)}"
+            for row in ([self._able(node)] if node else self._tellers())
+            for argument in _arguments(changes, everywhere=everywhere, by=by)
+        ]
+        return "; ".join(said)
+
+    def why_not(self, name: str, value: object) -> str:
+        """Tell why this cannot be set on nodes that run, whatever node it is for; "" if it can."""
+        return Toggles("", self._observer.context.policy).why_not(name, value)
+
+    def _able(self, node: str) -> Row:
         row = self._row(node)
         if not row.version:
             raise ValueError(f"node {node!r} is of a version that takes no orders; update it")
-        return self._observer.order(row, action, argument, time.monotonic() + timeout, self._pause)
+        return row
+
+    def _tellers(self) -> list[Row]:
+        """Pick a node of each model that tells the others: toggles are carried among nodes of one model."""
+        tellers = {row.model: row for row in reversed(self.rows()) if row.alive and row.version and row.answers}
+        if not tellers:
+            raise ValueError("no node lives that could tell the others; see whether any runs")
+        return list(tellers.values())
+
+    def toggles(self, *, timeout: float = ASK_SECONDS) -> pl.DataFrame:
+        """List what is in force on each node that lives: node, name, value, set_by, set_on, set_at, everywhere,
+        version, reason.
+
+        Each node is asked. value: as JSON, such as "false" or "300.0"; null where the node did not tell, for the
+        reason given. The others as in `Node.toggles`. timeout: seconds for all. Raises CarrierAway.
+        """
+        rows: list[dict[str, object]] = []
+        for node, (known, reason) in self.told_toggles(timeout=timeout).items():
+            for told in known:
+                rows.append({"node": node, **told._asdict(), "value": msgspec.json.encode(told.value).decode()})
+            if reason:
+                rows += [{"node": node, "name": name, "reason": reason} for name in (*SWITCHES, *POLICY_FIELDS)]
+        return pl.DataFrame(rows, schema=_TOGGLES, orient="row").with_columns(pl.col("reason").fill_null(""))
+
+    def told_toggles(self, *, timeout: float = ASK_SECONDS) -> dict[str, tuple[list[ToggleTold], str]]:
+        """Return, for each node that lives, its toggles, and "", or none, and why it did not tell them.
+
+        timeout: seconds for all. Raises CarrierAway.
+        """
+        until = time.monotonic() + timeout
+        told: dict[str, tuple[list[ToggleTold], str]] = {}
+        for row in self.rows():
+            if row.alive and row.answers:
+                try:
+                    told[row.node] = self._toggles_of(row, min(until, time.monotonic() + LOOK_SECONDS)), ""
+                except (ActionRefused, NodeSilent, ValueError) as error:
+                    told[row.node] = [], str(error)
+        return told
+
+    def _toggles_of(self, row: Row, until: float) -> list[ToggleTold]:
+        if not row.version:
+            raise ValueError("its version takes no orders; update it")
+        found: list[ToggleTold] = []
+        while True:
+            page = read_toggles(self._observer.look(row, "tell_toggles", str(len(found)), until, self._pause))
+            found += page.toggles
+            if not page.toggles or len(found) >= min(page.of, MOST_TOGGLES):
+                return found
 
     def release_lease(self, value: str) -> None:
         """Take the lease from its holder, if it is still the one that was seen: ``cluster.lease.value``.
@@ -583,6 +694,7 @@ class _Observer:
         self._echo = secrets.token_bytes(16)
         self._awaited: dict[str, Latch] = {}
         self._orders: OrderedDict[str, tuple[str, str]] = OrderedDict()  # their node and action
+        self._looks: dict[str, str] = {}  # the node of each question whose answer is waited for
         self._answers: dict[str, events.OrderAnswer] = {}
         self._leaving = threading.Lock()
         self._said_trouble = ""
@@ -771,12 +883,28 @@ class _Observer:
 
     def order(self, row: Row, action: str, argument: str, until: float, pause: Callable[[Latch], object]) -> str:
         """Have a node begin something. until: on the machine's clock. Raises ActionRefused, NodeSilent, CarrierAway."""
-        order, latch = secrets.token_hex(16), Latch()
-        event = events.Order(order, row.session, action, argument)
+        order = secrets.token_hex(16)
         self._orders[order] = row.node, action
         while len(self._orders) > MOST_ORDERS:
             forgotten, _ = self._orders.popitem(last=False)
             self._answers.pop(forgotten, None)
+        answer = self._answered(row, events.Order(order, row.session, action, argument), until, pause)
+        return f"{action} {answer.outcome}{f': {answer.said}' if answer.said else ''}"
+
+    def look(self, row: Row, what: str, argument: str, until: float, pause: Callable[[Latch], object]) -> str:
+        """Have a node tell something, of which no line is kept; as `order`."""
+        order = secrets.token_hex(16)
+        self._looks[order] = row.node
+        try:
+            return self._answered(row, events.Order(order, row.session, what, argument), until, pause).said
+        finally:
+            del self._looks[order]
+            self._answers.pop(order, None)
+
+    def _answered(
+        self, row: Row, event: events.Order, until: float, pause: Callable[[Latch], object]
+    ) -> events.OrderAnswer:
+        order, action, latch = event.order, event.action, Latch()
         self._awaited[order] = latch
         try:
             for _ in range(TRIES):
@@ -793,15 +921,16 @@ class _Observer:
         if answer is None:
             raise NodeSilent(f"node {row.node!r} did not answer: {action} may not have begun; see whether it lives")
         if answer.outcome in ("refused", "failed"):
-            raise ActionRefused(f"node {row.node!r} refuses to {action}: {answer.said}")
-        return f"{action} {answer.outcome}{f': {answer.said}' if answer.said else ''}"
+            raise ActionRefused(f"node {row.node!r} refuses to {action.replace('_', ' ')}: {answer.said}")
+        return answer
 
     def _note_answer(self, source: str, answer: events.OrderAnswer, now: float) -> None:
-        node, action = self._orders.get(answer.order, ("", ""))
+        node, action = self._orders.get(answer.order) or (self._looks.get(answer.order, ""), "")
         if node != source or self._answers.get(answer.order) == answer:
             return
         self._answers[answer.order] = answer
-        self.picture.note(now, node, f"{action}_{answer.outcome}", answer.said)
+        if action:
+            self.picture.note(now, node, f"{action}_{answer.outcome}", answer.said)
         if latch := self._awaited.get(answer.order):
             latch.set()
 
@@ -818,6 +947,21 @@ class _Observer:
 
 def _nothing() -> None:
     pass
+
+
+def _arguments(changes: Mapping[str, bool | int | float], *, everywhere: bool, by: str) -> list[str]:
+    """Write what is to be set, in as few orders as it fits into."""
+    written: list[str] = []
+    begun: dict[str, bool | int | float] = {}
+    for name, value in changes.items():
+        longer = written_wish(TogglesWanted({**begun, name: value}, everywhere, by))
+        if begun and len(longer) > MOST_ARGUMENT:
+            begun, longer = {name: value}, written_wish(TogglesWanted({name: value}, everywhere, by))
+            written.append(longer)
+        else:
+            begun = {**begun, name: value}
+            written[-1:] = [longer]
+    return written
 
 
 def _compared(left: _Held, right: _Held) -> Iterator[tuple[object, ...]]:

@@ -21,9 +21,11 @@ from copilotlab.protocol import events
 from copilotlab.protocol.batch import BatchResult
 from copilotlab.protocol.carrier import CarrierAway
 from copilotlab.protocol.replica import Replica
+from copilotlab.toggle_words import read_wish, written_toggles
 
 MOST_REMEMBERED = 1_000
 MOST_SAID = 500  # characters of an answer
+LOOK = "tell_toggles"  # what changes nothing: it is neither remembered nor told
 
 
 class Obedient(Protocol):
@@ -40,11 +42,16 @@ class Obedient(Protocol):
 
     def stop(self) -> None: ...
 
+    def toggles(self) -> list[dict[str, object]]: ...
+
+    @property
+    def configure(self) -> Callable[..., int]: ...
+
 
 class Orders:
     """The orders that one node has taken. Holds no node, so that one can become garbage.
 
-    Safe for threads; `take` is quick, what is asked for is done on a thread of its own.
+    Safe for threads; `take` is quick, what takes long is done on a thread of its own.
     """
 
     def __init__(self, node: ReferenceType[Obedient]) -> None:
@@ -56,7 +63,10 @@ class Orders:
         self._under_way = ""
 
     def take(self, replica: Replica, source: str, order: events.Order) -> None:
-        """Begin what is asked for, or refuse it, and answer."""
+        """Begin what is asked for, do it where that is quick, or refuse it, and answer."""
+        if order.action == LOOK:
+            _say(replica, source, self._judged(replica, order))
+            return
         with self._lock:
             answer = self._answers.get(order.order)
             if (known := answer is not None) is False:
@@ -77,8 +87,13 @@ class Orders:
         if order.session != replica.coordinator.link.session:
             return refused("this node was started anew since")
         node = self._node()
-        if node is None or order.action not in _ACTIONS:
-            return refused(f"it does not know {order.action!r}; it knows {', '.join(_ACTIONS)}")
+        if node is None or order.action not in ACTIONS:
+            return refused(f"it does not know {order.action!r}; it knows {', '.join(ACTIONS)}")
+        if order.action in _QUICK:  # also while something else is under way
+            try:
+                return events.OrderAnswer(order.order, "done", _QUICK[order.action](node, order)[:MOST_SAID])
+            except (TypeError, ValueError) as error:
+                return refused(str(error)[:MOST_SAID])
         if self._under_way and order.action != "stop":
             return refused(f"{self._under_way} is under way")
         return events.OrderAnswer(order.order, "begun")
@@ -119,11 +134,25 @@ def _switch(node: Obedient, order: events.Order) -> str:
     return f"answers with {node.embedder.fingerprint}"
 
 
+def _look(node: Obedient, order: events.Order) -> str:
+    return written_toggles(node.toggles(), int(order.argument or "0"), MOST_SAID)
+
+
+def _configure(node: Obedient, order: events.Order) -> str:
+    wanted = read_wish(order.argument)
+    version = node.configure(everywhere=wanted.everywhere, by=wanted.by, **wanted.set)
+    said = ", ".join(f"{name}={value!r}" for name, value in wanted.set.items())
+    return (
+        f"{said} {'everywhere' if wanted.everywhere else 'here'}, version {version}, by {wanted.by or 'nobody named'}"
+    )
+
+
 _ACTIONS: Mapping[str, Callable[[Obedient, events.Order], str]] = {
     "rebuild": lambda node, _: node.rebuild().outcome,
     "sync": lambda node, _: node.sync().outcome,
     "switch_model": _switch,
     "stop": lambda node, _: "",
 }
-ACTIONS = tuple(_ACTIONS)
+_QUICK: Mapping[str, Callable[[Obedient, events.Order], str]] = {LOOK: _look, "configure": _configure}
+ACTIONS = (*_ACTIONS, *_QUICK)
 """What may be asked for."""

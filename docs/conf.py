@@ -31,7 +31,9 @@ mermaid_cmd = str(Path(sys.executable).with_name("mmdr"))  # draws without a bro
 mermaid_output_format = "svg"  # drawn when the site is built: a page fetches no script
 
 nb_execution_mode = "off"  # shown as they were committed; `make notebooks` runs them
-nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # would be fetched; a widget's static picture is shown in its place
+# What makes a widget live would be fetched: its static table or picture is shown in its place.
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}
+nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
 
 default_role = "code"
 smartquotes = False  # a default of "" stays one

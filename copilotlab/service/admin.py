@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,9 +32,13 @@ from copilotlab.charts import RepositoryError
 from copilotlab.cluster import ActionRefused, Cluster, NodeSilent
 from copilotlab.picture import Row, agreements, holds, letter
 from copilotlab.protocol.carrier import CarrierAway
+from copilotlab.protocol.toggles import FIXED, SWITCHES
+from copilotlab.reasons import short
 from copilotlab.service.problems import Problem, ProblemError, problem
 from copilotlab.service.settings import is_loopback
+from copilotlab.service.toggles import DESCRIBED, ClusterTogglesBody
 from copilotlab.service.tokens import Role
+from copilotlab.toggle_words import POLICY_MEANINGS
 
 log = logging.getLogger("copilotlab.service")
 
@@ -81,6 +86,10 @@ class Done(BaseModel):
     said: str = Field(examples=["sync begun"])
 
 
+SETTABLE = {name: {"meaning": meaning, **DESCRIBED[name]} for name, meaning in {**SWITCHES, **POLICY_MEANINGS}.items()}
+"""What can be set on a running node: what it means, and its type and bounds, as OpenAPI has them."""
+
+
 class AdminPage:
     """The page over one cluster.
 
@@ -97,6 +106,8 @@ class AdminPage:
         self._streams = 0
         self._made: tuple[float, bytes] = (0.0, b"")
         self._history: tuple[float, bytes] = (0.0, b"")
+        self._toggles: tuple[float, bytes] = (0.0, b"")
+        self._asking = threading.Lock()
 
     def router(self, check: Check) -> APIRouter:
         """Return the routes: /admin, /v1/cluster, and what is below them."""
@@ -158,6 +169,26 @@ class AdminPage:
             """Have a node do something, or release a lease that is stuck; answered once the node has begun."""
             self._admit()
             return _json(await asyncio.to_thread(self.act, body.action, body.node, body.argument))
+
+        @router.get(
+            "/v1/cluster/toggles",
+            responses={**told, 409: {"model": Problem}},
+            dependencies=[Depends(reader)],
+        )
+        async def toggles() -> Response:
+            """Tell what is in force on each node that lives, who set it, when, and what cannot be set, and why."""
+            return _json(await asyncio.to_thread(self.toggles))
+
+        @router.patch(
+            "/v1/cluster/toggles",
+            responses={**told, **{status: {"model": Problem} for status in (400, 408, 409, 429, 504)}},
+            response_model=Done,
+            dependencies=[Depends(admin)],
+        )
+        async def configure(body: ClusterTogglesBody) -> Response:
+            """Set toggles on one node, or on all; answered once the node that was told has them in force."""
+            self._admit()
+            return _json(await asyncio.to_thread(self.configure, body))
 
         return router
 
@@ -234,6 +265,33 @@ class AdminPage:
                 said = self.cluster.act(node, action, argument)
         return msgspec.json.encode({"said": said})
 
+    def toggles(self) -> bytes:
+        """Return what is in force on each node, as JSON; asked once a second. Raises ProblemError."""
+        with self._asking:
+            at, made = self._toggles
+            if not made or time.monotonic() - at > SECOND:
+                with _as_problems():
+                    told = self.cluster.told_toggles()
+                nodes = {
+                    node: {"toggles": [toggle._asdict() for toggle in known], "reason": reason}
+                    for node, (known, reason) in told.items()
+                }
+                made = msgspec.json.encode({"nodes": nodes, "settable": SETTABLE, "fixed": FIXED})
+                self._toggles = time.monotonic(), made
+            return made
+
+    def configure(self, body: ClusterTogglesBody) -> bytes:
+        """Have it set, and return what was said, as JSON. Raises ProblemError."""
+        log.info("admin: %s sets %s on %s", body.by, body.set, body.node or "all nodes")
+        if body.node and body.node not in {row.node for row in self.cluster.rows()}:
+            raise ProblemError(409, f"node {body.node!r} was not heard of")
+        if unknown := [name for name in body.set if name not in SETTABLE and name not in FIXED]:
+            raise ProblemError(422, f"{short(unknown[0])}: no such toggle; there are {', '.join(SETTABLE)}")
+        with _as_problems(wrong=422):
+            said = self.cluster.configure(body.node, everywhere=not body.node, by=body.by, **body.set)
+        self._toggles = 0.0, b""
+        return msgspec.json.encode({"said": said})
+
     async def _events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
         self._streams += 1
         try:
@@ -275,7 +333,10 @@ assert set(_SHOWN) <= set(Row._fields)
 
 
 class _as_problems:
-    """Turns what a cluster raises into problems."""
+    """Turns what a cluster raises into problems. wrong: the status of a ValueError."""
+
+    def __init__(self, wrong: int = 409) -> None:
+        self._wrong = wrong
 
     def __enter__(self) -> None:
         return None
@@ -288,7 +349,7 @@ class _as_problems:
         if isinstance(error, CarrierAway):
             raise ProblemError(503, f"cut off from Redis: {error}", Retry_After="5") from error
         if isinstance(error, ValueError) and not isinstance(error, RepositoryError):
-            raise ProblemError(409, str(error)) from error  # no such node, or one that cannot: see how it is now
+            raise ProblemError(self._wrong, str(error)) from error  # no such node, or one that cannot
 
 
 class OwnSite:

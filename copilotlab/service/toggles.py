@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, WithJsonSchema
 
+from copilotlab.cluster import MOST_BY
 from copilotlab.node import Node
 from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.toggles import LONGEST, POLICY_FIELDS, SHORTEST, SWITCHES
@@ -17,6 +18,7 @@ from copilotlab.service.problems import ProblemError
 from copilotlab.service.workers import Workers
 
 MOST_CHANGES = 32  # in one request
+PRINTABLE = r"^[ -~]+$"
 
 ToggleName = Annotated[str, Field(min_length=1, max_length=40)]
 ToggleValue = StrictBool | StrictInt | StrictFloat
@@ -32,9 +34,11 @@ def _described(name: str) -> dict[str, Any]:
     return bounds[str(kind)]
 
 
+DESCRIBED = {name: _described(name) for name in (*SWITCHES, *POLICY_FIELDS)}
+"""The type and the bounds of each toggle, as OpenAPI has them."""
 CHANGES = {
     "type": "object",
-    "properties": {name: _described(name) for name in (*SWITCHES, *POLICY_FIELDS)},
+    "properties": DESCRIBED,
     "additionalProperties": False,
     "minProperties": 1,
 }
@@ -58,6 +62,21 @@ class TogglesBody(BaseModel):
     everywhere: bool = False
     node_id: str | None = Field(None, min_length=1, max_length=200)
     by: str = Field("an admin over HTTP", min_length=1, max_length=200)
+
+
+class ClusterTogglesBody(BaseModel):
+    """What to set on one node of a cluster, or everywhere. set: toggles by name; node: which, "" for all nodes, also
+    those that are away or come later; by: who sets it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"set": {"publishing": False}, "node": "", "by": "Ada"}]},
+    )
+
+    set: Annotated[dict[ToggleName, ToggleValue], WithJsonSchema(CHANGES)] = Field(max_length=MOST_CHANGES)
+    node: str = Field(max_length=200)
+    by: str = Field("an admin over HTTP", min_length=1, max_length=MOST_BY, pattern=PRINTABLE)
 
 
 class ToggleAnswer(BaseModel):

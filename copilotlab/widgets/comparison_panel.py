@@ -15,7 +15,7 @@ from copilotlab.markup import text
 from copilotlab.node import Node
 from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.model_index import Found, shared
-from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, chart_cell, chip
+from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, chart_cell, chip, incomplete_html
 
 COLUMN_WIDTH = 14  # rem; the table scrolls where the page is narrower
 
@@ -37,10 +37,14 @@ class Column(NamedTuple):
 
 
 class ComparisonAnswer(NamedTuple):
-    """The answers side by side: first the one that most nodes give, then those of other nodes, then those of models."""
+    """The answers side by side: first the one that most nodes give, then those of other nodes, then those of models.
+
+    nodes: what each node answered.
+    """
 
     request: ComparisonRequest
     columns: list[Column]
+    nodes: list[NodeAnswer]
 
 
 class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
@@ -74,10 +78,10 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
 
     def _find(self, request: ComparisonRequest) -> ComparisonAnswer:
         alike: defaultdict[tuple[int, ...], list[NodeAnswer]] = defaultdict(list)
-        for node in self.nodes:
-            if node.status()["state"] != "stopped":
-                answer = NodeAnswer.of(node, request.question, request.k)
-                alike[answer.chart_ids].append(answer)
+        living = [node for node in self.nodes if node.status()["state"] != "stopped"]
+        nodes = [NodeAnswer.of(node, request.question, request.k) for node in living]
+        for answer in nodes:
+            alike[answer.chart_ids].append(answer)
         groups = sorted(alike.values(), key=lambda group: -len(group))
         own = self.embedder.name
         columns = [Column(tuple(node.node_id for node in group), own, group[0].found) for group in groups]
@@ -85,7 +89,7 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
             found = self._attempt(f"ask {name}", partial(self.models[name].search, request.question, request.k))
             if found is not None:
                 columns.append(Column((), name, found))
-        return ComparisonAnswer(request, columns)
+        return ComparisonAnswer(request, columns, nodes)
 
     def _found_in(self, answer: ComparisonAnswer) -> list[Found]:
         return [found for column in answer.columns for found in column.found]
@@ -105,7 +109,7 @@ class ComparisonPanel(QuestionPanel[ComparisonRequest, ComparisonAnswer]):
 
 
 def comparison_html(answer: ComparisonAnswer) -> str:
-    """Draw the answers as one table: a row for each rank, a column for each answer."""
+    """Draw the answers as one table: a row for each rank, a column for each answer; above it, who lacked charts."""
     if not answer.columns:
         return "<p class='cl-empty'>no node is alive, and no model is ticked</p>"
     first = answer.columns[0]
@@ -119,7 +123,10 @@ def comparison_html(answer: ComparisonAnswer) -> str:
     )
     wide = f"min-width:{COLUMN_WIDTH * len(answer.columns)}rem"
     classes = "cl-table cl-answers cl-compared"
+    lacking = incomplete_html(answer.nodes)
+    said = f"<div role='status'>{lacking}</div>" if lacking else ""
     return (
+        f"{said}"
         f"<table class='{classes}' style='{wide}' aria-label='Answers side by side'>"
         f"<thead><tr><th scope='col' class='cl-number'>#</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )

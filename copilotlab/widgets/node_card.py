@@ -59,7 +59,8 @@ def card_html(status: Mapping[str, object], line: str, agreement: Agreement, *, 
     )
     if said := _set_words(status):
         facts += (("set", text(said), "cl-warn"),)
-    return framed(status["node"], how, facts, _work(status))
+    lacking = "" if dead or status["complete"] else text(f"not complete: {status['incomplete']}")
+    return framed(status["node"], how, facts, _work(status) or lacking)
 
 
 def framed(name: object, how: Health, facts: Iterable[tuple[str, str, str]], work: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from html import escape
 from typing import Generic, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from copilotlab.lab import Lab
 from copilotlab.lifetime import Background
 from copilotlab.markup import link, text
 from copilotlab.node import Node
+from copilotlab.protocol.follower import Completeness
 from copilotlab.widgets.drawings import drawing
 from copilotlab.widgets.model_index import Found, ModelIndex
 from copilotlab.widgets.panel import Panel
@@ -29,18 +30,20 @@ Result = TypeVar("Result")
 
 
 class NodeAnswer(NamedTuple):
-    """What one node found, and how long it took."""
+    """What one node found, how long it took, and how much of the repository the node held then."""
 
     node_id: str
     found: list[Found]
     milliseconds: float
+    completeness: Completeness | None = None
 
     @classmethod
     def of(cls, node: Node, question: str, k: int) -> NodeAnswer:
         """Ask ``node`` for the best ``k`` charts."""
         began = time.perf_counter()
         frame = node.search(question, k)
-        return cls(node.node_id, Found.of_frame(frame), 1000 * (time.perf_counter() - began))
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return cls(node.node_id, Found.of_frame(frame), milliseconds, frame.completeness)
 
     @property
     def chart_ids(self) -> tuple[int, ...]:
@@ -153,7 +156,7 @@ class QuestionPanel(Panel, Generic[Request, Answer]):
 
     def _show(self) -> None:
         nodes = self.nodes
-        held = tuple((node.node_id, node.store.digest, node.status()["state"]) for node in nodes)
+        held = tuple((node.node_id, node.store.digest, node.completeness, node.status()["state"]) for node in nodes)
         wanted = (self._request(), held)
         if self._question.value.strip() and wanted != self._asked and not self._asking and self._may_ask(wanted[0]):
             self._asking = True
@@ -228,6 +231,16 @@ def answers_table(answer: list[Found]) -> str:
     )
     start = "<table class='cl-table cl-answers cl-ranked' role='table' aria-label='Answers'>"
     return f"{start}<thead><tr>{head}</tr></thead><tbody role='rowgroup'>{rows}</tbody></table>"
+
+
+def incomplete_html(answers: Iterable[NodeAnswer]) -> str:
+    """Say which of these nodes lacked charts when it was asked, how many, and why; nothing where none did."""
+    return "".join(
+        f"<div class='cl-warn cl-incomplete'><span aria-hidden='true'>▲</span> {text(answer.node_id)} is not complete, "
+        f"charts may be missing below: it holds {text(answer.completeness)}</div>"
+        for answer in answers
+        if answer.completeness is not None and not answer.completeness.complete
+    )
 
 
 def chip(words: str, *, tone: str, title: str = "") -> str:

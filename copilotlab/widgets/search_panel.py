@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from copilotlab.widgets.model_index import Found, shared
 from copilotlab.widgets.panel import set_options
-from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, answers_table, chip
+from copilotlab.widgets.question_panel import NodeAnswer, QuestionPanel, answers_table, chip, incomplete_html
 
 
 class SearchRequest(NamedTuple):
@@ -94,7 +94,8 @@ class SearchPanel(QuestionPanel[SearchRequest, SearchAnswer]):
 
 
 def agreement_html(answer: SearchAnswer) -> str:
-    """Say who was asked, and for every node in a chip whether it gives the same charts in the same order."""
+    """Say who was asked, for every node in a chip whether it gives the same charts in the same order, and who lacked
+    charts."""
     wanted = tuple(found.chart_id for found in answer.found)
     chips = []
     alike = 0
@@ -113,5 +114,6 @@ def agreement_html(answer: SearchAnswer) -> str:
     agree = "all nodes give these" if alike == len(answer.nodes) else f"{alike} of {len(answer.nodes)} nodes give these"
     return (
         f"<div class='cl-summary' role='status'><b>{chip(answer.asker, tone='strong')}</b> "
-        f"<span>found {len(wanted)} charts{took}; {agree}</span> {' '.join(chips)}</div>"
+        f"<span>found {len(wanted)} charts{took}; {agree}</span> {' '.join(chips)}"
+        f"{incomplete_html(answer.nodes)}</div>"
     )

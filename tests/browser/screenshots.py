@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
+
+from copilotlab.lab.services import Services
 
 FOLDER = Path(__file__).parents[2] / "build" / "screenshots"
 THEMES = ("light", "dark")
@@ -159,4 +162,39 @@ def test_cluster_panel(in_voila, cells, theme):
     setup, panel = cells("cluster", nodes=4)
     page = in_voila("cluster", setup, APART, panel, theme=theme)
     page.get_by_text("node-3").first.wait_for()
+    page.get_by_label("set by").fill("Ada")
+    page.get_by_label("set by").press("Enter")
+    page.get_by_label("to", exact=True).select_option("off")
+    page.get_by_title("Set the chosen toggle").click()
+    page.get_by_title("Confirm what is asked").click()
+    page.get_by_text("for every node, by Ada").nth(1).wait_for()
+    page.get_by_title("Set the chosen toggle").click()
+    page.get_by_text("Set publishing to off for every node?").wait_for()
+    page.get_by_text("What cannot change on a running node, and why").click()
     save(page, f"cluster-{theme}")
+
+
+@pytest.fixture(scope="module")
+def services(chromium):
+    with Services(3) as services:
+        yield services
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_admin_page_with_toggles(services, page, theme):
+    url, headers = services.urls["node-0"], {"Authorization": f"Bearer {services.token}"}
+    for node, wanted in (("", {"batch_timeout": 90.0}), ("node-1", {"publishing": False})):
+        body = {"set": wanted, "node": node, "by": "Ada"}
+        httpx.patch(f"{url}/v1/cluster/toggles", json=body, headers=headers, timeout=60).raise_for_status()
+    page.emulate_media(color_scheme=theme)
+    page.goto(f"{url}/admin")
+    page.get_by_label("A token of this service").fill(services.token)
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("cell", name=re.compile("^off")).wait_for()
+    page.get_by_role("cell", name=re.compile("^90")).nth(2).wait_for()
+    page.get_by_text("What cannot change on a running node, and why").click()
+    page.get_by_label("set by").fill("Ada")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=FOLDER / f"admin-{theme}.png", full_page=True)
+    page.get_by_role("button", name="Set…").click()
+    page.get_by_role("dialog").screenshot(path=FOLDER / f"admin-toggle-{theme}.png")

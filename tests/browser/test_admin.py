@@ -70,10 +70,10 @@ class Services:
             str(self.folder / "tokens"),
         ]
         if command == "serve":
-            words += ["--model", "hash", "--node-id", name]
+            words += ["--model", "hash", "--node-id", name, *QUICK]
         with log.open("w") as written:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "copilotlab", command, *words, *QUICK, *flags], stderr=written
+                [sys.executable, "-m", "copilotlab", command, *words, *flags], stderr=written
             )
 
         def listens() -> str | None:
@@ -154,6 +154,7 @@ def test_each_action_that_is_confirmed_takes_effect_on_another_node_and_two_brow
 
     page.get_by_role("button", name="Rebuild b", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()  # nothing happens by Enter alone
+    expect(page.locator("#confirm-argument")).to_be_hidden()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert said.inner_text() == ""
@@ -194,6 +195,55 @@ def test_each_action_that_is_confirmed_takes_effect_on_another_node_and_two_brow
     services.cluster.wait(2, LIMIT, agree=True)
 
 
+def test_toggles_are_set_on_one_node_or_all_from_a_page_without_a_node_and_seen_on_the_nodes_own_page(
+    services, page, browser
+):
+    second = browser.new_page()
+    opened(page, services.start("admin", command="admin"))
+    opened(second, services.at["b"])
+    said = page.get_by_role("log")
+
+    def cell(of, toggle: str, node: str):
+        row = of.get_by_role("row").filter(has=of.get_by_role("rowheader", name=toggle))
+        return row.get_by_role("cell").nth("ab".index(node))
+
+    def asked(toggle: str, node: str) -> None:
+        page.locator("#toggle-name").select_option(toggle)
+        page.locator("#toggle-node").select_option(node)
+
+    expect(cell(page, "publishing", "b")).to_have_text("on")
+    page.get_by_label("set by").fill(EVIL)
+    asked("publishing", "b")
+    page.locator("#toggle-switch").select_option("off")
+    told = ("Now on: b.", "runs batches for all", "The other nodes keep theirs", f"set by {EVIL}")
+    confirmed(page, "Set…", "Set it", "Set publishing to off for b?", *told)
+    expect(said).to_contain_text("publishing=False here, version 1")
+    for seen in (page, second):
+        expect(cell(seen, "publishing", "b")).to_contain_text(f"offfor this node, by {EVIL}")
+        expect(cell(seen, "publishing", "a")).to_have_text("on")
+    assert "toggle_set" in services.journal("b")
+
+    asked("batch_timeout", "")
+    page.locator("#toggle-number").fill("0.01")
+    page.get_by_role("button", name="Set…").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)  # the field says that it is too little
+    page.locator("#toggle-number").fill("90")
+    confirmed(page, "Set…", "Set it", "Set batch timeout to 90 for every node?", "300: a, b.", "or come later")
+    for node in "ab":
+        expect(cell(second, "batch timeout", node)).to_contain_text("90for every node")
+    page.get_by_text("What cannot change on a running node, and why").click()
+    expect(page.locator("#fixed")).to_contain_text("the store keeps tombstones")
+
+    assert page.locator("img").count() == 0
+    asked("publishing", "b")
+    page.locator("#toggle-switch").select_option("on")
+    confirmed(page, "Set…", "Set it", "Now off: b.")
+    expect(cell(second, "publishing", "b")).to_contain_text("onfor this node")
+    second.close()
+    services.processes["admin"].terminate()
+    assert services.processes["admin"].wait(LIMIT) == 0
+
+
 def test_a_lease_whose_holder_stands_still_is_released_and_another_node_goes_on(services, page):
     opened(page, services.at["a"])
     value = f"99 {'0' * 16} {'1' * 16} nobody"
@@ -230,7 +280,11 @@ def test_a_checker_of_accessibility_finds_nothing_serious_on_the_page(services, 
     source = AXE.read_text(encoding="utf-8")
     page.evaluate(source)  # by the debugger, so the page's own policy does not forbid it
     assert page.evaluate(FINDINGS) == []
-    for button in ("Stop… b", "Token…"):
+    expect(page.get_by_role("rowheader", name="publishing")).to_be_visible()
+    page.get_by_text("What cannot change on a running node, and why").click()
+    page.get_by_label("set by").fill("Ada")
+    assert page.evaluate(FINDINGS) == []
+    for button in ("Stop… b", "Set…", "Token…"):
         page.get_by_role("button", name=button, exact=True).click()
         assert page.evaluate(FINDINGS) == []
         page.keyboard.press("Escape")

@@ -64,6 +64,17 @@ def test_a_checker_of_accessibility_finds_nothing_serious(show, cells, axe, them
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_checker_of_accessibility_finds_nothing_serious_in_the_panel_of_a_cluster(in_voila, cells, axe, theme):
     page = in_voila(f"axe-cluster-{theme}", *cells("cluster"), theme=theme)
+    page.get_by_label("set by").fill("Ada")
+    page.get_by_label("set by").press("Enter")
+    page.get_by_label("to", exact=True).select_option("off")
+    page.get_by_label("for", exact=True).select_option("node-1")
+    page.get_by_role("button", name="Set the chosen toggle").click()
+    expect(page.get_by_text("Set publishing to off for node-1?")).to_be_visible()
+    page.get_by_role("button", name="Confirm what is asked").click()
+    publishing = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="publishing"))
+    expect(publishing.get_by_role("cell").nth(1)).to_contain_text("offfor this node, by Ada")  # as node-1 tells it
+    expect(publishing.get_by_role("cell").nth(2)).to_have_text("on")
+    page.get_by_text("What cannot change on a running node, and why").click()
     page.get_by_title("Stop node-2").click()
     expect(page.get_by_title("Confirm what is asked")).to_be_visible()
     page.evaluate(axe)

@@ -66,6 +66,7 @@ def test_faults_are_pressed_and_the_other_nodes_change(show, cells):
     expect(card(page, "node-2")).to_contain_text("403")  # the others got it
     expect(card(page, "node-1")).to_contain_text("402")
     expect(page.get_by_text("2 of 3 nodes give these")).to_be_visible()  # asked again by itself
+    expect(page.locator(".cl-summary")).to_contain_text("node-1 is not complete, charts may be missing below")
     expect(page.locator(".cl-answers .cl-chart-title").first).to_have_text("Espresso machines by floor")
     card(page, "node-1").get_by_role("button", name="Heal").click()
     expect(page.get_by_text("All 3 nodes agree")).to_be_visible()

@@ -80,6 +80,7 @@ CHOICES = {
     "03_batch_timeouts": {},  # likewise
     "04_recovery": {"TRIED": ["server killed", "cut off", "out of memory"]},
     "05_policies": {"FIELDS": ["reconcile", "tell_blips"]},
+    "06_operations": {"CHARTS": 60},
     "07_your_charts": {"COMPARED": ["bm25", "wordllama"]},
 }
 SECONDS_ONLY = ("01_quickstart", "05_policies")  # the others take minutes

@@ -19,7 +19,7 @@ from copilotlab.service.settings import Settings
 LIMIT = 60.0  # seconds for what is certain to come
 READ, ADMIN = "read-token-0123456789", "admin-token-0123456789"
 POLICY = Policy(heartbeat_interval=0.2, probe_interval=0.1, redis_timeout=1.0)
-PATHS = ["/v1/cluster", "/v1/cluster/events", "/v1/cluster/differences"]
+PATHS = ["/v1/cluster", "/v1/cluster/events", "/v1/cluster/differences", "/v1/cluster/toggles"]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,37 @@ def test_what_it_shows_needs_a_token_for_reading_and_what_it_does_one_for_admin(
             assert refused.status_code == status
             assert words in refused.json()["detail"]
         assert "ordered_sync" in [entry.event for entry in node.journal.entries()]
+
+    serve(asked)
+
+
+def test_toggles_of_all_nodes_are_read_with_a_token_for_reading_and_set_with_one_for_admin(serve):
+    async def asked(client, _app, node):
+        at = "/v1/cluster/toggles"
+        wanted = {"set": {"publishing": False}, "node": "", "by": "Ada"}
+        assert (await client.get(at)).status_code == 401
+        assert (await client.patch(at, json=wanted, headers=as_(READ))).status_code == 403
+        told = (await client.get(at, headers=as_(READ))).json()
+        assert "runs batches for all" in told["settable"]["publishing"]["meaning"]
+        assert told["settable"]["batch_timeout"]["type"] == "number"
+        assert "tombstones" in told["fixed"]["ordered"]
+        assert (told["nodes"]["a"]["toggles"][0]["version"], told["nodes"]["a"]["reason"]) == (0, "")
+
+        done = await client.patch(at, json=wanted, headers=as_(ADMIN))
+        assert "publishing=False everywhere, version 1, by Ada" in done.json()["said"]
+        (publishing, *_) = (await client.get(at, headers=as_(READ))).json()["nodes"]["a"]["toggles"]
+        assert (publishing["value"], publishing["set_by"], publishing["set_on"]) == (False, "Ada", "a")
+        for wrong, status, why in (
+            ({"set": {"ordered": False}, "node": "a"}, 422, "cannot change on a running node: the store keeps"),
+            ({"set": {"bulk_ttl": 0}, "node": "a"}, 422, "expected seconds above 0"),
+            ({"set": {"timeout": 5, "publishing": True}, "node": "a"}, 422, "'timeout': no such toggle"),
+            ({"set": {"publishing": True}, "node": "b"}, 409, "'b' was not heard of"),
+            ({"set": {"publishing": True}}, 422, "node"),
+            ({"set": {"publishing": True}, "node": "a", "by": "A\nda"}, 422, "by"),
+        ):
+            refused = await client.patch(at, json=wrong, headers=as_(ADMIN))
+            assert (refused.status_code, why in refused.json()["detail"]) == (status, True), refused.text
+        assert {toggle["version"] for toggle in node.toggles()} == {0, 1}
 
     serve(asked)
 

@@ -20,6 +20,7 @@ from copilotlab.monitoring.happenings import AlertRaised
 from copilotlab.picture import HOUR, MOST_SESSIONS, Picture
 from copilotlab.protocol import events
 from copilotlab.protocol.carrier import Message
+from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES
 
 CHARTS = 6
 SECONDS = 3.0  # three heartbeats
@@ -522,6 +523,66 @@ def test_what_fails_is_told_and_a_node_that_is_asked_to_stop_leaves(watched):
     watched.run(1)
     assert node.status()["state"] == "stopped"
     assert watched.node("n1")["state"] == "stopped"
+
+
+def test_toggles_are_set_on_one_node_or_everywhere_and_every_node_tells_what_is_in_force_there_and_who_set_it(watched):
+    lab, cluster = watched.lab, watched.cluster
+    watched.carrier.step = lab.deliver
+
+    def told(name: str) -> dict[str, tuple]:
+        columns = ("node", "value", "set_by", "set_on", "everywhere", "version")
+        return {row[0]: row[1:] for row in cluster.toggles().filter(name=name).select(columns).iter_rows()}
+
+    assert told("publishing") == dict.fromkeys(("n0", "n1", "n2"), ("true", "", "", False, 0))
+    assert "version 1, by Ada" in cluster.configure("n1", publishing=False, by="Ada")
+    assert told("publishing")["n1"] == ("false", "Ada", "n1", False, 1)
+    assert told("publishing")["n0"] == ("true", "", "", False, 0)
+    cluster.configure(everywhere=True, publishing=True, batch_timeout=90.0, by='"\\' * 30)
+    watched.run()
+    assert set(told("batch_timeout").values()) == {("90.0", '"\\' * 30, "n0", True, 2)}
+    assert {values[0] for values in told("publishing").values()} == {"true"}
+    (at,) = cluster.toggles().filter(name="batch_timeout")["set_at"].unique()
+    assert at.endswith("+00:00")
+
+    everything = {name: getattr(lab.policy, name) for name in POLICY_FIELDS} | dict.fromkeys(SWITCHES, True)
+    cluster.configure("n2", **everything, by="\\" * 60)  # more than one order, and more than one page
+    assert cluster.toggles().filter(node="n2")["set_by"].unique().to_list() == ["\\" * 60]
+    assert watched.events("n1") == [*watched.events("n1")[:-1], "configure_done"]  # looks leave no line
+    assert not [e for e in (entry.event for entry in lab.nodes[1].journal.entries()) if e == "ordered_tell_toggles"]
+
+
+def test_what_cannot_be_set_is_refused_with_the_reason_before_anything_is_changed(watched):
+    cluster = watched.cluster
+    watched.carrier.step = watched.lab.deliver
+    for wrong, why in (
+        ({"ordered": False}, "cannot change on a running node: the store keeps tombstones"),
+        ({"publishing": True, "batch_timeout": 0}, "batch_timeout=0: expected seconds above 0"),
+        ({"volume": 11}, "no such toggle; there are publishing"),
+        ({}, "nothing to set"),
+        ({"publishing": False, "by": "A\nda"}, "printable"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            cluster.configure("n1", **wrong)
+    for where in ({}, {"node": "n1", "everywhere": True}):
+        with pytest.raises(ValueError, match="expected one of them"):
+            cluster.configure(**where, publishing=False)
+    with pytest.raises(ValueError, match="'n9' was not heard of"):
+        cluster.configure("n9", publishing=False)
+    row = next(row for row in cluster.rows() if row.node == "n1")
+    for argument, why in (('{"set":{"ordered":false}}', "tombstones"), ('{"set":', "cannot be read"), ("5", "cannot")):
+        with pytest.raises(ActionRefused, match=why):  # and the node judges by itself
+            cluster._observer.order(row, "configure", argument, time.monotonic() + 5, cluster._pause)
+    assert {row["version"] for row in watched.lab.nodes[1].toggles()} == {0}
+
+
+def test_a_node_that_does_not_tell_its_toggles_is_named_with_the_reason_and_the_others_are_shown(watched):
+    watched.carrier.step = watched.lab.deliver
+    watched.lab.nodes[1].toggles = lambda: [][int("not a number")]
+    found = watched.cluster.toggles()
+    assert found.filter(node="n0")["reason"].unique().to_list() == [""]
+    silent = found.filter(node="n1")
+    assert silent["value"].null_count() == silent.height == found.filter(node="n0").height
+    assert "refuses to tell toggles: invalid literal" in silent["reason"][0]
 
 
 def test_an_order_of_one_without_the_key_is_not_taken(watched):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from html import escape
 
 import pytest
 
 from copilotlab import Cluster, Policy
 from copilotlab.lab.simulated_lab import SimulatedLab
-from copilotlab.widgets.cluster_panel import alerts_html, differences_html
+from copilotlab.toggle_words import ToggleTold
+from copilotlab.widgets.cluster_panel import alerts_html, differences_html, fixed_html
+from copilotlab.widgets.panel import parts
 
+EVIL = "<script>alert(1)</script>"
 LIMIT = 30.0  # seconds for what is certain to come
 
 
@@ -25,8 +29,13 @@ class Lab:
         )
         self.cluster.connect()
         self.run()
+        self.cluster.told_toggles = self.told  # else another thread would take the simulated steps
         self.panel = self.cluster.panel()
         assert self.panel.widget
+
+    def told(self) -> dict[str, tuple[list[ToggleTold], str]]:
+        nodes = {node.node_id: [ToggleTold(**toggle) for toggle in node.toggles()] for node in self.lab.nodes[:1]}
+        return {**{name: (told, "") for name, told in nodes.items()}, EVIL: ([], EVIL)}
 
     def run(self, seconds: float = 2.0) -> None:
         for _ in range(round(seconds / 0.1)):
@@ -92,18 +101,59 @@ def test_an_action_says_what_will_happen_and_happens_only_when_it_is_confirmed(w
     assert panel._confirm.disabled
 
 
+def test_a_toggle_is_set_once_it_is_confirmed_and_who_set_it_when_is_shown_beside_what_is_in_force(watched):
+    panel, node = watched.panel, watched.lab.nodes[0]
+    told = []
+
+    def configure(*words, **changes):
+        told.append((*words, changes))
+        node.configure(everywhere=True, by=changes["by"], publishing=False)
+        return "n0: configure done"
+
+    def ask(toggle: str, value: object, by: str = "Ada") -> str:
+        before = len(panel.messages)
+        panel._toggle.value, panel._by.value = toggle, by
+        (panel._number if isinstance(value, int) and not isinstance(value, bool) else panel._switch).value = value
+        press("Set")
+        wait_for(lambda: len(panel.messages) > before)
+        return panel.messages[-1].said
+
+    def press(words: str) -> None:
+        next(part for part in parts(panel.widget) if getattr(part, "description", "") == words).click()
+
+    watched.cluster.configure = configure
+    wait_for(lambda: panel.refresh() and "Toggles" in panel._toggles.value)
+    assert "cannot change" not in panel._toggles.value
+    assert "the store keeps tombstones" in fixed_html()
+    assert "expected seconds above 0" in ask("batch_timeout", 0)
+    assert "say who sets it" in ask("publishing", False, by=" ")
+    assert ask("publishing", False) == "to be confirmed above"
+    panel.refresh()
+    for words in ("Set publishing to off for every node", "Now on: n0; not told", "or come later", "set by Ada"):
+        assert words in panel._question.value
+    assert told == []
+    panel._confirm.click()
+    wait_for(lambda: panel.refresh() and "for every node, by Ada, 20" in panel._toggles.value)
+    assert told == [("", {"everywhere": True, "by": "Ada", "publishing": False})]
+    wait_for(lambda: "n0: configure done" in [message.said for message in panel.messages])
+    assert f"does not tell: {escape(EVIL)}" in panel._toggles.value
+    assert EVIL not in panel._toggles.value
+    ask("chunk_size", 32)
+    assert panel._pending.value == 32
+    assert isinstance(panel._pending.value, int)
+
+
 def test_a_panel_of_a_closed_cluster_says_so_and_leaves_no_thread(watched):
     watched.cluster.close()
     assert watched.panel.refresh() is False
     assert "closed" in watched.panel._notice.value
     watched.panel.close()
-    assert not [thread for thread in threading.enumerate() if "copilotlab-panel" in thread.name]
+    wait_for(lambda: not [thread for thread in threading.enumerate() if "copilotlab-panel" in thread.name])
 
 
 def test_what_is_shown_is_escaped():
     import polars as pl
 
-    evil = "<script>alert(1)</script>"
-    row = {"node": evil, "name": evil, "severity": "warning", "seconds": 1.0, "evidence": evil, "remedy": evil}
-    shown = alerts_html(pl.DataFrame([row])) + differences_html(pl.DataFrame([{"node": evil}]))
+    row = {"node": EVIL, "name": EVIL, "severity": "warning", "seconds": 1.0, "evidence": EVIL, "remedy": EVIL}
+    shown = alerts_html(pl.DataFrame([row])) + differences_html(pl.DataFrame([{"node": EVIL}]))
     assert "<script>" not in shown

@@ -15,6 +15,7 @@ from copilotlab.node import Changeable, Node
 from copilotlab.protocol.events import MAX_SETTINGS, MAX_VERSION, Setting
 from copilotlab.protocol.peers import NO_SETTINGS
 from copilotlab.protocol.toggles import FIXED, POLICY_FIELDS, SWITCHES, Toggles
+from copilotlab.toggle_words import POLICY_MEANINGS
 
 SETTINGS = st.builds(
     Setting,
@@ -34,6 +35,11 @@ def toggles(node_id="n0", policy=None):
 
 def put(these, *, node="n0", **changes):
     return these.set(changes, node=node, by="Ada", at=5.0)
+
+
+def test_every_field_that_can_be_set_is_explained_to_who_sets_it():
+    assert list(POLICY_MEANINGS) == list(POLICY_FIELDS)
+    assert not POLICY_MEANINGS.keys() & SWITCHES.keys()
 
 
 def test_every_field_of_the_policy_can_be_set_or_is_refused_with_a_reason():

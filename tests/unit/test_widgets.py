@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from base64 import b64encode
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from html import escape
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -809,6 +811,13 @@ def test_a_card_names_what_was_turned_off_and_the_numbers_that_were_set():
     assert "listening" not in html
 
 
+def test_a_card_says_that_its_node_is_not_complete_and_why():
+    status = describe_status(complete=False, incomplete=EVIL)
+    html = card_html(status, "open", Agreement.of([status]))
+    assert f"not complete: {escape(EVIL)}" in html
+    assert "not complete" not in card_html(describe_status(), "open", Agreement.of([status]))
+
+
 @pytest.mark.parametrize(
     ("changes", "tone", "said"),
     [
@@ -966,6 +975,25 @@ def test_nodes_that_answer_alike_share_a_column_and_a_model_has_its_own(lab):
         assert not panel.messages
 
 
+@pytest.mark.parametrize("make", [SearchPanel, ComparisonPanel])
+def test_an_answer_of_a_node_that_lacks_charts_says_so_until_it_is_complete(make):
+    node = Node(repository(), load_embedder("hash"), "unix:///nowhere/redis.sock", node_id=EVIL)
+    node.update_chart(Chart(chart_id=900, title="Espresso machines by floor"))
+    with make([node], models=[]) as panel:
+        panel.interval = 0.01
+        panel.ask("espresso machines by floor")
+        wait_until(lambda: "Espresso machines by floor" in shown(panel))
+        said = f"<bdi>{escape(EVIL)}</bdi> is not complete, charts may be missing below: it holds <bdi>1 charts: "
+        assert said in shown(panel)
+        assert said in panel._repr_html_()
+        (announced,) = re.findall("<div[^>]* role='status'>(?:(?!</div>).)*is not complete", shown(panel), re.DOTALL)
+        assert EVIL not in announced
+        with node:
+            node.rebuild()
+            wait_until(lambda: "is not complete" not in shown(panel))
+            assert "is not complete" not in panel._repr_html_()
+
+
 def test_no_model_is_asked_before_it_is_ticked(shared_lab):
     with ComparisonPanel(shared_lab) as panel:
         assert "wordllama" in panel.models
@@ -1111,6 +1139,17 @@ def test_what_goes_wrong_is_shown_in_place_of_the_answer_and_the_next_one_is_ans
     assert seen(answer)[1]["image/png"] == png(3)
     with pytest.raises(ZeroDivisionError):
         LiveAnswer(lambda number: 1 / number, {"number": ipywidgets.IntText(0)})
+
+
+def test_an_answer_that_is_a_search_says_where_the_node_lacks_charts():
+    node = Node(repository(), load_embedder("hash"), "unix:///nowhere/redis.sock")
+    control = ipywidgets.IntText(3)
+    with LiveAnswer(lambda k: node.search("orders", k), {"k": control}) as answer:
+        assert "<b>incomplete</b>, from <bdi>0 charts: this node has not read" in seen(answer)[0]["text/html"]
+        with node:
+            node.rebuild()
+            control.value = 4
+            assert "incomplete" not in seen(answer)[0]["text/html"]
 
 
 def test_of_quick_changes_the_last_one_is_answered_and_nobody_waits_for_the_others():

@@ -3,6 +3,7 @@
 const SILENT_MS = 8000; // without a word from the service, after which this page counts as cut off
 const PAUSES_MS = [500, 1000, 2000, 5000];
 const KEPT_MESSAGES = 50;
+const TOGGLES_MS = 10000; // between two looks at what is set on the nodes
 const KEY = "copilotlab-token";
 
 const $ = (id) => document.getElementById(id);
@@ -384,15 +385,18 @@ function showLine(line, points) {
 function showChoices() {
   const names = [...new Set(now.nodes.filter((node) => node.version).map((node) => node.node))];
   choose($("left"), [["", "every node"], ...names.map((name) => [name, name])]);
+  const living = now.nodes.filter((node) => node.version && node.alive && node.state !== "building");
+  choose($("toggle-node"), [["", "every node"], ...living.map((node) => [node.node, node.node])]);
   choose($("right"), [["", now.service.node || names.length ? "the repository" : "—"], ...names.map((name) => [name, name])]);
 }
 
 function choose(select, options) {
   const have = [...select.options].map((option) => option.value);
-  if (have.join("\n") === options.map(([value]) => value).join("\n")) return;
+  if (have.join("\n") === options.map(([value]) => value).join("\n")) return false;
   const chosen = select.value;
   select.replaceChildren(...options.map(([value, words]) => el("option", { value }, words)));
-  select.value = options.some(([value]) => value === chosen) ? chosen : "";
+  select.value = options.some(([value]) => value === chosen) ? chosen : options[0][0];
+  return true;
 }
 
 function showTimeline() {
@@ -412,22 +416,96 @@ function showTimeline() {
 
 $("filter").addEventListener("input", () => now && showTimeline());
 
+// --- toggles ---------------------------------------------------------------------------------------------------------
+
+let toggles = null; // what each node has in force, what can be set, and what cannot, and why
+
+const inWords = (name) => name.replaceAll("_", " ");
+const valued = (value) => (value === true ? "on" : value === false ? "off" : String(value));
+
 async function showToggles() {
   try {
-    const told = await (await ask("/v1/toggles")).json();
-    const rows = flat(told);
-    $("toggles-section").hidden = !rows.length;
-    $("toggles").replaceChildren();
-    for (const [name, value] of rows) fact($("toggles"), name, value);
-  } catch {
-    $("toggles-section").hidden = true; // this service has none
+    toggles = await (await ask("/v1/cluster/toggles")).json();
+  } catch (error) {
+    set($("toggles-said"), `What is set cannot be read: ${error.status ? error.message : "the service does not answer"}`);
+    return;
   }
+  const nodes = Object.keys(toggles.nodes);
+  const silent = nodes.filter((node) => toggles.nodes[node].reason);
+  set($("toggles-said"), silent.map((node) => `${node} does not tell: ${toggles.nodes[node].reason}`).join("; "));
+  const names = Object.keys(toggles.settable);
+  if (choose($("toggle-name"), names.map((name) => [name, inWords(name)]))) showChosen();
+  const drawn = JSON.stringify(toggles);
+  if ($("toggles").dataset.drawn === drawn) return;
+  $("toggles").dataset.drawn = drawn;
+  const head = ["toggle", ...nodes].map((words) => el("th", { scope: "col" }, words));
+  const rows = names.map((name) => {
+    const first = el("th", { scope: "row", title: toggles.settable[name].meaning }, inWords(name));
+    return el("tr", {}, first, ...nodes.map((node) => toggleCell(toggles.nodes[node].toggles, name)));
+  });
+  $("toggles").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows)));
+  $("toggles").hidden = !nodes.length;
+  $("fixed").replaceChildren();
+  for (const [name, why] of Object.entries(toggles.fixed)) fact($("fixed"), inWords(name), why);
 }
 
-function flat(value, name = "") {
-  if (value === null || typeof value !== "object") return [[name, String(value)]];
-  return Object.entries(value).flatMap(([key, part]) => flat(part, name ? `${name} · ${key}` : key)).slice(0, 200);
+function toggleCell(known, name) {
+  const toggle = known.find((one) => one.name === name);
+  if (!toggle) return el("td", {}, "not told");
+  if (!toggle.version) return el("td", {}, valued(toggle.value));
+  const whose = toggle.everywhere ? "every node" : "this node";
+  const when = new Date(toggle.set_at).toLocaleString();
+  return el("td", { class: "set" }, valued(toggle.value), el("span", {}, `for ${whose}, by ${toggle.set_by}, ${when}`));
 }
+
+function showChosen() {
+  const { meaning, type, minimum, maximum } = toggles.settable[$("toggle-name").value];
+  const [switched, number] = [$("toggle-switch"), $("toggle-number")];
+  const isSwitch = type === "boolean";
+  set($("toggle-meaning"), isSwitch ? `On means: ${meaning}.` : `It means: ${meaning}; ${minimum} to ${count(maximum)}.`);
+  $("toggle-switch-label").hidden = switched.disabled = !isSwitch;
+  $("toggle-number-label").hidden = number.disabled = isSwitch;
+  [number.min, number.max, number.step] = isSwitch ? ["", "", ""] : [minimum, maximum, type === "integer" ? 1 : "any"];
+}
+
+$("toggle-name").addEventListener("change", () => {
+  $("toggle-number").value = "";
+  showChosen();
+});
+
+$("toggle").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!toggles) return;
+  const [name, node, by] = [$("toggle-name").value, $("toggle-node").value, $("toggle-by").value.trim()];
+  const isSwitch = toggles.settable[name].type === "boolean";
+  const value = isSwitch ? $("toggle-switch").value === "true" : Number($("toggle-number").value);
+  const where = node || "every node";
+  const present = new Map(); // which nodes have a value
+  for (const [other, told] of Object.entries(toggles.nodes).filter(([other]) => !node || other === node)) {
+    const toggle = told.toggles.find((one) => one.name === name);
+    const words = toggle ? valued(toggle.value) : "not told";
+    present.set(words, [...(present.get(words) || []), other]);
+  }
+  const spread = node ? "The other nodes keep theirs." : "Nodes that are away, or come later, learn it from the others.";
+  const said = [
+    `Now ${[...present].map(([words, nodes]) => `${words}: ${nodes.join(", ")}`).join("; ")}.`,
+    $("toggle-meaning").textContent,
+    "It holds at once, until it is set again or the nodes have ended: what is to last belongs into their settings too.",
+    spread,
+    `It is recorded as set by ${by}, with the time.`,
+  ].join(" ");
+  const wanted = { who: `set ${inWords(name)}`, path: "/v1/cluster/toggles", method: "PATCH", after: learnToggles };
+  const body = { set: { [name]: value }, node, by };
+  confirmWith([`Set ${inWords(name)} to ${valued(value)} for ${where}?`, said, "Set it"], { ...wanted, body });
+});
+
+function learnToggles() {
+  for (const wait of [0, 1500, 4000]) setTimeout(showToggles, wait); // it spreads with heartbeats
+}
+
+setInterval(() => {
+  if (!document.hidden && heardAt && !cutSince) showToggles();
+}, TOGGLES_MS);
 
 // --- what can be done ------------------------------------------------------------------------------------------------
 
@@ -462,16 +540,22 @@ const WHAT = {
 let pending = null;
 
 function confirmAction(action, node, lease = null) {
-  const [title, said, words] = WHAT[action](node, lease);
-  pending = { action, node: node || "", argument: lease ? lease.value : "" };
+  const body = { action, node: node || "", argument: lease ? lease.value : "" };
+  const who = `${inWords(action)} ${body.node}`.trim();
+  const wanted = { who, path: "/v1/cluster/actions", method: "POST", body, asksForModel: action === "switch_model" };
+  confirmWith(WHAT[action](node, lease), wanted);
+}
+
+function confirmWith([title, said, words], wanted) {
+  pending = wanted;
   set($("confirm-title"), title);
   set($("confirm-said"), said);
   set($("confirm-do"), words);
-  $("confirm-label").hidden = action !== "switch_model";
-  $("confirm-argument").required = action === "switch_model";
+  $("confirm-label").hidden = !wanted.asksForModel;
+  $("confirm-argument").required = Boolean(wanted.asksForModel);
   $("confirm-argument").value = "";
   $("confirm").showModal();
-  (action === "switch_model" ? $("confirm-argument") : $("confirm-cancel")).focus();
+  (wanted.asksForModel ? $("confirm-argument") : $("confirm-cancel")).focus();
 }
 
 $("confirm-cancel").addEventListener("click", () => $("confirm").close());
@@ -481,10 +565,11 @@ $("confirm-form").addEventListener("submit", async (event) => {
   $("confirm").close();
   if (!wanted) return;
   pending = null;
-  if (wanted.action === "switch_model") wanted.argument = $("confirm-argument").value.trim();
-  const who = `${wanted.action.replaceAll("_", " ")} ${wanted.node}`.trim();
+  const { who, path, method, body, after } = wanted;
+  if (wanted.asksForModel) body.argument = $("confirm-argument").value.trim();
   try {
-    const answer = await ask("/v1/cluster/actions", { method: "POST", body: JSON.stringify(wanted) });
+    const answer = await ask(path, { method, body: JSON.stringify(body) });
+    if (after) after();
     tell(who, (await answer.json()).said, "good");
   } catch (error) {
     tell(who, error.status ? error.message : "the service does not answer", "bad");
