@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -30,6 +31,7 @@ FIELDS = tuple(field.name for field in fields(Chart))
 
 _DELIMITERS = ",;\t|"
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
+_MOST_NAMED = 20  # columns
 _MOST_UNPACKED = 2**28  # bytes of a workbook
 _EXCELS_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # the first line of a file that is made for Excel
 _BYTE_ORDER_MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
@@ -63,10 +65,10 @@ def fields_of(columns: Sequence[str], origin: str) -> dict[str, str]:
 
     origin: what messages call the table. Raises ChartError where two columns would give one field.
     """
-    known = {_bare(name): name for name in FIELDS}
+    known = {bare(name): name for name in FIELDS}
     found: dict[str, str] = {}
     for column in columns:
-        field = known.get(_bare(column))
+        field = known.get(bare(column))
         if field is not None and found.setdefault(field, column) != column:
             raise ChartError(
                 f"{origin} has the columns {short(found[field])} and {short(column)}, and either may be {field!r}: "
@@ -75,8 +77,18 @@ def fields_of(columns: Sequence[str], origin: str) -> dict[str, str]:
     return found
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """Return the name of a column without what does not matter in it: capitals, spaces, underscores and hyphens."""
     return _BETWEEN_WORDS.sub("", name).lower()
+
+
+def said_of_unread(columns: Iterable[str], lacking: Sequence[str]) -> str:
+    """Name columns that are not read, and what each may be meant to be. lacking: the names that no column has."""
+    unread = list(columns)
+    meant = ((name, get_close_matches(name.strip().lower(), lacking, n=1)) for name in unread[:_MOST_NAMED])
+    hints = "".join(f"; did you mean {known[0]!r} by {short(name)}?" for name, known in meant if known)
+    more = f" and {len(unread) - _MOST_NAMED} more" if len(unread) > _MOST_NAMED else ""
+    return f"not read, since no chart has such a field: {', '.join(map(short, unread[:_MOST_NAMED]))}{more}{hints}"
 
 
 def read_table(path: Path) -> Table:
@@ -169,7 +181,7 @@ def _delimiter(text: str) -> str:
             names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         except csv.Error:
             return 0, 0
-        return len({_bare(name) for name in names}.intersection(map(_bare, FIELDS))), len(names)
+        return len({bare(name) for name in names}.intersection(map(bare, FIELDS))), len(names)
 
     return max(_DELIMITERS, key=found)  # the first of those that are as good
 
@@ -248,7 +260,7 @@ def _xlsx(path: Path) -> Table:
     except ModuleNotFoundError as error:
         raise ValueError("it needs fastexcel: pip install 'copilotlab[excel]'") from error
     try:
-        frame = pl.read_excel(path, infer_schema_length=None, raise_if_empty=False)
+        frame = pl.read_excel(path, infer_schema_length=None, drop_empty_rows=False, raise_if_empty=False)
     except fastexcel.FastExcelError as error:
         raise ValueError(reason(error)) from error
     return Table([str(name) for name in frame.columns], frame.iter_rows(named=True))

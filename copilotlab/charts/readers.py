@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from copilotlab.charts.cells import is_absent, is_blank, value_of
 from copilotlab.charts.chart import Chart, ChartError, chart_id_of
-from copilotlab.charts.files import ENDINGS, FIELDS, Table, fields_of, polars_table, read_table
+from copilotlab.charts.files import ENDINGS, FIELDS, Table, fields_of, polars_table, read_table, said_of_unread
 from copilotlab.reasons import short
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _checked(table: Table, origin: str) -> list[Chart]:
                 raise wrong.error()
             columns = table.columns
             raise ChartError(f"{origin} has no column {required!r}{_like(required, columns)}; {_listed(columns)}")
-    _warn_of_unread(table.columns, found, origin)
+    if unread := [name for name in table.columns if name not in found.values() and name not in _OUR_OWN]:
+        logger.warning("%s: %s", origin, said_of_unread(unread, [name for name in FIELDS if name not in found]))
     charts: list[Chart] = []
     seen: dict[int, int] = {}
     for number, row in enumerate(table.rows, start=1):
@@ -146,24 +147,6 @@ class _BadRows:
             return ChartError(f"{self._origin}, {self._said[0]}")
         first = f"; the first {_MOST_ROWS_NAMED} are" if self.count > _MOST_ROWS_NAMED else ""
         return ChartError("\n  ".join([f"{self._origin}: {self.count:,} rows are no charts{first}:", *self._said]))
-
-
-def _warn_of_unread(columns: Sequence[str], found: Mapping[str, str], origin: str) -> None:
-    """Name the columns that are not read, once for each table, and what each may be meant to be."""
-    unread = [name for name in columns if name not in found.values() and name not in _OUR_OWN]
-    if not unread:
-        return
-    lacking = [field for field in FIELDS if field not in found]
-    meant = ((name, get_close_matches(name.strip().lower(), lacking, n=1)) for name in unread[:_MOST_NAMED])
-    hints = "".join(f"; did you mean {field[0]!r} by {short(name)}?" for name, field in meant if field)
-    more = f" and {len(unread) - _MOST_NAMED} more" if len(unread) > _MOST_NAMED else ""
-    logger.warning(
-        "%s: not read, since no chart has such a field: %s%s%s",
-        origin,
-        ", ".join(map(short, unread[:_MOST_NAMED])),
-        more,
-        hints,
-    )
 
 
 def _chart(cells: dict[str, Any]) -> Chart:
