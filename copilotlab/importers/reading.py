@@ -63,12 +63,12 @@ def read_catalogue(
     instance: which installation of the tool this is; it is part of each chart's key.
     query: with an SQLAlchemy URL, the SQL that gives the charts.
     base_url: where the tool is served, such as "https://bi.example.org", for links to charts whose export does not name
-    it; of a server, its own address.
+    it, and which are null without; of a server, its own address.
     token: an API key of Metabase, a service account's token of Grafana, an access token of Superset.
     user, password: with which Superset or Grafana is asked in place of a token.
     timeout: seconds that a database or server may be silent.
 
-    Raises CatalogueError where nothing can be read at all, or more than one format is there.
+    Raises CatalogueError where nothing can be read at all, more than one format is there, or another one than is named.
     """
     check_instance(instance)
     if format is not None and format not in FORMATS:
@@ -98,9 +98,10 @@ def read_catalogue(
 
 def _check_format(path: Path, format: str) -> None:
     """Raise CatalogueError where nothing is of the format that was named, and something of another."""
-    taken, _, _ = _taken(documents(path), looking := [make("") for make in _LOOKING])
-    found = {looking[place].format: number for place, number in taken.most_common()}
-    if found and format not in found:
+    readers = [_READERS[format](""), *(make("") for make in _LOOKING)]
+    taken, _, _ = _taken(documents(path), readers)
+    found = {readers[place].format: number for place, number in taken.most_common()}
+    if found and 0 not in taken:
         like = " and ".join(
             f"{name} ({number:,} {'files' if number > 1 else 'file'})" for name, number in found.items()
         )

@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_read_holds_deletions_back_and_is_named_and_what_i
 
     assert main(["import", "dbt", *command[2:]]) == 2
     error = capsys.readouterr().err
-    assert f"nothing in {folder} is dbt; it looks like grafana (1 document): name that in its place" in error
+    assert f"nothing in {folder} is dbt; it looks like grafana (1 file): name that in its place" in error
     assert "shrink" not in error
 
 
