@@ -134,10 +134,8 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
         if row.get("url") is None:
             unlinked.add(chart.chart_id)
     skipped = catalogue.skipped
-    may_hold = skipped["may_hold"].to_list() if "may_hold" in skipped.columns else []
-    unread = [str(path) for path, is_said in zip(skipped["path"].to_list(), may_hold, strict=False) if is_said is True]
     return Mirrored(
-        prefix, charts, kept, ended, skipped.height + refused, catalogue.complete, tuple(unread), frozenset(unlinked)
+        prefix, charts, kept, ended, skipped.height + refused, catalogue.complete, _unread(skipped), frozenset(unlinked)
     )
 
 
@@ -179,6 +177,14 @@ def _skipped_ids(skipped: pl.DataFrame, *, no_chart: bool) -> list[str]:
     said = skipped["no_chart"].to_list() if "no_chart" in skipped.columns else [False] * skipped.height
     natives = zip(skipped["native_id"].to_list(), said, strict=True)
     return [str(native) for native, is_none in natives if native not in (None, "") and bool(is_none) == no_chart]
+
+
+def _unread(skipped: pl.DataFrame) -> tuple[str, ...]:
+    """Return the paths of what may hold charts that are not in the catalogue, where they are known."""
+    if not {"path", "may_hold"}.issubset(skipped.columns):
+        return ()
+    said = zip(skipped["path"].to_list(), skipped["may_hold"].to_list(), strict=True)
+    return tuple(str(path) for path, may_hold in said if may_hold is True)
 
 
 def _chart(row: dict[str, Any], key: str, others: dict[int, Chart]) -> Chart:
