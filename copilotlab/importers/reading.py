@@ -63,7 +63,7 @@ def read_catalogue(
     instance: which installation of the tool this is; it is part of each chart's key.
     query: with an SQLAlchemy URL, the SQL that gives the charts.
     base_url: where the tool is served, such as "https://bi.example.org", for links to charts whose export does not name
-    it, and which are null without; of a server, its own address.
+    it; of a server, its own address.
     token: an API key of Metabase, a service account's token of Grafana, an access token of Superset.
     user, password: with which Superset or Grafana is asked in place of a token.
     timeout: seconds that a database or server may be silent.
