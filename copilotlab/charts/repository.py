@@ -226,11 +226,11 @@ class ChartRepository:
 
         frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
         .parquet, .csv, .tsv, .ndjson, .jsonl or .xlsx file. Text may be in UTF-8, UTF-16 or cp1252 (which the log
-        says), and a .csv may have commas, semicolons, tabs or | between its fields.
+        says), and a .csv may have commas, semicolons, tabs or ``|`` between its fields.
         Columns: chart_id and title, and those of `Chart` that there are, also as "Chart ID"; others are not read, which
         the log says. An id may be a float or text, as in 7.0, and may be absent where there is a key. dimensions,
         measures and tags are lists, or text: a list in JSON or as Python writes it, or words with semicolons between,
-        else with |, else with commas. None, NaN and "" say nothing, and rows that say nothing are left out. Raises
+        else with ``|``, else with commas. None, NaN and "" say nothing, and rows that say nothing are left out. Raises
         ChartError that names the file, the first 10 bad rows (from 1, without the header, blank ones counted) with
         their lines in a file of text, the column, and what was expected.
         """
