@@ -18,6 +18,7 @@ from copilotlab.charts.chart import LISTS, ChartError
 from copilotlab.reasons import short
 
 _WHOLE_NUMBER = re.compile(r"\s*(\d{1,100})(\.0*)?\s*")
+_SEPARATORS = ";|,"  # of words in a cell; the first that is in it: the later are more likely within a word
 _LARGEST_FLOAT = 2**53  # from here on a float may stand for several whole numbers
 
 
@@ -74,7 +75,7 @@ def _words(name: str, cell: object) -> object:
         return cell
     if cell.lstrip().startswith("["):
         return _written_list(name, cell.strip())
-    separator = ";" if ";" in cell else ","
+    separator = next(mark for mark in _SEPARATORS if mark in cell or mark == _SEPARATORS[-1])
     return [word.strip() for word in cell.split(separator) if word.strip()]
 
 
@@ -90,8 +91,8 @@ def _written_list(name: str, cell: str) -> object:
     except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
         pass
     raise ChartError(
-        f'{name}={short(cell)}: expected a list in JSON, such as ["Revenue", "Units"], or words with semicolons or '
-        "commas between"
+        f'{name}={short(cell)}: expected a list in JSON, such as ["Revenue", "Units"], or words with semicolons, '
+        "| or commas between"
     )
 
 

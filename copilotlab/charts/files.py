@@ -14,9 +14,11 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from copilotlab.charts.chart import Chart, ChartError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 FIELDS = tuple(field.name for field in fields(Chart))
 
 _DELIMITERS = ",;\t|"
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
+_MOST_NAMED = 20  # columns
 _MOST_UNPACKED = 2**28  # bytes of a workbook
 _EXCELS_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # the first line of a file that is made for Excel
 _BYTE_ORDER_MARKS = (  # the longer first: UTF-32 begins as UTF-16 does
@@ -44,10 +48,47 @@ T = TypeVar("T")
 
 
 class Table(NamedTuple):
-    """The columns that there are, and the rows: column -> cell. A row may lack columns; one without any is blank."""
+    """The columns that there are, and the rows: column -> cell. A row may lack columns; one without any is blank.
+
+    lines: of a file of text, the line in which each row begins. bad: what is wrong with rows that cannot be read, by
+    their number from 1; such a row is blank.
+    """
 
     columns: list[str]
     rows: Iterable[Mapping[str, Any]]
+    lines: Sequence[int] = ()
+    bad: Mapping[int, str] = MappingProxyType({})
+
+
+def fields_of(columns: Sequence[str], origin: str) -> dict[str, str]:
+    """Return which column gives which field of `Chart`; capitals, spaces and hyphens in their names do not matter.
+
+    origin: what messages call the table. Raises ChartError where two columns would give one field.
+    """
+    known = {bare(name): name for name in FIELDS}
+    found: dict[str, str] = {}
+    for column in columns:
+        field = known.get(bare(column))
+        if field is not None and found.setdefault(field, column) != column:
+            raise ChartError(
+                f"{origin} has the columns {short(found[field])} and {short(column)}, and either may be {field!r}: "
+                "rename one of them, or leave it out"
+            )
+    return found
+
+
+def bare(name: str) -> str:
+    """Return the name of a column without what does not matter in it: capitals, spaces, underscores and hyphens."""
+    return _BETWEEN_WORDS.sub("", name).lower()
+
+
+def said_of_unread(columns: Iterable[str], lacking: Sequence[str]) -> str:
+    """Name columns that are not read, and what each may be meant to be. lacking: the names that no column has."""
+    unread = list(columns)
+    meant = ((name, get_close_matches(name.strip().lower(), lacking, n=1)) for name in unread[:_MOST_NAMED])
+    hints = "".join(f"; did you mean {known[0]!r} by {short(name)}?" for name, known in meant if known)
+    more = f" and {len(unread) - _MOST_NAMED} more" if len(unread) > _MOST_NAMED else ""
+    return f"not read, since no chart has such a field: {', '.join(map(short, unread[:_MOST_NAMED]))}{more}{hints}"
 
 
 def read_table(path: Path) -> Table:
@@ -55,7 +96,7 @@ def read_table(path: Path) -> Table:
     try:
         return read_file(path, _READERS, str(path))
     except ValueError as error:
-        raise ChartError(str(error)) from error
+        raise ChartError(str(error)) from None  # it says all that there is to say, as do those below
 
 
 def read_file(path: Path, readers: Mapping[str, Callable[[Path], T]], origin: str) -> T:
@@ -76,12 +117,12 @@ def read_file(path: Path, readers: Mapping[str, Callable[[Path], T]], origin: st
     try:
         return reader(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from error
+        raise ValueError(f"{origin} cannot be read as {path.suffix[1:]}: {reason(error)}") from None
 
 
 def polars_table(frame: pl.DataFrame) -> Table:
     """Return the table of a polars frame."""
-    known = [name for name in FIELDS if name in frame.columns]
+    known = list(fields_of(frame.columns, "the frame").values())
     return Table(frame.columns, frame.select(known).iter_rows(named=True))
 
 
@@ -98,22 +139,38 @@ def _csv(path: Path) -> Table:
         text = text[hint.end() :]
     delimiter = hint[1] if hint else _delimiter(text)
     rows: list[dict[str, Any]] = []
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines: list[int] = []
+    bad: dict[int, str] = {}
+    before = 1 if hint else 0
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begins = 1
     try:
-        columns = [name.strip() for name in next(lines, [])]
+        columns = [name.strip() for name in next(records, [])]
         twice = sorted({name for name in columns if name and columns.count(name) > 1})
         if twice:
             raise ValueError(f"the header has the column {twice[0]!r} more than once, expected each once")
-        for cells in lines:
+        begins = records.line_num + 1
+        for cells in records:
+            lines.append(begins + before)
+            begins = records.line_num + 1
             if any(map(str.strip, cells[len(columns) :])):
-                raise ValueError(
-                    f"row {len(rows) + 1} has {len(cells)} fields, the header has {len(columns)}; a field with "
-                    f"{delimiter!r} in it stands in double quotes"
+                bad[len(lines)] = (
+                    f"it has {len(cells)} fields, the header has {len(columns)}; a field with {delimiter!r} in it "
+                    "stands in double quotes"
                 )
+                cells = []
             rows.append(dict(zip(columns, cells, strict=False)))
     except csv.Error as error:
-        raise ValueError(f"row {len(rows) + 1}: {error}") from error
-    return Table([name for name in columns if name], rows)
+        where = f"row {len(rows) + 1} (line {begins + before})" if lines or begins > 1 else "the header"
+        raise ValueError(f"{where}: {_misquoted(error)}") from None
+    return Table([name for name in columns if name], rows, lines, bad)
+
+
+def _misquoted(error: csv.Error) -> str:
+    """Say what is wrong with a record of a .csv: that is hardly ever anything but its double quotes."""
+    if "unexpected end of data" in str(error) or "field limit" in str(error):
+        return 'a double quote (") opens a field in it, and none closes it; a quote inside a field is written twice'
+    return f'{error}: a field in double quotes (") ends with one, and a quote inside it is written twice'
 
 
 def _delimiter(text: str) -> str:
@@ -124,7 +181,7 @@ def _delimiter(text: str) -> str:
             names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         except csv.Error:
             return 0, 0
-        return len({name.strip() for name in names}.intersection(FIELDS)), len(names)
+        return len({bare(name) for name in names}.intersection(map(bare, FIELDS))), len(names)
 
     return max(_DELIMITERS, key=found)  # the first of those that are as good
 
@@ -132,18 +189,20 @@ def _delimiter(text: str) -> str:
 def _ndjson(path: Path) -> Table:
     columns: dict[str, None] = {}
     rows: list[dict[str, Any]] = []
-    for line in io.StringIO(_text(path)):
+    bad: dict[int, str] = {}
+    for number, line in enumerate(io.StringIO(_text(path)), start=1):
         row: object = {}
         try:
             if line.strip():
                 row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {len(rows) + 1}: {error}") from error
+            said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else reason(error)
+            bad[number] = f"it cannot be read as JSON: {said}"
         if not isinstance(row, dict):
-            raise ValueError(f'row {len(rows) + 1}: {short(row)}: expected an object, as in {{"chart_id": 7}}')
+            bad[number], row = f'{short(row)}: expected an object, as in {{"chart_id": 7}}', {}
         columns.update(dict.fromkeys(row))
         rows.append(row)
-    return Table(list(columns), rows)
+    return Table(list(columns), rows, range(1, len(rows) + 1), bad)
 
 
 def _text(path: Path) -> str:
@@ -201,7 +260,7 @@ def _xlsx(path: Path) -> Table:
     except ModuleNotFoundError as error:
         raise ValueError("it needs fastexcel: pip install 'copilotlab[excel]'") from error
     try:
-        frame = pl.read_excel(path, infer_schema_length=None, raise_if_empty=False)
+        frame = pl.read_excel(path, infer_schema_length=None, drop_empty_rows=False, raise_if_empty=False)
     except fastexcel.FastExcelError as error:
         raise ValueError(reason(error)) from error
     return Table([str(name) for name in frame.columns], frame.iter_rows(named=True))

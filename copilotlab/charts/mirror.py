@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from copilotlab.charts.chart import Chart, ChartError, chart_id_of
@@ -22,9 +24,11 @@ logger = logging.getLogger("copilotlab.charts")
 class CatalogueLike(Protocol):
     """All charts that an instance of another tool has, as `ChartRepository.mirror` takes them.
 
-    frame: the columns of `Chart` that there are, key and title among them. skipped: what could not be read: path,
-    native_id ("" or null where it is not known) and reason; where it has a column no_chart, True there says that it was
-    read and is no chart, or none any more. format, instance: the first two parts of each key.
+    frame: the columns of `Chart` that there are, key and title among them; where url is null, or there is no such
+    column, the link is not known, and one that is held stays. skipped: what could not be read: path, native_id ("" or
+    null where it is not known) and reason; where it has a column no_chart, True there says that it was read and is no
+    chart, or none any more; where it has a column may_hold, True there says that it is why complete is False.
+    format, instance: the first two parts of each key.
     complete: False where something could not be read at all, so that a chart which is not here may be there still.
     """
 
@@ -40,12 +44,7 @@ class CatalogueLike(Protocol):
     def complete(self) -> bool: ...
 
 
-class MirrorResult(NamedTuple):
-    """What became of a mirror: how many charts were added, changed, left as they were, deleted, and skipped.
-
-    skipped: what the catalogue names as skipped, and rows of it that are no charts, which the log names.
-    """
-
+class _Counts(NamedTuple):
     added: int
     changed: int
     unchanged: int
@@ -53,11 +52,31 @@ class MirrorResult(NamedTuple):
     skipped: int
 
 
+class MirrorResult(_Counts):
+    """What became of a mirror: how many charts were added, changed, left as they were, deleted, and skipped.
+
+    skipped: what the catalogue names as skipped, and rows of it that are no charts, which the log names.
+    Beside the tuple, held_back: how many charts are in the catalogue no more, and were not deleted, since something
+    could not be read that may hold them. unread: the paths of that. titles: of the first few charts that were
+    "added", "changed", "deleted" and "held_back".
+    """
+
+    held_back: int = 0
+    unread: tuple[str, ...] = ()
+    titles: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        if not self.held_back:
+            return super().__repr__()
+        return f"{super().__repr__()[:-1]}, held_back={self.held_back}, unread={short(list(self.unread))})"
+
+
 class Mirrored(NamedTuple):
     """A catalogue as charts: each once, by its id.
 
     prefix: of all their keys. kept: keys of charts that the other tool has and that could not be read now. ended: keys
-    of what is no chart any more. complete: whether a chart that is not here is there no more.
+    of what is no chart any more. complete: whether a chart that is not here is there no more. unread: paths of what
+    could not be read and may hold some. unlinked: charts whose link is not known.
     """
 
     prefix: str
@@ -66,11 +85,15 @@ class Mirrored(NamedTuple):
     ended: set[str]
     skipped: int
     complete: bool = True
+    unread: tuple[str, ...] = ()
+    unlinked: frozenset[int] = frozenset()
 
-    def has_lost(self, chart_id: int, key: str) -> bool:
-        """Return whether a chart that is held is none of the catalogue's, and is surely there no more."""
-        if chart_id in self.charts or key in self.kept:
-            return False
+    def lacks(self, chart_id: int, key: str) -> bool:
+        """Return whether a chart that is held is none of the catalogue's, and was not skipped either."""
+        return chart_id not in self.charts and key not in self.kept
+
+    def is_over(self, key: str) -> bool:
+        """Return whether a chart that is lacking is surely there no more."""
         return self.complete or key in self.ended
 
 
@@ -85,6 +108,7 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
     own = _prefix(catalogue.format, catalogue.instance)
     prefix = own if instance is None else _prefix(catalogue.format, instance)
     charts: dict[int, Chart] = {}
+    unlinked: set[int] = set()
     kept = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped, no_chart=False)}
     ended = {f"{prefix}{native}" for native in _skipped_ids(catalogue.skipped, no_chart=True)}
     refused = 0
@@ -107,7 +131,12 @@ def mirrored(catalogue: CatalogueLike, instance: str | None, *, progress: bool) 
         if (other := charts.get(chart.chart_id)) is not None:
             raise collision(chart, other.key)
         charts[chart.chart_id] = chart
-    return Mirrored(prefix, charts, kept, ended, catalogue.skipped.height + refused, catalogue.complete)
+        if row.get("url") is None:
+            unlinked.add(chart.chart_id)
+    skipped = catalogue.skipped
+    return Mirrored(
+        prefix, charts, kept, ended, skipped.height + refused, catalogue.complete, _unread(skipped), frozenset(unlinked)
+    )
 
 
 def check_size(catalogue: Mirrored, held: set[str]) -> None:
@@ -116,7 +145,15 @@ def check_size(catalogue: Mirrored, held: set[str]) -> None:
     held: the keys of those of the same instance.
     """
     found, whose = len(catalogue.charts), catalogue.prefix[:-1]
-    remedy = "nothing was changed. If the others are gone, say allow_shrink=True, or --allow-shrink"
+    remedy = (
+        "nothing was changed. Is it the whole of it? Only where the others are gone, say allow_shrink=True, or "
+        "--allow-shrink; with dry_run=True, or --dry-run, that says which, and changes nothing"
+    )
+    if not found and not held:
+        raise ChartError(
+            f"the catalogue of {whose} came out empty, and no charts of it are held: there is nothing to mirror. Is it "
+            "the right export?"
+        )
     if not found:
         raise ChartError(f"the catalogue of {whose} came out empty, and {len(held):,} of its charts are held: {remedy}")
     if 2 * (found + len(catalogue.kept & held)) < len(held):
@@ -140,6 +177,14 @@ def _skipped_ids(skipped: pl.DataFrame, *, no_chart: bool) -> list[str]:
     said = skipped["no_chart"].to_list() if "no_chart" in skipped.columns else [False] * skipped.height
     natives = zip(skipped["native_id"].to_list(), said, strict=True)
     return [str(native) for native, is_none in natives if native not in (None, "") and (is_none is True) == no_chart]
+
+
+def _unread(skipped: pl.DataFrame) -> tuple[str, ...]:
+    """Return the paths of what may hold charts that are not in the catalogue, where they are known."""
+    if not {"path", "may_hold"}.issubset(skipped.columns):
+        return ()
+    said = zip(skipped["path"].to_list(), skipped["may_hold"].to_list(), strict=True)
+    return tuple(str(path) for path, may_hold in said if may_hold is True)
 
 
 def _chart(row: dict[str, Any], key: str, others: dict[int, Chart]) -> Chart:

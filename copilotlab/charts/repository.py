@@ -34,7 +34,7 @@ from copilotlab.charts.mirror import CatalogueLike, Mirrored, MirrorResult, chec
 from copilotlab.charts.readers import charts_of
 from copilotlab.digest import as_text, digest_of
 from copilotlab.lifetime import ForkGate, renewed_by_fork
-from copilotlab.markup import rows_table, text
+from copilotlab.markup import is_web_url, rows_table, text
 from copilotlab.reasons import reason, short
 
 if TYPE_CHECKING:
@@ -226,12 +226,13 @@ class ChartRepository:
 
         frame_or_path: a frame of polars or pandas (chart_id may be its index), a list of dicts, or the path of a
         .parquet, .csv, .tsv, .ndjson, .jsonl or .xlsx file. Text may be in UTF-8, UTF-16 or cp1252 (which the log
-        says), and a .csv may have commas, semicolons, tabs or | between its fields.
-        Columns: chart_id and title, and those of `Chart` that there are; others are not read. An id may be a float or
-        text, as in 7.0, and may be absent where there is a key. dimensions, measures and tags are lists, or text: a
-        list in JSON or as Python writes it, or words with semicolons between, or with commas where there is no
-        semicolon. None, NaN and "" say nothing, and rows that say nothing are left out. Raises ChartError that names
-        the file, the row (from 1, without the header, blank ones counted), the column, and what was expected.
+        says), and a .csv may have commas, semicolons, tabs or ``|`` between its fields.
+        Columns: chart_id and title, and those of `Chart` that there are, also as "Chart ID"; others are not read, which
+        the log says. An id may be a float or text, as in 7.0, and may be absent where there is a key. dimensions,
+        measures and tags are lists, or text: a list in JSON or as Python writes it, or words with semicolons between,
+        else with ``|``, else with commas. None, NaN and "" say nothing, and rows that say nothing are left out. Raises
+        ChartError that names the file, the first 10 bad rows (from 1, without the header, blank ones counted) with
+        their lines in a file of text, the column, and what was expected.
         """
         return self.save_many(charts_of(frame_or_path))
 
@@ -285,6 +286,7 @@ class ChartRepository:
         *,
         instance: str | None = None,
         allow_shrink: bool = False,
+        dry_run: bool = False,
         progress: bool = False,
     ) -> MirrorResult:
         """Make the charts of one instance of another tool what its catalogue says, in one transaction.
@@ -292,10 +294,12 @@ class ChartRepository:
         What changed is saved, at a new revision; what is in the catalogue no more is deleted, but for what could not be
         read, and was skipped by its native id: that is still there, and stays as it was. What was skipped since it is
         no chart any more is deleted; one that could not be read to the end (``complete`` is False) deletes nothing
-        else. Charts of other instances and tools, and those without a key, are not touched. A row that is no chart is
-        skipped, and the log names it.
+        else: those are `MirrorResult.held_back`. A link that it does not know stays as it was. Charts of other
+        instances and tools, and those without a key, are not touched. A row that is no chart is skipped, and the log
+        names it.
         instance: in place of the catalogue's own. allow_shrink: take a catalogue also where it came out empty, or with
-        less than half of the charts that are held. progress: show bars.
+        less than half of the charts that are held. dry_run: change nothing, and return what would become of it.
+        progress: show bars.
         Raises ChartError for such a catalogue, and where another chart has the id of one of its keys, RepositoryError;
         then, and after Ctrl-C, nothing was changed.
         """
@@ -304,7 +308,7 @@ class ChartRepository:
         with self._transaction() as connection:
             read_at = self._current(connection)
             found = self._compare(connection, given, rows, allow_shrink=allow_shrink, progress=progress)
-        if not found.rows:  # as most often: no writer had to wait
+        if dry_run or not found.rows:  # as most often: no writer had to wait
             return found.result
         with self._transaction(writes=True) as connection:
             if self._state(connection, lock=True).revision != read_at:
@@ -333,7 +337,7 @@ class ChartRepository:
             check_size(given, set(held.values()))
         names = [column.name for column in table if column is not table.revision]
         query, chart_ids = _as_stored(*(table[name] for name in names)), list(rows)
-        is_deleted, key = names.index("deleted"), names.index("key")
+        is_deleted, key, url = map(names.index, ("deleted", "key", "url"))
         added, changed = [], []
         bar = tqdm(desc=f"comparing {given.prefix[:-1]}", total=len(rows), disable=None if progress else True)
         with bar:
@@ -341,6 +345,8 @@ class ChartRepository:
                 stored = {row[0]: row for row in connection.execute(query.where(table.chart_id.in_(part)))}
                 for chart_id in part:
                     row, other = rows[chart_id], stored.get(chart_id)
+                    if other is not None and chart_id in given.unlinked and is_web_url(str(other[url])):
+                        row = {**row, "url": other[url]}
                     if other is None or other[is_deleted]:
                         added.append(row)
                     elif other[key] not in ("", row["key"]):
@@ -348,10 +354,27 @@ class ChartRepository:
                     elif any(value != row[name] for name, value in zip(names, other, strict=True)):
                         changed.append(row)
                 bar.update(len(part))
-        gone = [chart_id for chart_id, its_key in held.items() if given.has_lost(chart_id, its_key)]
+        lacking = [(chart_id, its_key) for chart_id, its_key in held.items() if given.lacks(chart_id, its_key)]
+        gone = [chart_id for chart_id, its_key in lacking if given.is_over(its_key)]
+        held_back = [chart_id for chart_id, its_key in lacking if not given.is_over(its_key)]
         unchanged = len(rows) - len(added) - len(changed)
         result = MirrorResult(len(added), len(changed), unchanged, len(gone), given.skipped)
+        result.held_back = len(held_back)
+        result.unread = given.unread if held_back else ()
+        result.titles = {
+            "added": tuple(row["title"] for row in added[:_MOST_TITLES]),
+            "changed": tuple(row["title"] for row in changed[:_MOST_TITLES]),
+            "deleted": self._titles(connection, gone[:_MOST_TITLES]),
+            "held_back": self._titles(connection, held_back[:_MOST_TITLES]),
+        }
         return _Difference([*added, *changed, *(_row(i, 0, None) for i in gone)], result)
+
+    def _titles(self, connection: sa.Connection, chart_ids: Sequence[int]) -> tuple[str, ...]:
+        """Return the titles of charts, in order; also of rows whose other fields cannot be read."""
+        table = self._charts.c
+        query = _as_stored(table.chart_id, table.title).where(table.chart_id.in_(chart_ids))
+        titles: dict[int, object] = {chart_id: title for chart_id, title in connection.execute(query)}
+        return tuple(str(titles.get(chart_id, "")) for chart_id in chart_ids)
 
     def _write_many(
         self, connection: sa.Connection, rows: Sequence[dict[str, Any]], label: str, *, progress: bool
@@ -850,6 +873,7 @@ class _State(NamedTuple):
 
 
 _NONE = Change(-1, -1, None)
+_MOST_TITLES = 5  # of each kind, in the result of a mirror
 _FIELDS = tuple(field.name for field in fields(Chart) if field.name != "chart_id")
 _WORDS = tuple(name for name in _FIELDS if name not in LINKS)
 _TEXTS = tuple(name for name in _FIELDS if name not in LISTS)

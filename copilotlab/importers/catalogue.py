@@ -33,9 +33,10 @@ NO_TITLE = "it has no title, and neither a dashboard nor columns to make one of"
 class Catalogue:
     """The charts of one installation of a tool, as `read_catalogue` found them.
 
-    frame: a polars frame with the columns of `Chart`, `key` (``format:instance:native id``) and `url` ("" where it is
-    not known). skipped: a frame of path, native_id, reason, and no_chart: True where it was read and is no chart, or
-    none any more, False where it could not be read. format: such as "superset". instance: such as "prod".
+    frame: a polars frame with the columns of `Chart`, `key` (``format:instance:native id``) and `url` ("" where there
+    is none, null where it is not known for lack of a base_url). skipped: a frame of path, native_id, reason; no_chart:
+    True where it was read and is no chart, or none any more, False where it could not be read; and may_hold: True where
+    charts may be in it. format: such as "superset". instance: such as "prod".
     complete: False where a file or dashboard could not be read at all, so that what is not here may be there still.
     """
 
@@ -82,8 +83,13 @@ def check_instance(instance: str) -> None:
         )
 
 
-def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -> Catalogue:
-    """Make a catalogue of drafts: each cleaned, cut to what a `Chart` takes, with its key. Bad ones are skipped."""
+def catalogue_of(
+    found: Iterable[Draft | Skipped], format: str, instance: str, *, knows_links: bool = True
+) -> Catalogue:
+    """Make a catalogue of drafts: each cleaned, cut to what a `Chart` takes, with its key. Bad ones are skipped.
+
+    knows_links: whether a draft without a link has none; else a base_url was lacking, and the link is null.
+    """
     import polars as pl
 
     rows: dict[str, dict[str, Any]] = {}
@@ -93,6 +99,8 @@ def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -
             skipped.append(draft)
             continue
         row = _row(draft, f"{format}:{instance}:{draft.native_id}")
+        if isinstance(row, dict) and not draft.url and not knows_links:
+            row["url"] = None
         if isinstance(row, str):
             skipped.append(Skipped(draft.path, draft.native_id, row, no_chart=row == NO_TITLE))
         elif (first := rows.setdefault(row["key"], row)) is not row:
@@ -115,8 +123,12 @@ def catalogue_of(found: Iterable[Draft | Skipped], format: str, instance: str) -
                 "native_id": [one_line(each.native_id, MAX_NATIVE_ID) for each in skipped],
                 "reason": [one_line(each.reason, 500) for each in skipped],
                 "no_chart": [each.no_chart for each in skipped],
+                "may_hold": [each.may_hold for each in skipped],
             },
-            schema={**dict.fromkeys(("path", "native_id", "reason"), pl.String), "no_chart": pl.Boolean},
+            schema={
+                **dict.fromkeys(("path", "native_id", "reason"), pl.String),
+                **dict.fromkeys(("no_chart", "may_hold"), pl.Boolean),
+            },
         ),
         format=format,
         instance=instance,

@@ -15,6 +15,8 @@ _METADATA = re.compile(r"^#### Metadata\s*$.*", re.MULTILINE | re.DOTALL)
 _QUERY_HEADING = re.compile(r"^#### Query\s*$", re.MULTILINE)
 _NO_DESCRIPTION = re.compile(r"^No description provided in Metabase\s*$", re.MULTILINE)
 
+NO_NAME = "it has no name"
+
 
 class Dbt:
     """Reads exposures of dbt."""
@@ -24,6 +26,7 @@ class Dbt:
     def __init__(self, base_url: str = "") -> None:
         self._projects: list[tuple[str, str]] = []  # folder and name
         self._drafts: list[tuple[Draft, bool, str]] = []  # with whether it is disabled, and its project if it says it
+        self._nameless: list[Skipped] = []
 
     def take(self, document: Document) -> bool:
         content = document.content
@@ -34,17 +37,22 @@ class Dbt:
         if file in ("dbt_project.yml", "dbt_project.yaml"):
             self._projects.append((folder, text(content.get("name"))))
         elif isinstance(exposures, dict) and ("nodes" in content or "metadata" in content):
-            for exposure in exposures.values():
-                self._take_exposure(fields(exposure), document.path, text(at(exposure, "package_name")))
+            for place, exposure in exposures.items():
+                package = text(at(exposure, "package_name"))
+                self._take_exposure(fields(exposure), document.path, package, f"exposure {text(place)}")
         elif isinstance(exposures, list):
-            for exposure in dicts(exposures):
-                self._take_exposure(exposure, document.path, "")
+            for number, exposure in enumerate(dicts(exposures), start=1):
+                self._take_exposure(exposure, document.path, "", f"exposure {number}")
         else:
             return False
         return True
 
-    def _take_exposure(self, exposure: dict[str, Any], path: str, project: str) -> None:
+    def _take_exposure(self, exposure: dict[str, Any], path: str, project: str, place: str) -> None:
         name = text(exposure.get("name"))
+        if not name.strip():
+            label = text(exposure.get("label"))
+            self._nameless.append(Skipped(f"{path}, {place}{f' ({label})' if label else ''}", "", NO_NAME))
+            return
         description = text(exposure.get("description"))
         shown = _VISUALIZATION.search(description)
         for pattern in (_VISUALIZATION, _QUERY_HEADING, _METADATA, _NO_DESCRIPTION):
@@ -65,9 +73,10 @@ class Dbt:
     def charts(self) -> Iterable[Draft | Skipped]:
         for draft, disabled, project in self._drafts:
             project = project or self._project_of(draft.path)
-            if draft.native_id and project:
+            if project:
                 draft.native_id = f"{project}.{draft.native_id}"
             yield Skipped(draft.path, draft.native_id, "it is disabled", no_chart=True) if disabled else draft
+        yield from self._nameless
 
     def _project_of(self, path: str) -> str:
         """Return the project in whose folder a file lies: the innermost one."""

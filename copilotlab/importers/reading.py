@@ -34,6 +34,7 @@ _READERS: dict[str, Callable[[str], Reader]] = {
     "lightdash": Lightdash,
     "looker": Looker,
 }
+_SAY_THEIR_LINKS = ("dbt", tables.FORMAT)  # whatever the base_url
 _LOOKING = (Superset, Metabase, Grafana, partial(SavedObjects, None), Dbt, Lightdash, Looker)
 FORMATS = (*_READERS, tables.FORMAT)
 
@@ -67,7 +68,7 @@ def read_catalogue(
     user, password: with which Superset or Grafana is asked in place of a token.
     timeout: seconds that a database or server may be silent.
 
-    Raises CatalogueError where nothing can be read at all, or more than one format is there.
+    Raises CatalogueError where nothing can be read at all, more than one format is there, or another one than is named.
     """
     check_instance(instance)
     if format is not None and format not in FORMATS:
@@ -85,8 +86,29 @@ def read_catalogue(
     path = Path(path)
     if format == tables.FORMAT or (format is None and tables.is_table(path)):
         return catalogue_of(tables.of_file(path), tables.FORMAT, instance)
+    if tables.is_table(path):
+        raise CatalogueError(f"{path} is no export of {format}: it is a table, so say format={tables.FORMAT!r}")
     makers = _LOOKING if format is None else (_READERS[format],)
-    return _of_documents(documents(path), str(path), [make(base_url) for make in makers], instance)
+    readers = [make(base_url) for make in makers]
+    catalogue = _of_documents(documents(path), str(path), readers, instance, has_base=bool(base_url))
+    if format is not None and not len(catalogue):
+        _check_format(path, format)
+    return catalogue
+
+
+def _check_format(path: Path, format: str) -> None:
+    """Raise CatalogueError where nothing is of the format that was named, and something of another."""
+    readers = [_READERS[format](""), *(make("") for make in _LOOKING)]
+    taken, _, _ = _taken(documents(path), readers)
+    found = {readers[place].format: number for place, number in taken.most_common()}
+    if found and 0 not in taken:
+        like = " and ".join(
+            f"{name} ({number:,} {'files' if number > 1 else 'file'})" for name, number in found.items()
+        )
+        raise CatalogueError(
+            f"nothing in {path} is {format}; it looks like {like}: name that in its place, as in "
+            f"format={next(iter(found))!r}"
+        )
 
 
 def _of_server(
@@ -111,7 +133,7 @@ def _of_server(
             given = grafana.of_server(server)
         else:
             raise CatalogueError(f"format={format!r} is not read from a server: give an export of it")
-        return _of_documents(given, server.url, [_READERS[format](server.url)], instance)
+        return _of_documents(given, server.url, [_READERS[format](server.url)], instance, has_base=True)
 
 
 def _looked_for(server: Server) -> str:
@@ -139,9 +161,22 @@ def _of_query(url: str, format: str | None, instance: str, query: str | None, ti
 
 
 def _of_documents(
-    given: Iterable[Document | Skipped], origin: str, readers: Sequence[Reader], instance: str
+    given: Iterable[Document | Skipped], origin: str, readers: Sequence[Reader], instance: str, *, has_base: bool
 ) -> Catalogue:
     """Give each document to the first reader that takes it, and make a catalogue of what the only one took."""
+    taken, unread, count = _taken(given, readers)
+    if len(readers) > 1 and len(taken) != 1:
+        raise CatalogueError(_which(origin, count, {readers[n].format: m for n, m in taken.most_common()}, unread))
+    reader = readers[next(iter(taken), 0)]
+    knows_links = has_base or reader.format in _SAY_THEIR_LINKS
+    return catalogue_of(chain(reader.charts(), unread), reader.format, instance, knows_links=knows_links)
+
+
+def _taken(given: Iterable[Document | Skipped], readers: Sequence[Reader]) -> tuple[Counter[int], list[Skipped], int]:
+    """Give each document to the first reader that takes it.
+
+    Return how many documents each took, by its place; what could not be read; and how many documents there were.
+    """
     taken: Counter[int] = Counter()
     unread: list[Skipped] = []
     count = 0
@@ -153,10 +188,7 @@ def _of_documents(
         place = next((place for place, reader in enumerate(readers) if reader.take(document)), None)
         if place is not None:
             taken[place] += 1
-    if len(readers) > 1 and len(taken) != 1:
-        raise CatalogueError(_which(origin, count, {readers[n].format: m for n, m in taken.most_common()}, unread))
-    reader = readers[next(iter(taken), 0)]
-    return catalogue_of(chain(reader.charts(), unread), reader.format, instance)
+    return taken, unread, count
 
 
 def _which(origin: str, count: int, taken: dict[str, int], unread: list[Skipped]) -> str:

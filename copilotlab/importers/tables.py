@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from copilotlab.charts.cells import is_absent, is_blank, value_of
 from copilotlab.charts.chart import ChartError
 from copilotlab.charts.database import RepositoryError, database_of
-from copilotlab.charts.files import ENDINGS, read_table
+from copilotlab.charts.files import ENDINGS, Table, bare, read_table, said_of_unread
 from copilotlab.importers.documents import MAX_FILE
 from copilotlab.importers.draft import CatalogueError, Draft, Skipped
 from copilotlab.reasons import reason, short
@@ -31,6 +33,8 @@ _NAMES = {  # what people call the columns; the first that is there counts
     "dashboards": ("dashboard", "dashboards"),
     "url": ("url", "link"),
 }
+logger = logging.getLogger("copilotlab.importers")
+
 _LISTS = ("dimensions", "measures", "tags", "dashboards")
 
 
@@ -46,10 +50,13 @@ def of_file(path: Path) -> Iterator[Draft | Skipped]:
             f"{path} has {path.stat().st_size / 2**20:,.0f} MB: expected at most {MAX_FILE / 2**20:,.0f}"
         )
     try:
-        columns, rows = read_table(path)
+        table = read_table(path)
     except ChartError as error:
-        raise CatalogueError(str(error)) from error
-    yield from _drafts(columns, rows, path.name)
+        raise CatalogueError(str(error)) from None
+    if table.bad and not table.columns:
+        number, said = next(iter(table.bad.items()))
+        raise CatalogueError(f"{path}, row {number}: {said}")
+    yield from _drafts(table, path.name)
 
 
 def of_database(url: str, query: str, timeout: float) -> Iterator[Draft | Skipped]:
@@ -73,7 +80,7 @@ def of_database(url: str, query: str, timeout: float) -> Iterator[Draft | Skippe
                 )
             columns = list(map(str, result.keys()))
             rows = (row._asdict() for page in result.partitions(_PAGE) for row in page)
-            yield from _drafts(columns, _at_most(rows), shown)
+            yield from _drafts(Table(columns, _at_most(rows)), shown)
     except sa.exc.SQLAlchemyError as error:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
         raise CatalogueError(f"{shown}: {reason(cause)}; the query was {short(query)}") from error
@@ -105,9 +112,12 @@ def _at_most(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _drafts(columns: list[str], rows: Iterable[Mapping[str, Any]], origin: str) -> Iterator[Draft | Skipped]:
-    found = _columns_of(columns, origin)
-    for number, row in enumerate(rows, start=1):
+def _drafts(table: Table, origin: str) -> Iterator[Draft | Skipped]:
+    found = _columns_of(table.columns, origin)
+    for number, row in enumerate(table.rows, start=1):
+        if number in table.bad:
+            yield Skipped(f"{origin}:{number}", "", table.bad[number], may_hold=True)
+            continue
         cells = {field: row.get(column) for field, column in found.items()}
         if all(map(is_blank, cells.values())):
             continue
@@ -121,9 +131,11 @@ def _drafts(columns: list[str], rows: Iterable[Mapping[str, Any]], origin: str) 
 
 def _columns_of(columns: list[str], origin: str) -> dict[str, str]:
     """Return which column gives which field."""
-    lower = {name.strip().lower().replace(" ", "_"): name for name in reversed(columns)}
+    given = {bare(name): name for name in reversed(columns)}
     found = {
-        field: lower[name] for field, names in _NAMES.items() if (name := next((n for n in names if n in lower), None))
+        field: given[bare(name)]
+        for field, names in _NAMES.items()
+        if (name := next((n for n in names if bare(n) in given), None))
     }
     for needed in ("native_id", "title"):
         if needed not in found:
@@ -131,7 +143,14 @@ def _columns_of(columns: list[str], origin: str) -> dict[str, str]:
                 f"{origin} has no column that is called {' or '.join(_NAMES[needed])}: its columns are "
                 f"{', '.join(map(short, columns[:20])) or 'none'}; rename one, or name it so in the query"
             )
+    if unread := tuple(name for name in columns if name not in found.values()):
+        _warn_of_unread(origin, unread, tuple(names[0] for field, names in _NAMES.items() if field not in found))
     return found
+
+
+@lru_cache(maxsize=100)  # once, however often a watch reads it
+def _warn_of_unread(origin: str, unread: tuple[str, ...], lacking: tuple[str, ...]) -> None:
+    logger.warning("%s: %s", origin, said_of_unread(unread, lacking))
 
 
 def _id_of(cell: object) -> str:

@@ -20,6 +20,7 @@ from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
     CliSettingsSource,
+    CliSuppress,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -184,12 +185,23 @@ class ImportSettings(CommonSettings):
     allow_shrink: bool = Field(
         False, description="also where it is empty or half as large; with --watch, the first time alone"
     )
+    dry_run: bool = Field(False, description="change nothing, and say what would be added, changed and deleted")
+    skipped: Path | None = Field(None, description="a .csv file to write, with all that was skipped, and why")
     watch: float | None = Field(
         None, ge=1, le=30 * 86_400, description="read it again each so many seconds, until Ctrl-C"
     )
     import_token: SecretStr | None = Field(None, description="what a live server asks for; rather in the environment")
     import_user: str | None = Field(None, description="likewise")
     import_password: SecretStr | None = Field(None, description="likewise")
+    policy: CliSuppress[PolicySettings] = Field(
+        PolicySettings(), description="that of the nodes, to say when they follow"
+    )
+
+    @model_validator(mode="after")
+    def _watches_what_it_changes(self) -> Self:
+        if self.dry_run and self.watch is not None:
+            raise ValueError("dry_run changes nothing, so that there is nothing to watch: leave out dry_run or watch")
+        return self
 
 
 def _is_of_another(name: str) -> bool:

@@ -73,7 +73,7 @@ def test_a_chart_of_superset_opens_by_the_number_in_the_name_that_superset_gave_
         "Sales 2024": "",
         "New title": "",
     }
-    assert set(read_catalogue(root).frame["url"]) == {""}, "nobody said where it is served"
+    assert set(read_catalogue(root).frame["url"]) == {None}, "nobody said where it is served"
 
 
 def test_a_zip_says_what_its_folder_says(folder, tmp_path: Path):
@@ -236,6 +236,29 @@ def test_two_formats_in_one_folder_are_named_and_either_can_be_chosen(folder):
     with pytest.raises(CatalogueError, match=r"lightdash \(2 files\), looker \(1 files\): name one"):
         read_catalogue(root)
     assert len(read_catalogue(root, format="looker")) == 2
+
+
+def test_an_exposure_without_a_name_is_found_by_its_place_and_label(tmp_path: Path):
+    (tmp_path / "d.yml").write_text(
+        "exposures: [{name: a, type: dashboard}, {nmae: b, label: Weekly revenue}, {name: }]"
+    )
+    catalogue = read_catalogue(tmp_path, "dbt")
+    assert catalogue.skipped.select("path", "reason").rows() == [
+        ("d.yml, exposure 2 (Weekly revenue)", "it has no name"), ("d.yml, exposure 3", "it has no name"),
+    ]  # fmt: skip
+    assert len(catalogue) == 1
+
+
+def test_a_format_that_is_not_there_is_said_with_the_one_that_is(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps(exports.GRAFANA_CLASSIC))
+    for named in ("dbt", "superset", "looker"):
+        with pytest.raises(CatalogueError, match=rf"^nothing in .* is {named}; it looks like grafana \(1 file\): name"):
+            read_catalogue(tmp_path, named)
+    (tmp_path / "a.json").write_text("{}")
+    assert not len(read_catalogue(tmp_path, "dbt")), "what is left of a tool whose charts are all gone"
+    (tmp_path / "a.csv").write_text("id,title\n1,Revenue\n")
+    with pytest.raises(CatalogueError, match="is no export of dbt: it is a table, so say format='table'"):
+        read_catalogue(tmp_path / "a.csv", "dbt")
 
 
 def reasons_of_what_is_no_chart(catalogue: Catalogue) -> dict[str, str]:

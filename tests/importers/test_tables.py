@@ -89,6 +89,24 @@ def test_bad_rows_are_skipped_and_named_by_their_number(tmp_path: Path) -> None:
         read_catalogue(path)
 
 
+def test_a_row_of_too_many_fields_stops_no_other_and_columns_that_are_not_read_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "misspelt.csv"
+    path.write_text("ID,Name,Chart Type,Descripton,owner\n1,Good,bar,x,y\n2,Bad,bar,x,y,z\n3,Good too,,,\n")
+
+    read_catalogue(path)
+    catalogue = read_catalogue(path)
+
+    assert catalogue.frame.select("title", "chart_type").rows() == [("Good", "bar"), ("Good too", "")]
+    assert catalogue.skipped.select("path", "native_id").rows() == [("misspelt.csv:2", "")]
+    assert "it has 6 fields, the header has 5" in catalogue.skipped["reason"].item()
+    assert not catalogue.complete, "which chart that row is, nobody knows"
+    (message,) = caplog.messages
+    assert "misspelt.csv: not read, since no chart has such a field: 'Descripton', 'owner'; did you mean" in message
+    assert message.endswith("did you mean 'description' by 'Descripton'?")
+
+
 def test_a_query_of_a_database_is_a_catalogue_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -51,16 +52,19 @@ def url(tmp_path):
 
 
 def test_an_export_is_imported_and_reported_with_the_reasons_for_what_was_skipped(source, url, capsys):
-    source.skipped = [
-        ("a.yaml", "8", "it has no title"),
-        ("b.yaml", "9", "it has no title"),
-        ("c.yaml", "", "not YAML"),
-    ]
+    source.skipped = [("c.yaml", "", "not YAML")] + [("a.yaml", str(n), "it has no title") for n in range(4)]
     assert main(["import", "superset", "export.zip", "--instance", "eu", "--charts", url]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "superset:eu from export.zip: 2 added, 0 changed, 0 unchanged, 0 deleted, 3 skipped; revision 2",
-        "  2 skipped: it has no title",
+        "superset:eu from export.zip: 2 added, 0 changed, 0 unchanged, 0 deleted, 5 skipped; revision 2",
+        "  4 skipped: it has no title",
+        "      a.yaml: 0",
+        "      a.yaml: 1",
+        "      a.yaml: 2",
+        "      and 1 more; --skipped FILE.csv names all",
         "  1 skipped: not YAML",
+        "      c.yaml",
+        "  running nodes follow within about 30 seconds (adopt_after of their policy); copilotlab rebuild brings them "
+        "at once",
     ]
     more = ["--base-url", "https://bi.example.org", "--query", "SELECT 1"]
     address = "https://me:secret@bi.example.org"
@@ -143,7 +147,7 @@ def test_a_watch_imports_what_changed_and_waits_longer_the_longer_its_source_fai
     doubled = [120.0, 240.0, 480.0, 960.0, 1_920.0]
     assert waited == [60.0] * 3 + doubled + [LONGEST_WAIT] * 13 + [60.0] * 2
     said = capsys.readouterr()
-    assert [line.split(": ")[1].split("; ")[0] for line in said.out.splitlines()] == [
+    assert [line.split(": ")[1].split("; ")[0] for line in said.out.splitlines() if "prod from" in line] == [
         "2 added, 0 changed, 0 unchanged, 0 deleted, 0 skipped",
         "0 added, 1 changed, 1 unchanged, 0 deleted, 0 skipped",
         "0 added, 0 changed, 2 unchanged, 0 deleted, 0 skipped",
@@ -152,6 +156,52 @@ def test_a_watch_imports_what_changed_and_waits_longer_the_longer_its_source_fai
     assert errors[0] == "copilotlab import: the server is away; it is tried again"
     assert "came out empty, and 2 of its charts are held" in errors[-1], "--allow-shrink was said of the first time"
     assert len(errors) == 18
+
+
+def test_a_file_that_cannot_be_read_holds_deletions_back_and_is_named_and_what_is_deleted_is_named_before_it_is(
+    tmp_path, url, capsys
+):
+    def panels(*titles):
+        listed = [{"id": number, "type": "timeseries", "title": title} for number, title in enumerate(titles, start=1)]
+        return json.dumps({"uid": "sales", "title": "Sales", "schemaVersion": 39, "panels": listed})
+
+    folder = tmp_path / "graf"
+    folder.mkdir()
+    (folder / "sales.json").write_text(panels("Revenue", "Orders", "Returns"))
+    command = ["import", "grafana", str(folder), "--charts", url]
+    assert main([*command, "--base-url", "https://grafana.example.org"]) == 0
+    (folder / "sales.json").write_text(panels("Revenue", "Orders by day"))
+    (folder / "broken.json").write_text("{")
+    capsys.readouterr()
+
+    out = tmp_path / "skipped.csv"
+    assert main([*command, "--skipped", str(out), "--policy.adopt-after", "5"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"grafana:prod from {folder}: 0 added, 1 changed, 1 unchanged, 0 deleted, 1 skipped;")
+    assert said[1:3] == ["  1 deletion held back: 1 file could not be read: broken.json", "  kept: 'Returns'"]
+    assert said[3].startswith("  1 skipped: it cannot be read as JSON: ")
+    assert said[4:5] == ["      broken.json"]
+    assert said[5].startswith("  running nodes follow within about 5 seconds")
+    assert pl.read_csv(out).select("path", "native_id", "no_chart", "may_hold").rows() == [
+        ("broken.json", "", False, True)
+    ]
+
+    (folder / "broken.json").unlink()
+    for flags, told in (["--dry-run"], "dry run, nothing is changed: grafana"), ([], "grafana"):
+        assert main([*command, *flags]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith(f"{told}:prod from {folder}: 0 added, 0 changed, 2 unchanged, 1 deleted, 0 skipped;")
+        assert said[1] == "  deleted: 'Returns'"
+        assert len(said) == (2 if flags else 3), "nothing that running nodes could follow"
+    with ChartRepository(url) as charts:
+        assert [chart.url.partition("?")[0] for chart in charts] == ["https://grafana.example.org/d/sales"] * 2
+    assert main([*command, "--dry-run", "--watch", "60"]) == 2
+    assert "leave out dry_run or watch" in capsys.readouterr().err
+
+    assert main(["import", "dbt", *command[2:]]) == 2
+    error = capsys.readouterr().err
+    assert f"nothing in {folder} is dbt; it looks like grafana (1 file): name that in its place" in error
+    assert "shrink" not in error
 
 
 def test_ctrl_c_ends_a_watch(source, url, monkeypatch):

@@ -158,6 +158,8 @@ def test_what_is_no_whole_number_is_no_id(wrong):
         ("a;b", ["a", "b"]),
         (" a ; b ;; ", ["a", "b"]),
         ("a, b", ["a", "b"]),
+        ("a|b, c", ["a", "b, c"]),
+        ("a|b; c", ["a|b", "c"]),
         ("net, gross; tax", ["net, gross", "tax"]),
         ('["a, b", "c;d"]', ["a, b", "c;d"]),
         ("['a', \"it's\", ' \"x\" ']", ["a", "it's", ' "x" ']),
@@ -190,7 +192,7 @@ def test_blank_rows_are_no_charts_and_count_as_rows(tmp_path):
     path.write_text("chart_id,title,tags,\n1,Costs,a,\n\n, ,,\n4,Revenue,,,,\n,,,\n\n")
     assert loaded(path) == [Chart(chart_id=1, title="Costs", tags=["a"]), Chart(chart_id=4, title="Revenue")]
     path.write_text("chart_id,title,tags\n1,Costs,a\n\n,,\n4,,\n")
-    with pytest.raises(ChartError, match=r"row 4: title=''"):
+    with pytest.raises(ChartError, match=r"row 4 \(line 5\): title=''"):
         loaded(path)
     blank = {"chart_id": None, "title": float("nan"), "tags": []}
     assert len(loaded([*rows(CHARTS), blank, blank])) == len(CHARTS)
@@ -244,8 +246,14 @@ def test_a_file_read_as_cp1252_is_said_and_one_that_is_damaged_utf8_is_not_taken
             r"row 2: title=None: the cell is empty; expected 1 to 5",
         ),
         ([{"title": "Costs"}], r"has no column 'chart_id'; its columns are 'title'$"),
-        ([{"chart_id": 1, "Title": "Costs"}], r"no column 'title': rename 'Title' if that is it"),
-        ([{"Chart ID": 1, "title": "Costs"}], r"no column 'chart_id': rename 'Chart ID' if that is it"),
+        ([{"chart_id": 1, "Titel": "Costs"}], r"no column 'title': rename 'Titel' if that is it"),
+        ([{"ID": 1, "title": "x", "chart_type": "y"}], r"no column 'chart_id': rename 'ID' if that is it"),
+        ([{"chart_type": "bar", "title": "Costs"}], r"no column 'chart_id'; its columns are 'chart_type', 'title'$"),
+        (
+            [{"chart_id": 1, "title": "Costs", "Title": "Net costs"}],
+            r"^the list has the columns 'title' and 'Title', and either may be 'title': rename one of them",
+        ),
+        ({"chart_id": [1]}, r"path of a \.parquet, \.csv, \.tsv, \.ndjson, \.jsonl or \.xlsx file, not"),
         ([{f"c{i}": 1 for i in range(500)}], r"no column 'chart_id'; its columns are 'c0', .*'c19' and 480 more$"),
         ([{"chart_id": 1, "title": "x" * 501}], r"row 1: title has 501 characters: expected at most 500"),
     ],
@@ -264,6 +272,42 @@ def test_pandas_names_the_row_and_the_column_twice(pandas):
         loaded(pandas.concat([frame, frame["title"]], axis=1))
 
 
+def test_a_column_may_have_capitals_spaces_and_hyphens_and_one_that_is_not_read_is_named_once(pandas, tmp_path, said):
+    path = tmp_path / "a.csv"
+    path.write_text("Chart ID;TITLE;chart-type;Description;Descr;dimension;tags\n1;Costs;bar;What we spend;x;y;\n")
+    (chart,) = loaded(path)
+    assert (chart.chart_id, chart.chart_type, chart.description) == (1, "bar", "What we spend")
+    (message,) = said.messages
+    assert "a.csv: not read, since no chart has such a field: 'Descr', 'dimension'" in message
+    assert message.endswith("; did you mean 'dimensions' by 'dimension'?")
+    row = {"Chart ID": 1, "Title": "Costs", "ChartType": "bar", "DESCRIPTION ": "What we spend"}
+    for given_ in ([row], pl.DataFrame([row]), pandas.DataFrame([row])):
+        assert loaded(given_) == [chart]
+    loaded(ChartRepository.from_frame([row]).frame())
+    assert len(said.messages) == 1, "what we write ourselves is known"
+
+
+def test_bad_rows_are_named_together_with_their_lines_and_without_what_was_raised_on_the_way(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('chart_id,title\n1,"Two\nlines"\nseven,Costs\n1,Again\n8,\n9,a,b\n10,Good\n')
+    with pytest.raises(ChartError) as error:
+        loaded(path)
+    assert [line.split(": ")[0] for line in str(error.value).split("\n")] == [
+        f"{path}", "  row 2 (line 4)", "  row 3 (line 5)", "  row 4 (line 6)", "  row 5 (line 7)",
+    ]  # fmt: skip
+    assert ": 4 rows are no charts:" in str(error.value)
+    path.write_text("sep=;\nchart_id;title\n" + "x;Costs\n" * 30)
+    with pytest.raises(ChartError, match=r"30 rows are no charts; the first 10 are:\n  row 1 \(line 3\)") as error:
+        loaded(path)
+    assert str(error.value).count("\n") == 10
+
+    path.write_text('chart_id,title\n1,Good\n2,"Costs\n3,Late\n')
+    with pytest.raises(ChartError, match=r'row 2 \(line 3\): a double quote \("\) opens a field') as error:
+        loaded(path)
+    assert error.value.__suppress_context__
+    assert error.value.__cause__ is None
+
+
 def test_nothing_is_an_empty_catalogue_where_no_row_can_be_wrong():
     assert loaded([]) == []
 
@@ -271,7 +315,7 @@ def test_nothing_is_an_empty_catalogue_where_no_row_can_be_wrong():
 def test_a_field_with_the_delimiter_in_it_is_named_with_the_remedy(tmp_path):
     (tmp_path / "a.csv").write_text("chart_id;title\n1;Costs\n2;Costs;net\n")
     with pytest.raises(
-        ChartError, match=r"row 2 has 3 fields, the header has 2; a field with ';' in it stands in doub"
+        ChartError, match=r"row 2 \(line 3\): it has 3 fields, the header has 2; a field with ';' in it stands in doub"
     ):
         loaded(tmp_path / "a.csv")
 

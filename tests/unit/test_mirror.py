@@ -94,8 +94,9 @@ def test_a_new_link_is_a_change_of_the_chart_and_none_of_its_words():
 def test_a_catalogue_that_came_out_empty_or_shrank_by_more_than_half_is_refused_unless_told():
     charts = ChartRepository()
     full = {str(number): f"Chart {number}" for number in range(5)}
-    with pytest.raises(ChartError, match=r"superset:prod came out empty, and 0 of its charts are held.*allow_shrink"):
+    with pytest.raises(ChartError, match=r"superset:prod came out empty, and no charts of it are held") as error:
         charts.mirror(catalogue({}))
+    assert "shrink" not in str(error.value), "what would that mend?"
     charts.mirror(catalogue(full))
     for fewer, said in (({}, "came out empty, and 5"), ({"0": "New", "1": "Chart 1"}, "with 2 charts, less than half")):
         with pytest.raises(ChartError, match=said):
@@ -242,3 +243,49 @@ def test_a_catalogue_that_could_not_be_read_to_the_end_deletes_nothing():
     result = charts.mirror(part)
     assert (result.changed, result.deleted) == (1, 0)
     assert "superset:prod:3" in titles_of(charts)
+    assert (result.held_back, result.unread, result.titles["held_back"]) == (1, (), ("Returns",))
+
+    rows = [("broken.json", None, "it cannot be read", True), ("sales.json", "7", "a text panel is no chart", False)]
+    part.skipped = pl.DataFrame(rows, schema={**SKIPPED, "may_hold": pl.Boolean}, orient="row")
+    assert repr(charts.mirror(part)) == (
+        "MirrorResult(added=0, changed=0, unchanged=2, deleted=0, skipped=2, held_back=1, unread=['broken.json'])"
+    )
+
+
+def test_a_dry_run_says_what_would_become_of_it_with_titles_and_changes_nothing():
+    charts = ChartRepository()
+    charts.mirror(catalogue({str(number): f"Chart {number}" for number in range(9)}))
+    before = charts.changes_since(0)
+    less = catalogue({"0": "New title", "new": "New"})
+
+    result = charts.mirror(less, allow_shrink=True, dry_run=True)
+
+    assert result == MirrorResult(1, 1, 0, 8, 0)
+    assert result.titles == {
+        "added": ("New",),
+        "changed": ("New title",),
+        "deleted": ("Chart 1", "Chart 2", "Chart 3", "Chart 4", "Chart 5"),
+        "held_back": (),
+    }
+    assert charts.changes_since(0) == before
+    assert charts.mirror(less, allow_shrink=True).titles == result.titles
+
+
+def test_a_link_that_a_catalogue_does_not_know_stays_and_one_that_it_has_no_more_goes():
+    charts = ChartRepository()
+    charts.mirror(catalogue({"1": "Revenue", "2": "Orders"}))
+    revision = charts.revision
+    unlinked = catalogue({"1": "Revenue", "2": "Orders", "3": "New"})
+    unlinked.frame = unlinked.frame.with_columns(url=pl.lit(None, pl.String))
+
+    assert charts.mirror(unlinked) == MirrorResult(1, 0, 2, 0, 0)
+    unlinked.frame = unlinked.frame.drop("url").with_columns(title=pl.lit("Renamed"))
+    assert charts.mirror(unlinked) == MirrorResult(0, 3, 0, 0, 0)
+    urls = {chart.key: chart.url for chart in charts}
+    assert urls["superset:prod:1"] == "https://bi.example.org/superset:prod:1"
+    assert urls["superset:prod:3"] == ""
+    assert charts.revision == revision + 4
+
+    unlinked.frame = unlinked.frame.with_columns(url=pl.lit(""))
+    charts.mirror(unlinked)
+    assert {chart.url for chart in charts} == {""}
