@@ -254,7 +254,11 @@ class Service:
             await self.actions.run(self.node.start)
             await self.actions.run(self.page.cluster.start)
             log.info("node %s serves", self.node.node_id)
-            yield
+            filling = asyncio.create_task(self._fill_without_redis())
+            try:
+                yield
+            finally:
+                filling.cancel()
         finally:
             self.hold_back("the service is ending")
             self.page.cluster.let_go()
@@ -272,6 +276,18 @@ class Service:
         """Be not ready from now on, so that no new requests are sent here."""
         self.held_back = why
         self.page.ending = True
+
+    async def _fill_without_redis(self) -> None:
+        """See to the first fill where Redis stays away: with nobody to fetch from, this node embeds by itself.
+
+        A node leaves that to who calls `Node.rebuild`. Of a service that is begun again in an outage, nobody does.
+        """
+        policy, vitals = self.node.policy, await asyncio.to_thread(self.node.vitals)
+        while not vitals.filled:
+            if vitals.redis != "connected" and vitals.away_for >= policy.rejoin_grace and not self._acting:
+                await self._act("first fill without Redis", lambda: self.node.rebuild().outcome)
+            await asyncio.sleep(policy.heartbeat_interval)
+            vitals = await asyncio.to_thread(self.node.vitals)
 
     # --- answers ----------------------------------------------------------------------------------------------
 
@@ -361,19 +377,19 @@ class Service:
         if self._acting:
             raise ProblemError(409, f"{self._acting} is under way: see /v1/status")
         self._acting = action
-
-        async def act() -> None:
-            try:
-                self._acted[action] = str(await self.actions.run(do))
-            except Exception as error:
-                self._acted[action] = f"failed: {error!r}"
-                log.error("%s failed", action, exc_info=error)
-            finally:
-                self._acting = ""
-
-        self._task = asyncio.create_task(act())  # held, so that it is not collected
-        log.info("%s begins", action)
+        self._task = asyncio.create_task(self._act(action, do))  # held, so that it is not collected
         return msgspec.json.encode({"action": action})
+
+    async def _act(self, action: str, do: Callable[[], object]) -> None:
+        self._acting = action
+        log.info("%s begins", action)
+        try:
+            self._acted[action] = str(await self.actions.run(do))
+        except Exception as error:
+            self._acted[action] = f"failed: {error!r}"
+            log.error("%s failed", action, exc_info=error)
+        finally:
+            self._acting = ""
 
     def switch_model(self, name: str) -> str:
         """Load a model and switch the node to it."""
@@ -393,15 +409,15 @@ def create_admin(cluster: Cluster, settings: ListeningSettings) -> tuple[FastAPI
         return {"alive": True}
 
     app.include_router(page.router(Guard(settings.tokens()).check))
-    _guarded(app, settings)
+    _guarded(app, settings, page)
     return app, page
 
 
-def _guarded(app: FastAPI, settings: ListeningSettings) -> None:
+def _guarded(app: FastAPI, settings: ListeningSettings, page: AdminPage) -> None:
     """Tell errors as problems, and put before all routes what every request has to pass: the door, then its site."""
     told_as_problems(app)
     app.add_middleware(OwnSite)
-    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
+    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds, ending=lambda: page.ending)
 
 
 def _admit(calls: Rate, most: int) -> None:
@@ -590,7 +606,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         k={"maximum": settings.max_k},
         chart_ids={"maxItems": settings.max_chart_ids},
     )
-    _guarded(app, settings)
+    _guarded(app, settings, service.page)
     return app
 
 
