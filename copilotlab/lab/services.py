@@ -108,20 +108,24 @@ class ServiceProcess:
             log.seek(self._said)
             return log.read().decode(errors="replace")
 
-    def terminate(self) -> None:
-        """Ask it to end in order; wait for nothing."""
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGTERM asks it to end in order. Wait for nothing; one that has ended gets none."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(number)
 
-    def stop(self, timeout: float = TO_END) -> int:
-        """End it in order, or after ``timeout`` seconds at once; return how it ended, 0 where it did in order."""
-        self.terminate()
+    def wait(self, timeout: float = TO_END) -> int:
+        """Wait until it has ended by itself, or end it at once after ``timeout`` seconds; return how it ended."""
         if self._process is None:
             return 0
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return self.kill()
+
+    def stop(self, timeout: float = TO_END) -> int:
+        """End it in order, or after ``timeout`` seconds at once; return how it ended, 0 where it did in order."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
 
     def kill(self) -> int:
         """End it at once, by SIGKILL; return how it ended."""
@@ -220,7 +224,7 @@ class Services:
 
     def _end(self) -> None:
         for process in self.processes.values():
-            process.terminate()
+            process.signal(signal.SIGTERM)
         until = time.monotonic() + TO_END
         for process in self.processes.values():
             process.stop(max(0.1, until - time.monotonic()))
