@@ -18,6 +18,7 @@ from copilotlab.lab.services import Services
 
 LIMIT = 60.0  # seconds for what is certain to come
 LOOK = 0.1  # seconds between two looks of the balancer
+PAUSE, BETWEEN_EDITS = 0.02, 0.1  # seconds between two requests of one client
 QUERIES = ["revenue by region", "late flights", "sick leave", "profit by product", "orders that were late", "energy"]
 
 
@@ -80,14 +81,13 @@ class Load:
 
     Who is ready is asked of /readyz; a request goes to those in turn, and to the next where no connection is accepted.
 
-    accepted: title of each chart whose PUT was answered 200. lost, failed: requests without an answer, and those that
+    clients: how many threads ask. accepted: title of each chart whose PUT was answered 200. lost, failed: requests without an answer, and those that
     were answered with 5xx.
     """
 
-    def __init__(
-        self, services: Services, *, searchers: int = 4, pause: float = 0.02, first_id: int = 1_000_000
-    ) -> None:
+    def __init__(self, services: Services, *, searchers: int = 4, first_id: int = 1_000_000) -> None:
         self.services = services
+        self.clients = searchers + 1
         self.accepted: dict[int, str] = {}
         self.lost: list[Lost] = []
         self.failed: list[str] = []
@@ -95,7 +95,6 @@ class Load:
         self._took: list[float] = []
         self._none_ready = 0.0
         self._ready = list(services.urls)
-        self._pause = pause
         self._ids = itertools.count(first_id)
         self._stop = threading.Event()
         work: Sequence[Callable[[], None]] = [self._balance, self._edit, *[self._search] * searchers]
@@ -146,7 +145,7 @@ class Load:
 
     def _search(self) -> None:
         queries = itertools.cycle(QUERIES)
-        for client, turn in self._turns():
+        for client, turn in self._turns(PAUSE):
             began = time.monotonic()
             status, body = self._answered(client, turn, "GET", f"/v1/search?q={quote(next(queries))}&k=5")
             if status == 200 and body["results"]:
@@ -155,7 +154,7 @@ class Load:
                 self.failed.append(f"search: {status} {body}")
 
     def _edit(self) -> None:
-        for (client, turn), chart_id in zip(self._turns(), self._ids, strict=False):
+        for (client, turn), chart_id in zip(self._turns(BETWEEN_EDITS), self._ids, strict=False):
             title = f"Written under fire number {chart_id}"
             status, body = self._answered(client, turn, "PUT", f"/v1/charts/{chart_id}", {"title": title})
             if status == 200:
@@ -163,11 +162,11 @@ class Load:
             elif status:
                 self.failed.append(f"edit: {status} {body}")
 
-    def _turns(self) -> Iterator[tuple[Client, int]]:
+    def _turns(self, pause: float) -> Iterator[tuple[Client, int]]:
         client = Client(self.services.urls, self.services.token)
         try:
             for turn in itertools.count():
-                if self._stop.wait(self._pause):
+                if self._stop.wait(pause):
                     return
                 yield client, turn
         finally:
