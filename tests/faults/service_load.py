@@ -81,8 +81,8 @@ class Load:
 
     Who is ready is asked of /readyz; a request goes to those in turn, and to the next where no connection is accepted.
 
-    clients: how many threads ask. accepted: title of each chart whose PUT was answered 200. lost, failed: requests without an answer, and those that
-    were answered with 5xx.
+    clients: how many threads ask. accepted: title of each chart whose PUT was answered 200. lost, failed: requests
+    without an answer, and those that were answered with 5xx.
     """
 
     def __init__(self, services: Services, *, searchers: int = 4, first_id: int = 1_000_000) -> None:

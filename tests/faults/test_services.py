@@ -1,7 +1,8 @@
 """Three services as processes, with PostgreSQL and Valkey, under searches and edits: no request that was accepted is
 lost, no search is answered with 5xx, and what was written is found on all of them in the end.
 
-What clients saw is shown. Each test breaks the same three services, and leaves them whole; the last one leaves another model.
+What clients saw is shown. Each test breaks the same three services, and leaves them whole; the last one leaves them
+with another model.
 """
 
 from __future__ import annotations
