@@ -170,7 +170,7 @@ class Services:
         self._model = model
         self._charts = catalogue_path("charts") if charts is None else charts
         self._database = database
-        self._flags = flags
+        self._options = flags
         self._ends = contextlib.ExitStack()
 
     def start(self) -> Self:
@@ -198,7 +198,7 @@ class Services:
         where = ["--charts", database, "--redis", line.url(self.redis.password), "--port", str(port.address[1])]
         return ServiceProcess(
             *where,
-            *("--model", self._model, "--node-id", name, *self._flags),
+            *("--model", self._model, "--node-id", name, *self._options),
             log=log,
             environment={"COPILOTLAB_TOKEN": self.token},
         )
