@@ -49,6 +49,7 @@ MOST_LISTED = 1_000  # charts in one page of the list
 KEY = r"^$|^[^:\s\x00]+:[^:\s\x00]+:[^\s\x00][^\x00]*$"
 WEB_URL = r"^$|^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?([/?#][!-~]*)?$"
 REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
+GRACES_ALONE = 4  # rejoin graces without Redis before a service that holds nothing embeds what others may hold
 TIMELINE = 200  # lines of the journal in the diagnostics
 
 log = logging.getLogger("copilotlab.service")
@@ -283,8 +284,9 @@ class Service:
         A node leaves that to who calls `Node.rebuild`. Of a service that is begun again in an outage, nobody does.
         """
         policy, vitals = self.node.policy, await asyncio.to_thread(self.node.vitals)
+        patience = GRACES_ALONE * policy.rejoin_grace
         while not vitals.filled:
-            if vitals.redis != "connected" and vitals.away_for >= policy.rejoin_grace and not self._acting:
+            if vitals.redis != "connected" and vitals.away_for >= patience and not self._acting:
                 await self._act("first fill without Redis", lambda: self.node.rebuild().outcome)
             await asyncio.sleep(policy.heartbeat_interval)
             vitals = await asyncio.to_thread(self.node.vitals)

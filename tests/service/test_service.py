@@ -266,6 +266,16 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(served):
     assert "max_body" in is_problem(served.client.post("/v1/search", content=pieces()), 413)
 
 
+def test_what_was_asked_is_not_in_the_log(served):
+    for status, params in ((200, {}), (422, {"k": 0}), (422, {"unknown": 1})):
+        asked = {"q": "Walrus dismissals", **params}
+        answer = served.client.get("/v1/search", params=asked, headers={"X-Request-ID": f"asked-{len(params)}"})
+        assert answer.status_code == status
+    wait_for(lambda: "asked-1" in served.process.said())
+    assert "asked-0" in served.process.said()
+    assert "Walrus" not in served.process.said()
+
+
 def test_a_request_keeps_its_id_in_the_answer_and_in_the_log(served):
     answer = served.client.get("/v1/charts/99999", headers={"X-Request-ID": "mine-7"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-7"
