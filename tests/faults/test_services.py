@@ -116,7 +116,7 @@ def cut_one_off(cluster: Cluster, load: Load, name: str) -> None:
     cluster.wait(name, lambda status: status["redis"] == "away")
     load.wait_for_more()
     assert cluster.services.processes[name].ready()
-    assert cluster.services.processes[name].stop() == 0
+    assert cluster.services.processes[name].stop(LIMIT) == 0
     cluster.begin(name)
     cluster.services.heal(name)
     cluster.wait(name, lambda status: status["redis"] == "connected")
@@ -134,7 +134,7 @@ def kill_redis(cluster: Cluster, load: Load, _name: str) -> None:
 
 def restart_all(cluster: Cluster, load: Load, _name: str) -> None:
     for name, process in cluster.services.processes.items():
-        assert process.stop() == 0
+        assert process.stop(LIMIT) == 0
         cluster.begin(name)
         load.wait_for_more(20, 0)
 
