@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -438,6 +438,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         lifespan=service.life,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        telemetry={"exclude": _may_ask_in_its_url},
     )
     app.state.service = service
 
@@ -610,6 +611,11 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     )
     _guarded(app, settings, service.page)
     return app
+
+
+def _may_ask_in_its_url(scope: MutableMapping[str, Any]) -> bool:
+    """Tell whether there may be a question in a request's URL: FastAPI would write that into its span."""
+    return bool(scope.get("query_string"))
 
 
 def _answer(query: str, found: Findings) -> dict[str, object]:
