@@ -2,6 +2,7 @@
 
 with Services(3) as services:
     services.urls["node-0"]  # its page is at /admin, and wants services.token
+    services.partition("node-1"), services.redis.kill(), services.processes["node-2"].kill()
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told.set())
     print("starting three services ...", flush=True)
-    with Services(3) as services:
+    with Services(3, flags=["--drain", "0"]) as services:
         for name, url in services.urls.items():
             print(f"{name}  {url}/admin")
         print(f"token   {services.token}\nCtrl-C ends them", flush=True)

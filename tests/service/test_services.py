@@ -11,7 +11,7 @@ from copilotlab.lab.services import Services
 def test_services_serve_one_catalogue_and_leave_nothing_behind(tmp_path):
     file = tmp_path / "charts.csv"
     file.write_text("chart_id,title\n1,Revenue by region\n2,Late flights\n")
-    with Services(2, model="hash", charts=file) as services:
+    with Services(2, model="hash", charts=file, flags=["--drain", "0"]) as services:
         services.wait_ready()
         for url in services.urls.values():
             token = {"Authorization": f"Bearer {services.token}"}
