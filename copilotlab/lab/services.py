@@ -228,7 +228,7 @@ class Services:
             process.signal(signal.SIGTERM)
         until = time.monotonic() + TO_END
         for process in self.processes.values():
-            process.stop(max(0.1, until - time.monotonic()))
+            process.wait(max(0.1, until - time.monotonic()))  # told once: a second signal would cut the end short
 
     def close(self) -> None:
         """End all services in order, at most 20 s, then the server, and remove what they wrote."""
