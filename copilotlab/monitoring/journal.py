@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+OFTEN = 10  # lines in a minute of a warning that comes on and on; all are counted
+
+
 class Entry(NamedTuple):
     """One line of a journal: when (seconds on the node's clock), who, what, and the particulars in words."""
 
@@ -33,7 +36,7 @@ class Journal:
         self._clock = clock
         self._entries: deque[Entry] = deque(maxlen=limit)
         self._log = logging.getLogger("copilotlab.node")
-        self._said: set[str] = set()
+        self._said: dict[str, deque[float]] = {}  # when a warning of each kind was written last
 
     def __call__(self, happening: Happening) -> None:
         """Write the line of ``happening``, if it has one; this makes a journal a listener."""
@@ -42,8 +45,11 @@ class Journal:
             return
         level = line.level
         if line.once:
-            level = logging.DEBUG if line.event in self._said else level
-            self._said.add(line.event)
+            now, said = self._clock.now(), self._said.setdefault(line.event, deque(maxlen=OFTEN))
+            if len(said) == OFTEN and now - said[0] < 60.0:
+                return  # else one that comes at each heartbeat of each peer would leave room for nothing else
+            level = logging.DEBUG if said else level
+            said.append(now)
         self.note(line.event, line.detail, level=level)
 
     def note(self, event: str, detail: str = "", *, level: int = logging.DEBUG) -> None:

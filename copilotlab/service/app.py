@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -49,6 +49,7 @@ MOST_LISTED = 1_000  # charts in one page of the list
 KEY = r"^$|^[^:\s\x00]+:[^:\s\x00]+:[^\s\x00][^\x00]*$"
 WEB_URL = r"^$|^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?([/?#][!-~]*)?$"
 REQUIRE_COMPLETE = "answer with 503 and the reason where this node lacks charts"
+GRACES_ALONE = 4  # rejoin graces without Redis before a service that holds nothing embeds what others may hold
 TIMELINE = 200  # lines of the journal in the diagnostics
 
 log = logging.getLogger("copilotlab.service")
@@ -254,7 +255,11 @@ class Service:
             await self.actions.run(self.node.start)
             await self.actions.run(self.page.cluster.start)
             log.info("node %s serves", self.node.node_id)
-            yield
+            filling = asyncio.create_task(self._fill_without_redis())
+            try:
+                yield
+            finally:
+                filling.cancel()
         finally:
             self.hold_back("the service is ending")
             self.page.cluster.let_go()
@@ -272,6 +277,19 @@ class Service:
         """Be not ready from now on, so that no new requests are sent here."""
         self.held_back = why
         self.page.ending = True
+
+    async def _fill_without_redis(self) -> None:
+        """See to the first fill where Redis stays away: with nobody to fetch from, this node embeds by itself.
+
+        A node leaves that to who calls `Node.rebuild`. Of a service that is begun again in an outage, nobody does.
+        """
+        policy, vitals = self.node.policy, await asyncio.to_thread(self.node.vitals)
+        patience = GRACES_ALONE * policy.rejoin_grace
+        while not vitals.filled:
+            if vitals.redis != "connected" and vitals.away_for >= patience and not self._acting:
+                await self._act("first fill without Redis", lambda: self.node.rebuild().outcome)
+            await asyncio.sleep(policy.heartbeat_interval)
+            vitals = await asyncio.to_thread(self.node.vitals)
 
     # --- answers ----------------------------------------------------------------------------------------------
 
@@ -361,19 +379,19 @@ class Service:
         if self._acting:
             raise ProblemError(409, f"{self._acting} is under way: see /v1/status")
         self._acting = action
-
-        async def act() -> None:
-            try:
-                self._acted[action] = str(await self.actions.run(do))
-            except Exception as error:
-                self._acted[action] = f"failed: {error!r}"
-                log.error("%s failed", action, exc_info=error)
-            finally:
-                self._acting = ""
-
-        self._task = asyncio.create_task(act())  # held, so that it is not collected
-        log.info("%s begins", action)
+        self._task = asyncio.create_task(self._act(action, do))  # held, so that it is not collected
         return msgspec.json.encode({"action": action})
+
+    async def _act(self, action: str, do: Callable[[], object]) -> None:
+        self._acting = action
+        log.info("%s begins", action)
+        try:
+            self._acted[action] = str(await self.actions.run(do))
+        except Exception as error:
+            self._acted[action] = f"failed: {error!r}"
+            log.error("%s failed", action, exc_info=error)
+        finally:
+            self._acting = ""
 
     def switch_model(self, name: str) -> str:
         """Load a model and switch the node to it."""
@@ -393,15 +411,15 @@ def create_admin(cluster: Cluster, settings: ListeningSettings) -> tuple[FastAPI
         return {"alive": True}
 
     app.include_router(page.router(Guard(settings.tokens()).check))
-    _guarded(app, settings)
+    _guarded(app, settings, page)
     return app, page
 
 
-def _guarded(app: FastAPI, settings: ListeningSettings) -> None:
+def _guarded(app: FastAPI, settings: ListeningSettings, page: AdminPage) -> None:
     """Tell errors as problems, and put before all routes what every request has to pass: the door, then its site."""
     told_as_problems(app)
     app.add_middleware(OwnSite)
-    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds)
+    app.add_middleware(Door, max_body=settings.max_body, body_seconds=settings.body_seconds, ending=lambda: page.ending)
 
 
 def _admit(calls: Rate, most: int) -> None:
@@ -420,6 +438,7 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         lifespan=service.life,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        telemetry={"exclude": _may_ask_in_its_url},
     )
     app.state.service = service
 
@@ -590,8 +609,13 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
         k={"maximum": settings.max_k},
         chart_ids={"maxItems": settings.max_chart_ids},
     )
-    _guarded(app, settings)
+    _guarded(app, settings, service.page)
     return app
+
+
+def _may_ask_in_its_url(scope: MutableMapping[str, Any]) -> bool:
+    """Tell whether there may be a question in a request's URL: FastAPI would write that into its span."""
+    return bool(scope.get("query_string"))
 
 
 def _answer(query: str, found: Findings) -> dict[str, object]:

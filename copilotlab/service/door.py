@@ -17,19 +17,23 @@ from copilotlab.service.problems import ProblemError, problem
 
 REQUEST_ID: ContextVar[str] = ContextVar("copilotlab_request_id", default="")
 
+LAST = ((b"connection", b"close"),)
+
 log = logging.getLogger("copilotlab.service")
 
 
 class Door:
-    """ASGI middleware. max_body: bytes; body_seconds: how long a body may take to arrive.
+    """ASGI middleware. max_body: bytes; body_seconds: how long a body may take to arrive; ending: tells whether the
+    service ends: then an answer is the last of its connection, and its client asks another service.
 
     A request keeps the X-Request-ID that it came with, if that is 1 to 64 plain characters; else it is given one.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body: int, body_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, body_seconds: float, ending: Callable[[], bool]) -> None:
         self._app = app
         self._max_body = max_body
         self._body_seconds = body_seconds
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,7 +51,7 @@ class Door:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 extra = (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
-                message["headers"] = [*message["headers"], *extra]
+                message["headers"] = [*message["headers"], *extra, *(LAST if self._ending() else ())]
             await send(message)
 
         try:

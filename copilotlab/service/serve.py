@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -26,8 +27,9 @@ from copilotlab.service.settings import AdminSettings, ListeningSettings, NodeSe
 def serve(flags: Sequence[str] = ()) -> int:
     """Serve one node until SIGTERM or Ctrl-C; return 0 if it ended in order.
 
-    Then it takes no new connections, is not ready, finishes the requests under way (at most ``grace`` seconds), gives a
-    lease back, and leaves Redis. Raises SettingsError, EmbeddingError, RepositoryError, CarrierRefused, OSError.
+    Then it is not ready, and goes on answering for ``drain`` seconds, each answer the last of its connection; takes no
+    new connections, finishes the requests under way (at most ``grace`` seconds), gives a lease back, and leaves Redis.
+    Raises SettingsError, EmbeddingError, RepositoryError, CarrierRefused, OSError.
     """
     settings, _ = load_settings(Settings, flags)
     with ChartRepository(settings.charts) as charts:
@@ -107,12 +109,15 @@ def _config(app: FastAPI, settings: ListeningSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         lifespan="on",
     )
 
 
 ANY = ("0.0.0.0", "::")  # every address of this host
+LOOK = 0.05  # seconds between two looks whether the end was asked for once more
+LAST_WORDS = 0.1  # seconds in which a connection that was accepted last says what it wants
 
 
 class _Server(uvicorn.Server):
@@ -131,6 +136,7 @@ class _Server(uvicorn.Server):
         super().__init__(_config(app, settings))
         self._ends = ends
         self._listens_at = listens_at
+        self._drain = settings.drain
 
     def serve_until_told(self) -> int:
         """Serve until a signal; return 0 if it began to."""
@@ -161,6 +167,16 @@ class _Server(uvicorn.Server):
                 host, port = socket.getsockname()[:2]
                 logging.getLogger("copilotlab.service").info("listening on http://%s:%d", host, port)
                 self._listens_at(f"http://{gethostname() if host in ANY else host}:{port}")
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Answer until those who send requests here have seen that it ends, at most ``drain`` seconds; then end."""
+        until = time.monotonic() + self._drain
+        while not self.force_exit and time.monotonic() < until:
+            await asyncio.sleep(LOOK)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_WORDS)  # uvicorn hangs up on a connection that has not asked for anything yet
+        await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
 def show_config(flags: Sequence[str] = ()) -> int:

@@ -132,6 +132,8 @@ class ListeningSettings(ClusterSettings):
     max_body: int = Field(1_000_000, ge=1_000, description="the most bytes of a request's body")
     body_seconds: float = Field(10.0, gt=0, description="the longest that a body may take to arrive")
     admin_per_minute: int = Field(30, ge=1, description="the most admin calls in a minute")
+    keep_alive: int = Field(75, ge=1, description="seconds that a connection may idle: more than a balancer's own")
+    drain: float = Field(2.0, ge=0, description="seconds that it still answers once told to end, not ready any more")
     grace: float = Field(10.0, gt=0, description="seconds that requests under way get at the end")
 
     @model_validator(mode="after")

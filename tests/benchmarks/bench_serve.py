@@ -14,21 +14,20 @@ from __future__ import annotations
 import argparse
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import polars as pl
 
 from copilotlab import ChartRepository, LocalRedis, Node, load_embedder
 from copilotlab.lab import catalogue
+from copilotlab.lab.services import ServiceProcess
 
 K = 10
 STARTS_WITHIN = 120.0  # seconds
@@ -76,29 +75,13 @@ class Client:
 def served(charts: str, redis: str, model: str, flags: Sequence[str], log: Path) -> Iterator[int]:
     """Run a service, and give its port once it is ready."""
     words = ["--charts", charts, "--redis", redis, "--model", model, "--port", "0", "--node-id", "served", *flags]
-    with log.open("w") as lines:
-        process = subprocess.Popen([sys.executable, "-m", "copilotlab", "serve", *words], stderr=lines)
+    process = ServiceProcess(*words, "--drain", "0", log=log).begin()
     try:
-        yield _ready(process, log)
+        port = urlsplit(process.wait_ready(STARTS_WITHIN).url).port
+        assert port
+        yield port
     finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> int:
-    until = time.monotonic() + STARTS_WITHIN
-    while time.monotonic() < until and process.poll() is None:
-        if found := re.search(r"listening on http://[\d.]+:(\d+)", log.read_text()):
-            client = Client(int(found[1]))
-            try:
-                client.get("/readyz")
-                return int(found[1])
-            except RuntimeError:
-                pass  # not yet
-            finally:
-                client.close()
-        time.sleep(0.1)
-    raise RuntimeError(f"the service is not ready after {STARTS_WITHIN:g} s:\n{log.read_text()}")
+        process.stop(30)
 
 
 def path_of(question: str) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from copilotlab import Chart, ChartRepository, Cluster, LocalRedis, Policy
+from copilotlab.lab.services import ServiceProcess
 from copilotlab.lab.simulated_lab import simulated_charts
 
 LIMIT = 60.0  # seconds for what is certain to come
@@ -49,7 +46,7 @@ class Services:
         self.charts = ChartRepository(self.url)
         self.charts.save_many(simulated_charts(40))
         self.charts.save(Chart(chart_id=41, title=EVIL))
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, ServiceProcess] = {}
         self.at: dict[str, str] = {}
         for name in ("a", "b"):
             self.start(name)
@@ -71,17 +68,8 @@ class Services:
         ]
         if command == "serve":
             words += ["--model", "hash", "--node-id", name, *QUICK]
-        with log.open("w") as written:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "copilotlab", command, *words, *flags], stderr=written
-            )
-
-        def listens() -> str | None:
-            assert self.processes[name].poll() is None, log.read_text()
-            found = re.search(r"listening on (http://[\d.:]+)", log.read_text())
-            return found and found[1]
-
-        self.at[name] = wait_for(listens)
+        self.processes[name] = ServiceProcess(*words, *flags, log=log, command=command).begin()
+        self.at[name] = self.processes[name].wait_listening(LIMIT)
         return self.at[name]
 
     def journal(self, name: str) -> list[str]:
@@ -93,7 +81,6 @@ class Services:
         self.cluster.close()
         for process in self.processes.values():
             process.kill()
-            process.wait(LIMIT)
         self.charts.close()
 
 
@@ -297,11 +284,10 @@ def test_a_checker_of_accessibility_finds_nothing_serious_on_the_page(services, 
 def test_a_node_that_dies_and_a_service_that_is_killed_under_the_page_are_told_plainly(services, page):
     opened(page, services.at["a"])
     expect(card(page, "b")).to_contain_text("running")
-    services.processes["b"].send_signal(signal.SIGKILL)
+    services.processes["b"].kill()
     expect(card(page, "b")).to_contain_text("silent")
     expect(page.locator("#alerts")).to_contain_text("node silent")
-    services.processes["a"].send_signal(signal.SIGKILL)
-    services.processes["a"].wait(LIMIT)
+    services.processes["a"].kill()
     expect(page.get_by_role("alert")).to_contain_text("This page is cut off from its service")
     expect(page.get_by_role("alert")).to_contain_text("says nothing of the nodes now")
     port = services.at["a"].rpartition(":")[2]

@@ -23,7 +23,8 @@ FILES = [
     DEPLOY / "systemd" / "copilotlab@.service",
     DEPLOY / "kubernetes" / "copilotlab.yml",
 ]
-GRACE = Settings.model_fields["grace"].default
+DRAIN = 5.0  # seconds, in Kubernetes; elsewhere less
+ENDS_WITHIN = DRAIN + 2 * Settings.model_fields["grace"].default  # the requests, then the node
 
 
 def documents(name: str) -> list[dict]:
@@ -46,7 +47,8 @@ def test_kubernetes_asks_what_is_answered_lets_it_end_in_order_and_needs_no_root
     probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
     assert set(probes.values()) <= served
     assert (probes["liveness"], probes["readiness"]) == ("/livez", "/readyz")
-    assert pod["terminationGracePeriodSeconds"] > GRACE
+    assert {"name": "COPILOTLAB_DRAIN", "value": f"{DRAIN:g}"} in container["env"]
+    assert pod["terminationGracePeriodSeconds"] > ENDS_WITHIN
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
     labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -68,7 +70,7 @@ def test_compose_runs_three_nodes_of_their_own_names_that_are_reached_from_this_
     for node in nodes:
         assert node["read_only"]
         assert all(port.startswith("127.0.0.1:") for port in node["ports"])
-        assert int(node["stop_grace_period"].rstrip("s")) > GRACE
+        assert int(node["stop_grace_period"].rstrip("s")) > ENDS_WITHIN
         assert (ROOT / "deploy" / node["build"]["context"] / node["build"]["dockerfile"]).exists()
 
 
@@ -84,7 +86,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     unit = DEPLOY / "systemd" / "copilotlab@.service"
     seconds = re.search(r"^TimeoutStopSec=(\d+)$", unit.read_text(), re.MULTILINE)
     assert seconds
-    assert int(seconds[1]) > GRACE
+    assert int(seconds[1]) > ENDS_WITHIN
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
     copy = tmp_path / "copilotlab@a.service"

@@ -1,4 +1,5 @@
-"""Each alert is raised by a real fault on a real server, with its evidence, and ends by itself when the fault does."""
+"""Each alert is raised by a real fault on a real server, with its evidence, and ends by itself when the fault does.
+Meanwhile, what the runbook says to look at is there."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from runbook import look, to_see
 
-from copilotlab import Chart, Lab, LocalRedis, Node, Policy, load_embedder
+from copilotlab import Chart, Cluster, Lab, LocalRedis, Node, Policy, load_embedder
 from copilotlab.charts import ChartRepository
 from copilotlab.lab.faults import FAULTS
 from copilotlab.lab.fragile_model import FragileModel
@@ -42,6 +44,13 @@ def lab():
         yield lab
         charts.gate.mend()
         lab.embedder.gate.mend()
+
+
+@pytest.fixture
+def cluster(lab):
+    with Cluster(lab.redis.url, charts=lab.charts, policy=POLICY) as cluster:
+        cluster.wait(2, LIMIT, agree=True)
+        yield cluster
 
 
 def wait_for(condition) -> None:
@@ -80,6 +89,9 @@ def test_redis_away_is_an_alert_in_status_log_and_journal_and_ends_when_it_is_ba
     assert alert.evidence["state"] == "away"
     assert alert.evidence["away_seconds"] >= PROMPT.redis_away
     assert "come back by themselves" in alert.remedy
+    seen = look("redis_away", node=node)
+    assert seen['node.status()["redis_reason"]'] == alert.evidence["reason"]
+    assert "Redis is away" in seen["/healthz"]
     (shown,) = (row for row in node.status()["alerts"] if row["name"] == "redis_away")
     assert shown["seconds"] >= PROMPT.redis_away
     assert shown["since"] == alert.since
@@ -96,7 +108,7 @@ def test_redis_away_is_an_alert_in_status_log_and_journal_and_ends_when_it_is_ba
     assert lab.status()["alerts"].to_list() is not None  # a frame of it can be made, whatever the nodes have to say
 
 
-def test_a_batch_that_takes_longer_than_its_own_estimate_is_an_alert(lab):
+def test_a_batch_that_takes_longer_than_its_own_estimate_is_an_alert(lab, cluster):
     node = lab.nodes[0]
     FAULTS["model hangs"].start(lab, 0)
     lab.charts.save_many(replace(chart, description="anew") for chart in simulated_charts(CHARTS))
@@ -107,6 +119,8 @@ def test_a_batch_that_takes_longer_than_its_own_estimate_is_an_alert(lab):
     assert alert.evidence["seconds"] >= PROMPT.batch_slack
     assert alert.evidence["done"] < alert.evidence["total"] == CHARTS
     assert holder.search("revenue", k=1).height == 1
+    assert f"/{CHARTS}" in look("batch_slow", node=holder)['node.status()["batch"]']
+    wait_for(lambda: look("batch_slow", cluster=cluster)["cluster.lease"].holder == holder.node_id)
 
     FAULTS["model hangs"].end(lab, 0)
     wait_for_its_end(holder, "batch_slow")
@@ -114,7 +128,7 @@ def test_a_batch_that_takes_longer_than_its_own_estimate_is_an_alert(lab):
     assert node.alerts.active() == [] or node is not holder
 
 
-def test_stores_that_differ_at_one_revision_are_an_alert(lab, monkeypatch):
+def test_stores_that_differ_at_one_revision_are_an_alert(lab, cluster, monkeypatch):
     first, second = lab.nodes
     wait_for(lambda: first.replica.follower.complete_to == second.replica.follower.complete_to == CHARTS)
     held = first.store.get(1)
@@ -128,11 +142,18 @@ def test_stores_that_differ_at_one_revision_are_an_alert(lab, monkeypatch):
     assert alert.evidence["revision"] == CHARTS
     assert alert.evidence["digest_here"] != alert.evidence["digest_there"]
     raised(second, "stores_differ")
+    (code,) = (code for code in to_see("stores_differ") if code.startswith("cluster"))
+    wait_for(lambda: look("stores_differ", cluster=cluster)[code]["difference"].to_list() == ["vector"])
 
     monkeypatch.undo()
     for node in lab.nodes:
         wait_for_its_end(node, "stores_differ")
     lab.wait_converged(LIMIT)
+
+
+def journal(node, alert):
+    """The lines of the journal, if the runbook says to read them."""
+    return look(alert, node=node)["node.journal.entries()"]
 
 
 def replace_vector(record, seed):
@@ -153,27 +174,35 @@ def test_a_repository_that_does_not_answer_is_an_alert(lab, fault):
     alert = raised(node, "repository_away")
     assert alert.evidence["seconds_without_answer"] >= PROMPT.repository_away
     assert alert.severity == "critical"
+    words = [entry.detail for entry in journal(node, "repository_away") if entry.event == "repository_away"]
+    assert bool(words) == (fault == "repository unreachable"), "one that hangs says nothing"
 
     FAULTS[fault].end(lab, 0)
     wait_for_its_end(node, "repository_away")
 
 
-def test_a_node_that_says_nothing_is_an_alert_until_it_is_heard_or_forgotten(lab):
+def test_a_node_that_says_nothing_is_an_alert_until_it_is_heard_or_forgotten(lab, cluster):
     node = lab.nodes[0]
     lab.partition(1)
     alert = raised(node, "node_silent")
     assert alert.evidence["nodes"] == "node-1"
     assert alert.evidence["silent_seconds"] >= PROMPT.node_silent
+    assert state_of_second(cluster) == "silent"
 
     lab.heal(1)
     wait_for_its_end(node, "node_silent")
-    lab.kill(1)
+    lab.nodes[1].stop()
     raised(node, "node_silent")
+    assert state_of_second(cluster) == "stopped"
     node.alerts.thresholds = replace(PROMPT, node_forgotten=1.5)
     wait_for_its_end(node, "node_silent")
 
 
-def test_a_model_that_fails_is_an_alert_and_charts_that_stay_away_for_it_are_another(lab):
+def state_of_second(cluster):
+    return look("node_silent", cluster=cluster)["cluster.nodes()"]["state"].to_list()[1]
+
+
+def test_a_model_that_fails_is_an_alert_and_charts_that_stay_away_for_it_are_another(lab, cluster):
     FAULTS["model fails"].start(lab, 0)
     lab.charts.save_many(replace(chart, description="anew") for chart in simulated_charts(CHARTS))
     wait_for(lambda: any("embedder_failing" in {alert.name for alert in node.alerts.active()} for node in lab.nodes))
@@ -184,6 +213,12 @@ def test_a_model_that_fails_is_an_alert_and_charts_that_stay_away_for_it_are_ano
     behind = raised(node, "behind")
     assert behind.evidence["charts"] == CHARTS
     assert behind.evidence["seconds"] >= PROMPT.behind
+    words = [entry.detail for entry in journal(node, "embedder_failing") if entry.event == "rebuild_failed"]
+    assert "the model has failed" in words[0]
+    seen = look("behind", node=node, cluster=cluster)
+    assert seen['node.status()["lag"]'] == CHARTS
+    assert "still to come" in seen['node.status()["incomplete"]']
+    assert {'node.status()["batch"]', "cluster.nodes()"} < seen.keys()
 
     FAULTS["model fails"].end(lab, 0)
     for node in lab.nodes:
@@ -201,21 +236,25 @@ def test_charts_that_are_skipped_are_an_alert():
         alert = raised(node, "charts_skipped")
         assert alert.evidence["charts"] == 1
         assert "chart 1" in alert.evidence["example"]
+        assert look("charts_skipped", node=node)["node.skipped()"]["chart_id"].to_list() == [1]
 
         FAULTS["bad row"].end(lab, 0)
         wait_for_its_end(node, "charts_skipped")
 
 
-def test_two_nodes_of_one_name_are_an_alert(lab):
+def test_two_nodes_of_one_name_are_an_alert(lab, cluster):
     node = lab.nodes[0]
     with Node(lab.charts, lab.embedder, lab.redis.url, policy=POLICY, node_id=node.node_id):
         alert = raised(node, "namesakes")
         assert alert.severity == "critical"
         assert alert.evidence["events_dropped"] >= 1
+        seen = look("namesakes", node=node, cluster=cluster)
+        assert seen['node.metrics()["dropped_namesake"]'] >= 1
+        wait_for(lambda: cluster.nodes()["node"].to_list().count(node.node_id) == 2)
     wait_for_its_end(node, "namesakes")
 
 
-def test_two_catalogues_on_one_channel_are_an_alert(lab):
+def test_two_catalogues_on_one_channel_are_an_alert(lab, cluster):
     node = lab.nodes[0]
     with (
         ChartRepository() as others,
@@ -225,6 +264,8 @@ def test_two_catalogues_on_one_channel_are_an_alert(lab):
         alert = raised(node, "second_catalogue")
         assert alert.evidence["events_dropped"] >= 1
         assert "namespace" in alert.remedy
+        assert list(look("second_catalogue", node=node, cluster=cluster)["cluster.speakers()"]) == ["stranger"]
+        assert "dropped_foreign_catalogue" in [entry.event for entry in journal(node, "second_catalogue")]
     wait_for_its_end(node, "second_catalogue")
 
 

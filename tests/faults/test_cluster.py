@@ -11,6 +11,7 @@ import time
 import weakref
 
 import pytest
+from runbook import look
 
 from copilotlab import Cluster, Lab, LocalRedis, Policy
 from copilotlab.lab.simulated_lab import simulated_chart, simulated_charts
@@ -66,6 +67,7 @@ def test_nodes_differences_an_outage_and_a_node_that_dies_are_seen_on_a_real_ser
         lab.redis.kill()
         wait_for(lambda: not cluster.connected)
         assert cluster.nodes()["alive"].to_list() == [None, None]
+        assert look("cut_off", node=first, cluster=cluster)["cluster.reason"]
         lab.redis.start(keep_data=False)
         wait_for(lambda: cluster.agree)
         wait_for(
@@ -74,6 +76,15 @@ def test_nodes_differences_an_outage_and_a_node_that_dies_are_seen_on_a_real_ser
         events = cluster.timeline()["event"].to_list()
         assert events.count("cut_off") == 1
         assert lab.nodes[0].status()["peers"] == 1
+
+
+def test_one_without_the_repository_says_who_claims_to_speak_as_the_runbook_tells(lab):
+    with Cluster(lab.redis.url, policy=POLICY) as cluster:
+        wait_for(lambda: "not_verified" in cluster.alerts()["name"].to_list())
+        claiming = look("not_verified", cluster=cluster)["cluster.speakers()"]
+        assert claiming.keys() <= {node.node_id for node in lab.nodes}
+        assert claiming
+        assert cluster.nodes().is_empty()
 
 
 def test_one_that_nobody_holds_goes_and_so_do_its_thread_and_its_connections(lab):

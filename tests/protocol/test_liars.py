@@ -213,7 +213,7 @@ def test_two_nodes_of_one_name_are_told_of_and_agree_through_the_repository(c, m
     assert len(namesake.store) == 4
     for node in (first, namesake):
         told = [entry.detail for entry in node.journal.entries() if entry.event == "dropped_namesake"]
-        assert len(told) == node.context.metrics["dropped_namesake"] > 0
+        assert 0 < len(told) <= node.context.metrics["dropped_namesake"], "all are counted, some are written down"
         assert f"another node is called {first.node_id!r} too" in told[0]
 
 

@@ -10,12 +10,17 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from copilotlab import ChartRepository, LocalRedis, Node, Policy, load_embedder
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.simulated_lab import simulated_charts
 from copilotlab.monitoring import Alerts, Thresholds
 from copilotlab.monitoring.happenings import AlertEnded, AlertRaised
+from copilotlab.monitoring.traces import Traces
 from copilotlab.protocol.keys import BATCH_IN_PROGRESS
 from copilotlab.service.app import create_app
 from copilotlab.service.serve import show_config
@@ -289,3 +294,18 @@ def test_a_condition_that_comes_and_goes_is_one_alert_and_ends_once(charts, mode
     look(163, None)
     assert alerts.active() == []
     assert [type(one) for one in told] == [AlertRaised, AlertEnded]
+
+
+def test_what_is_asked_is_in_no_span_where_the_application_is_traced(server, charts, model, monkeypatch):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)  # set up, as far as FastAPI sees
+    with serving(server, charts, model) as client:
+        client.node.listen_to(Traces("a", provider))
+        assert filled(client).get("/v1/search", params={"q": "Walrus dismissals"}).status_code == 200
+        assert client.post("/v1/search", json={"queries": ["Walrus dismissals"]}).status_code == 200
+        assert client.get("/v1/search", params={"q": "Walrus dismissals", "k": 0}).status_code == 422
+    spans = exporter.get_finished_spans()
+    assert {"copilotlab.search", "POST /v1/search"} <= {span.name for span in spans}
+    assert [span.name for span in spans if "alrus" in span.to_json()] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 
 from copilotlab import ChartRepository, LocalRedis
 from copilotlab.charts import chart_id_of
+from copilotlab.lab.services import ServiceProcess
 from copilotlab.lab.simulated_lab import simulated_charts
 
 LIMIT = 60.0  # seconds for what is certain to come
@@ -40,33 +40,19 @@ class Served:
     def __init__(self, folder, redis_url, node_id="a", *flags, **environment) -> None:
         self.tokens = folder / "tokens"
         self.tokens.write_text(f"# roles\nread {READ}\nwrite {WRITE}\nadmin {ADMIN}\n")
-        self.log = folder / f"{node_id}.log"
         charts = f"sqlite:///{folder / 'charts.db'}"
         words = ["--charts", charts, "--redis", redis_url, "--model", "hash", "--port", "0", "--node-id", node_id]
-        words += ["--tokens-file", str(self.tokens), "--log", "json", *QUICK, *flags]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "copilotlab", "serve", *words], stderr=log, env={**os.environ, **environment}
-            )
-        url = wait_for(self._address)
+        words += ["--tokens-file", str(self.tokens), "--log", "json", "--drain", "0", *QUICK, *flags]
+        self.process = ServiceProcess(*words, log=folder / f"{node_id}.log", environment=environment).begin()
+        url = self.process.wait_listening(LIMIT)
         self.client = httpx.Client(base_url=url, timeout=30, headers={"Authorization": f"Bearer {ADMIN}"})
 
-    def _address(self) -> str | None:
-        assert self.process.poll() is None, self.log.read_text()
-        found = re.search(r"listening on (http://[\d.:]+)", self.log.read_text())
-        return found and found[1]
-
     def ready(self) -> None:
-        wait_for(lambda: self.client.get("/readyz").status_code == 200)
+        self.process.wait_ready(LIMIT)
 
     def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(LIMIT)
-        finally:
-            self.process.kill()
-            self.client.close()
+        self.client.close()
+        return self.process.stop(LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +266,22 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(served):
     assert "max_body" in is_problem(served.client.post("/v1/search", content=pieces()), 413)
 
 
+def test_what_was_asked_is_not_in_the_log(served):
+    for status, params in ((200, {}), (422, {"k": 0}), (422, {"unknown": 1})):
+        asked = {"q": "Walrus dismissals", **params}
+        answer = served.client.get("/v1/search", params=asked, headers={"X-Request-ID": f"asked-{len(params)}"})
+        assert answer.status_code == status
+    wait_for(lambda: "asked-1" in served.process.said())
+    assert "asked-0" in served.process.said()
+    assert "Walrus" not in served.process.said()
+
+
 def test_a_request_keeps_its_id_in_the_answer_and_in_the_log(served):
     answer = served.client.get("/v1/charts/99999", headers={"X-Request-ID": "mine-7"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-7"
 
     def logged() -> bool:
-        lines = [json.loads(line) for line in served.log.read_text().splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in served.process.said().splitlines() if line.endswith("}")]
         return any(line["request"] == "mine-7" and line["node"] == "a" and "404" in line["message"] for line in lines)
 
     wait_for(logged)
@@ -327,21 +323,15 @@ def test_it_does_not_start_on_a_public_address_without_a_token_nor_with_a_wrong_
 
 
 def test_without_tokens_it_is_read_on_loopback_and_not_written(server, folder):
-    served = Served(folder, server.url, "open")
-    served.end()
-    words = [sys.executable, "-m", "copilotlab", "serve", "--charts", f"sqlite:///{folder / 'charts.db'}"]
-    words += ["--redis", server.url, "--model", "hash", "--port", "0", "--node-id", "bare", *QUICK]
-    log = folder / "bare.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(words, stderr=out)
+    words = ["--charts", f"sqlite:///{folder / 'charts.db'}", "--redis", server.url, "--model", "hash", "--port", "0"]
+    process = ServiceProcess(*words, "--node-id", "bare", "--drain", "0", *QUICK, log=folder / "bare.log").begin()
     try:
-        url = wait_for(lambda: re.search(r"listening on (\S+)", log.read_text()))[1]
+        url = process.wait_listening(LIMIT)
         assert httpx.get(f"{url}/v1/search", params={"q": "revenue"}).status_code == 200
         assert "COPILOTLAB_TOKEN" in is_problem(httpx.put(f"{url}/v1/charts/1", json={"title": "a"}), 403)
         is_problem(httpx.post(f"{url}/v1/rebuild"), 403)
     finally:
-        process.terminate()
-        assert process.wait(LIMIT) == 0
+        assert process.stop(LIMIT) == 0
 
 
 def test_it_stays_ready_without_redis_and_says_what_is_wrong(folder, tmp_path):
@@ -359,6 +349,25 @@ def test_it_stays_ready_without_redis_and_says_what_is_wrong(folder, tmp_path):
             served.client.delete("/v1/charts/800")
         finally:
             assert served.end() == 0
+
+
+def test_told_to_end_it_is_not_ready_and_answers_on_until_it_is_told_again(server, folder):
+    served = Served(folder, server.url, "leaving", "--drain", "300")
+    try:
+        served.ready()
+        served.process.signal(signal.SIGTERM)
+        wait_for(lambda: served.client.get("/readyz").status_code == 503)
+        for answer in (
+            served.client.get("/v1/search", params={"q": "revenue"}),
+            served.client.put("/v1/charts/801", json={"title": "Said at the end"}),
+        ):
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close", "the next request goes to another service"
+        served.client.delete("/v1/charts/801")
+        served.process.signal(signal.SIGINT)
+        assert served.process.wait(LIMIT) == 0
+    finally:
+        served.end()
 
 
 def test_sigterm_loses_no_request_that_was_accepted_and_ends_within_a_bound(server, folder):
@@ -404,7 +413,7 @@ def test_sigterm_loses_no_request_that_was_accepted_and_ends_within_a_bound(serv
         total = wait_for(lambda: (s := other.client.get("/v1/status").json()["status"])["lag"] == 0 and s)
         assert total["charts"] >= 50 + len(accepted)
         assert [said for said in broken if "Disconnected" not in said and "ReadError" not in said] == []
-        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+        lines = [json.loads(line) for line in served.process.said().splitlines()]
         assert "has ended" in lines[-1]["message"]
     finally:
         served.end()

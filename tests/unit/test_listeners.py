@@ -33,6 +33,7 @@ from copilotlab.monitoring.happenings import (
     TransferEnded,
     Updated,
 )
+from copilotlab.monitoring.journal import OFTEN
 from copilotlab.store import Record
 
 LIMIT = 30.0  # seconds for what is certain to come
@@ -185,6 +186,18 @@ def test_a_warning_that_comes_again_is_whispered_and_kept(caplog):
         ("dropped_copy", "second"),
         ("dropped_forged", "first of its kind"),
     ]
+
+
+def test_a_warning_that_comes_on_and_on_leaves_room_for_what_else_happens_and_is_told_again_later():
+    clock = ManualClock(5.0)
+    journal = Journal("a", clock)
+    for number in range(500):
+        journal(Dropped("foreign_model", f"number {number}"))
+    journal(Dropped("copy", "of another kind"))
+    assert len(journal) == OFTEN + 1
+    clock.advance(61.0)
+    journal(Dropped("foreign_model", "later"))
+    assert journal.entries()[-1].detail == "later"
 
 
 # --- listeners --------------------------------------------------------------------------------------------------------
