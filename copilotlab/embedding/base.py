@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TORCH = "copilotlab[torch]"  # the extra that models of torch need
+
 
 class EmbeddingError(RuntimeError):
     """A model could not be loaded, or returned something that is not a vector."""
@@ -31,6 +33,13 @@ class ModelNotInstalled(EmbeddingError):
 
 class UnknownModel(EmbeddingError, ValueError):
     """No model has that name; the message lists the known names."""
+
+
+def pip_install(*packages: str) -> str:
+    """Return the command that installs packages; for an extra of copilotlab, also that of a clone."""
+    command = f"pip install {' '.join(repr(package) if '[' in package else package for package in packages)}"
+    cloned = [package.replace("copilotlab", ".") for package in packages if package.startswith("copilotlab[")]
+    return f"{command} (from a clone: pip install -e '{cloned[0]}')" if cloned else command
 
 
 class Embedder(ABC):

