@@ -6,7 +6,7 @@ import logging
 import reprlib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TORCH = "copilotlab[torch]"  # the extra that models of torch need
+OPENAI = "openai:"  # before the name of a model that a server has
+
+
+Encode = Callable[[list[str]], NDArray[np.floating]]
 
 
 class EmbeddingError(RuntimeError):
@@ -88,7 +92,7 @@ class Embedder(ABC):
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
 
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
-        """Return the vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
+        """Return the vectors of `texts`, which are searched: float32 (n, dim), C-contiguous, unit length, in order.
 
         What a text has beyond the model's limit is left out, see `cut`.
         Texts are composed first (Unicode's NFC): the same word typed on another system has the same vector.
@@ -106,13 +110,27 @@ class Embedder(ABC):
             EmbeddingError: the model gave NaN, infinity or another shape, or raised what is no error of the system
                 (OSError, MemoryError), which passes through.
         """
+        return self._embedded(texts, self._encode, progress, batch_size)
+
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Return the vectors of questions, as `embed` does for what is searched.
+
+        Both are one unless a model is asked otherwise than it is told, as by a prompt ("query: ", "passage: "). A model
+        of your own that makes a difference overrides this, to call `_embedded` with what encodes questions.
+        """
+        return self.embed(texts, progress=progress, batch_size=batch_size)
+
+    def _embedded(
+        self, texts: Sequence[str], encode: Encode, progress: bool = False, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Check, compose, sort and batch texts, and normalise what `encode` makes of each batch."""
         texts = _checked(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {short(batch_size)}")
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with _progress_bar(len(texts), self.name) if progress else nullcontext() as bar:
             for rows in self._batches(texts, batch_size):
-                vectors[rows] = self._unit_vectors(texts, rows)
+                vectors[rows] = self._unit_vectors(texts, rows, encode)
                 if bar is not None:
                     bar.update(len(rows))
         return vectors
@@ -158,9 +176,9 @@ class Embedder(ABC):
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size]
 
-    def _unit_vectors(self, texts: list[str], rows: list[int]) -> NDArray[np.float64]:
+    def _unit_vectors(self, texts: list[str], rows: list[int], encode: Encode) -> NDArray[np.float64]:
         try:
-            block = np.array(self._encode([texts[row] for row in rows]), dtype=np.float64)
+            block = np.array(encode([texts[row] for row in rows]), dtype=np.float64)
         except (EmbeddingError, OSError, MemoryError):
             raise
         except Exception as error:  # the model is foreign code: whatever it raises has one name here

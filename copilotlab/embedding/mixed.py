@@ -50,12 +50,19 @@ class MixedEmbedder(Embedder):
         dim = sum(part.dim for part in parts)
         super().__init__(name=name, fingerprint=f"{'+'.join(part.name for part in parts)[-50:]}:{dim}:{mark}", dim=dim)
 
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed questions, each part as it embeds them."""
+        return self._embedded(texts, self._encode_query, progress, batch_size)
+
     def cut(self, texts: Sequence[str]) -> list[int]:
         """Return the positions of the texts that one part or another does not read to the end."""
         return sorted({row for part in self.parts for row in part.cut(texts)})
 
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
         return self._joined([part.embed(batch) for part in self.parts])
+
+    def _encode_query(self, batch: list[str]) -> NDArray[np.floating]:
+        return self._joined([part.embed_query(batch) for part in self.parts])
 
     def _joined(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.floating]:
         return np.concatenate([weight * part for weight, part in zip(self.weights, vectors, strict=True)], axis=1)

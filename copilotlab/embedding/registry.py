@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copilotlab.cache import CacheError
-from copilotlab.embedding.base import TORCH, Embedder, EmbeddingError, ModelNotInstalled, UnknownModel, pip_install
+from copilotlab.embedding.base import (
+    OPENAI,
+    TORCH,
+    Embedder,
+    EmbeddingError,
+    ModelNotInstalled,
+    UnknownModel,
+    pip_install,
+)
 from copilotlab.embedding.hashing import HashEmbedder
 from copilotlab.embedding.mixed import JOINT, MixedEmbedder
 from copilotlab.embedding.onnx_runtime import int8_files, load_minilm, load_minilm_int8, load_minilm_onnx
@@ -153,12 +161,17 @@ def load_embedder(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: objec
     Parameters:
         name: one of :func:`available_embedders` ("minilm-int8"); or a folder that holds a sentence-transformers
             model; or a name of the Hugging Face Hub with its organisation
-            ("sentence-transformers/all-mpnet-base-v2"), which is looked for in the local cache first; or several of
-            these with "+" between them ("minilm-int8+wordllama"), which then are one model.
+            ("sentence-transformers/all-mpnet-base-v2"), which is looked for in the local cache first; or "openai:NAME",
+            a model of a server with OpenAI's embeddings API; or several of these with "+" between them
+            ("minilm-int8+wordllama"), which then are one model.
         options: wordllama: ``dim`` (64, 128, 256). hash: ``dim`` (64). minilm, folders and names of the Hub:
             ``device`` (None: the best that torch finds) and ``dtype`` ("float32", "bfloat16", "float16"); minilm
             runs on the CPU in ONNX Runtime unless one of them is given, then in torch. Names with "+": ``weights``, a
-            number above 0 for each part (None: those that were best on development questions).
+            number above 0 for each part (None: those that were best on development questions). openai: ``base_url`` of
+            the API (None: OPENAI_BASE_URL, else OpenAI's own), ``api_key_env``, the variable with the key (None:
+            OPENAI_API_KEY where base_url is None, else no key), ``revision`` of the weights, for the fingerprint,
+            ``dimensions``, ``query_prompt`` and ``document_prompt`` (None: those of the model's family), ``timeout``
+            (10 s of silence) and ``patience`` (30 s in all).
 
     minilm-int8, wordllama and hash come with copilotlab; minilm, folders and names of the Hub need the extra `torch`.
     minilm-onnx is minilm. minilm-static is made from MiniLM on this machine when it is first loaded (about a minute),
@@ -168,7 +181,7 @@ def load_embedder(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: objec
         UnknownModel: no model or folder has that name; the message lists the names and the closest one.
         ModelNotInstalled: a package is absent that it needs; the message holds the pip command.
         EmbeddingError: the model is not in the cache and cannot be downloaded, its files are damaged, or it is made on
-            this machine and the cache cannot be written.
+            this machine and the cache cannot be written; or a server is away, or answers wrongly.
         TypeError, ValueError: an option that this model does not have, or a wrong value.
     """
     if not isinstance(name, str | os.PathLike):
@@ -201,7 +214,7 @@ def available_embedders() -> pl.DataFrame:
 
     Columns: name; dim (components, with the default options); size (MB of 10**6 bytes on this disk, null
     where it is not installed, or is made only when it is first loaded); offline (needs no network but pip's);
-    licence; installed. Beside them `load_embedder` takes folders and names of the Hugging Face Hub.
+    licence; installed. Beside them `load_embedder` takes folders, names of the Hugging Face Hub, and those of servers.
     """
     import polars as pl
 
@@ -239,6 +252,8 @@ def size_on_disk(name: str | os.PathLike[str]) -> float:
         files: Sequence[Path] = known[name].files()
     elif _find(name)[0] is load_folder:
         files = model_files(Path(name).expanduser())
+    elif name.startswith(OPENAI):
+        return 0.0
     elif _find(name)[0] is _load_mixed:
         return round(sum(size_on_disk(part) for part in name.split(JOINT)), 1)
     else:
@@ -260,6 +275,10 @@ def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], 
     if name and folder.is_dir():
         files = [path.stat() for path in model_files(folder)]
         return load_folder, partial(_missing, _TORCH), [(file.st_mtime_ns, file.st_size) for file in files]
+    if name.startswith(OPENAI):
+        from copilotlab.embedding.openai import load_openai
+
+        return load_openai, list, os.environ.get("OPENAI_BASE_URL")
     if _HUB_NAME.fullmatch(name):
         return load_from_hub, partial(_missing, _TORCH), None
     if JOINT in name:
@@ -270,7 +289,8 @@ def _find(name: str) -> tuple[Callable[..., Embedder], Callable[[], list[str]], 
     raise UnknownModel(
         f"no model is called {short(name)}{f'; did you mean {close[0]!r}?' if close else '.'} "
         f"Known: {', '.join(names)}; also a folder that holds a sentence-transformers model, a Hugging Face "
-        f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2', or several with + between them"
+        f"name with its organisation, such as 'sentence-transformers/all-mpnet-base-v2', 'openai:NAME' "
+        "of a server, or several with + between them"
     )
 
 
