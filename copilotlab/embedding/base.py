@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TORCH = "copilotlab[torch]"  # the extra that models of torch need
+# Of the text of charts (`Chart.text`): in each fingerprint, so that nodes of two ways to make it never mix vectors.
+TEXT = "t2"
 OPENAI = "openai:"  # before the name of a model that a server has
 
 
@@ -61,7 +63,8 @@ class Embedder(ABC):
     Parameters:
         name: what people call the model.
         fingerprint: 1 to 100 characters that name the model and the version of its weights. Vectors are
-            compared only where fingerprints are equal, so different weights must never share one.
+            compared only where fingerprints are equal, so different weights must never share one, nor vectors of
+            texts that are made in another way: those of the models here end with `TEXT`.
         dim: the number of components of a vector.
     """
 

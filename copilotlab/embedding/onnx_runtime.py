@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.base import TEXT, Embedder, EmbeddingError
 from copilotlab.embedding.transformer import TransformerEmbedder, minilm_files, model_files
 from copilotlab.embedding.weights import digest
 from copilotlab.lifetime import renewed_by_fork
@@ -122,7 +122,7 @@ def int8_files() -> tuple[Path, ...]:
 def load_minilm_int8(name: str) -> OnnxEmbedder:
     """Load all-MiniLM-L6-v2 in int8: a quarter of the size, faster, and one neighbour in ten differs."""
     graph, tokenizer = int8_files()
-    fingerprint = f"minilm-int8:384:int8-v{_INT8_VERSION}:{SOURCE}"
+    fingerprint = f"minilm-int8:384:int8-v{_INT8_VERSION}:{SOURCE}:{TEXT}"
     return OnnxEmbedder(graph, tokenizer, name=name, fingerprint=fingerprint, alone=True)
 
 
@@ -135,7 +135,7 @@ def load_minilm(name: str, *, device: str | None = None, dtype: str = "float32")
         FOLDER / "float32.onnx",
         FOLDER / "tokenizer.json",
         name=name,
-        fingerprint=f"minilm:384:float32:{digest(model_files(source))}",
+        fingerprint=f"minilm:384:float32:{digest(model_files(source))}:{TEXT}",
         weights=source / "model.safetensors",
     )
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import OPENAI, Embedder, EmbeddingError
+from copilotlab.embedding.base import OPENAI, TEXT, Embedder, EmbeddingError
 from copilotlab.embedding.prompts import Prompts, mark, of_name
 from copilotlab.lifetime import renewed_by_fork
 from copilotlab.markup import is_web_url
@@ -86,7 +86,7 @@ class OpenAIEmbedder(Embedder):
         dim = self._asked(["dimension"], tries=QUESTION_TRIES, dim=dimensions).shape[1]
         label = re.sub(r"[^\w./:-]+", "-", model, flags=re.ASCII)[-40:]
         told = [f"{OPENAI}{label}", str(dim), *([revision] if revision else [])]
-        fingerprint = ":".join([*told, *([mark(self.prompts)] if any(self.prompts) else [])])
+        fingerprint = ":".join([*told, *([mark(self.prompts)] if any(self.prompts) else []), TEXT])
         super().__init__(name=f"{OPENAI}{model}", fingerprint=fingerprint, dim=dim)
         renewed_by_fork(self)
 

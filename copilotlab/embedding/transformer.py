@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import TORCH, Embedder, EmbeddingError, ModelNotInstalled, pip_install
+from copilotlab.embedding.base import TEXT, TORCH, Embedder, EmbeddingError, ModelNotInstalled, pip_install
 from copilotlab.embedding.prompts import mark, of_model
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
@@ -70,7 +70,7 @@ class TransformerEmbedder(Embedder):
             dim = self._forward(self._tokenise(["dimension"], "")).shape[1]
         label = re.sub(r"[^\w./-]+", "-", name, flags=re.ASCII)[-50:]
         prompted = f":{mark(self.prompts)}" if any(self.prompts) else ""
-        super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}{prompted}", dim=dim)
+        super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}{prompted}:{TEXT}", dim=dim)
         renewed_by_fork(self)
 
     def after_fork(self) -> None:

@@ -268,7 +268,7 @@ def test_a_fingerprint_has_1_to_100_characters(fingerprint: str) -> None:
 
 
 def test_an_embedder_says_what_it_is() -> None:
-    assert repr(load_embedder("hash")) == "HashEmbedder('hash', dim=64, fingerprint='hash:64:v1')"
+    assert repr(load_embedder("hash")) == "HashEmbedder('hash', dim=64, fingerprint='hash:64:v1:t2')"
 
 
 # hash
@@ -546,7 +546,7 @@ def test_the_files_of_minilm_are_those_that_were_made() -> None:
 
     sums = dict(line.split()[::-1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: sha256((FOLDER / name).read_bytes()).hexdigest() for name in sums}
-    assert load_embedder("minilm-int8").fingerprint == f"minilm-int8:384:int8-v2:{SOURCE}"
+    assert load_embedder("minilm-int8").fingerprint == f"minilm-int8:384:int8-v2:{SOURCE}:t2"
     # Another file gives other vectors: raise the version, which is in the fingerprint.
     assert sums["int8.onnx"] == "90af4dff179f648810860b3978d723dfa2c63355a67a19af12d7ec348a913d60"
     assert sums["tokenizer.json"] == "b2671b6b396976e3f5aef2c69ea482aa60a2a571933664ab36f352d655ecea29"

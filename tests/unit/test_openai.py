@@ -110,7 +110,7 @@ def made(server: Server, pauses: list[float] | None = None, **options: Any) -> O
 
 def test_vectors_stand_in_the_order_of_the_texts_whatever_the_order_of_the_answer(server: Server) -> None:
     embedder = load_embedder("openai:tiny", base_url=server.url)
-    assert (embedder.name, embedder.dim, embedder.fingerprint) == ("openai:tiny", 4, "openai:tiny:4")
+    assert (embedder.name, embedder.dim, embedder.fingerprint) == ("openai:tiny", 4, "openai:tiny:4:t2")
     server.replies[:] = [rows(lambda data: data.reverse())]
     texts = ["Revenue by region", "Late flights", "Sick leave"]
     np.testing.assert_allclose(embedder.embed(texts), unit(texts), atol=1e-6)
