@@ -1,7 +1,7 @@
 # Two commands do all the set-up, each from a bare clone: `make demo` and `make test`. A second run installs nothing.
 
 PYTHON ?= python3.11
-# On a machine without a GPU the CPU build of torch is enough, and several GB smaller: see the README.
+# For tests and notebooks; the demo needs none. On a machine without a GPU the CPU build is enough, and several GB smaller.
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -18,13 +18,13 @@ help:            ## this list
 
 $(VENV)/core: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing copilotlab into $(VENV) (once; torch first) ..."
-	@$(PIP) "$(TORCH)"
+	@echo "installing copilotlab into $(VENV) (once) ..."
 	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	@echo "installing what tests, benchmarks and notebooks need ..."
+	@echo "installing what tests, benchmarks and notebooks need (torch first) ..."
+	@$(PIP) "$(TORCH)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
@@ -166,7 +166,7 @@ dist: $(VENV)/dev   ## wheel and sdist, checked, in dist
 	@$(BIN)/python -m build --outdir dist . >build/dist.log 2>&1 || (cat build/dist.log; exit 1)
 	@$(BIN)/twine check --strict dist/*
 
-# PYTHONS="python3.12 python3.13": also there, without torch, which would be a larger build, and with a model that needs none.
+# PYTHONS="python3.12 python3.13": also there, but not its extras, since torch might be a larger build.
 release-check: dist   ## the wheel in an empty venv, demoed from outside; its extras (PYTHONS="python3.12 ...": there too)
 	@tests/release/check $(PYTHON) "$(TORCH)" $(CURDIR)/dist/*.whl
 	@for python in $(PYTHONS); do tests/release/check $$python "" $(CURDIR)/dist/*.whl || exit 1; done

@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="nodes on a real server that dies and comes back empty")
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
-    demo.add_argument("--model", default="minilm", help="the embedding model (minilm); see `copilotlab models`")
+    demo.add_argument(
+        "--model", default="minilm-int8", help="the embedding model (minilm-int8); see `copilotlab models`"
+    )
     demo.add_argument("--charts", metavar="PATH", help="your own: an export of a BI tool, or a table (those that ship)")
     demo.add_argument("--format", help="of your own charts, such as grafana (found by looking)")
     commands.add_parser("models", help="the embedding models at hand")

@@ -704,7 +704,7 @@ class Node:
         questions = [_question(query) for query in queries]
         replica = self.replica
         completeness = self._completeness_for_search(replica, require_complete)
-        found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
+        found = replica.store.search_many(replica.embedder.embed_query(questions), k, chart_ids)
         return questions, [Findings(self._described(matches), completeness) for matches in found]
 
     def _completeness_for_search(self, replica: Replica, required: bool) -> Completeness:
@@ -1141,7 +1141,7 @@ def _is_complete(replica: Replica, revision: int) -> bool:
 
 
 def _embed_query(embedder: Embedder, query: str) -> np.ndarray:
-    vector: np.ndarray = embedder.embed([query])[0]
+    vector: np.ndarray = embedder.embed_query([query])[0]
     return vector
 
 

@@ -9,7 +9,7 @@ import sys
 from copilotlab import ChartRepository, LocalRedis, Node, load_embedder
 from copilotlab.lab import catalogue
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 CHARTS = catalogue.charts()
 IDS = CHARTS["chart_id"].to_list()
 MAY_SEE = {"ann": IDS, "bob": IDS[:200], "eve": []}  # by whoever asks

@@ -10,7 +10,7 @@ import sys
 from copilotlab import ChartRepository, Node, load_embedder
 from copilotlab.lab import catalogue
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 QUESTIONS = ("wage difference between men and women", "are enough nurses turning up for night duty")
 
 

@@ -8,7 +8,7 @@ import sys
 from copilotlab import Chart, Lab
 from copilotlab.lab import catalogue
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 
 
 def main() -> None:

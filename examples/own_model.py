@@ -10,7 +10,7 @@ import numpy as np
 
 from copilotlab import ChartRepository, Embedder, LocalRedis, Node, load_embedder
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 
 
 class LetterPairs(Embedder):

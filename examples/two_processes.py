@@ -10,7 +10,7 @@ from pathlib import Path
 
 from copilotlab import ChartRepository, LocalRedis, Node, load_embedder
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 CHARTS = [{"chart_id": 1, "title": "Patients waiting for a bed"}, {"chart_id": 2, "title": "Flights that left late"}]
 
 

@@ -9,7 +9,7 @@ import sys
 from copilotlab import Chart, ChartRepository, LocalRedis, Node, load_embedder
 from copilotlab.monitoring import Happening
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm"
+MODEL = sys.argv[1] if len(sys.argv) > 1 else "minilm-int8"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -25,6 +26,8 @@ HASH_BYTES = 16
 
 LISTS = ("dimensions", "measures", "tags")
 LINKS = ("key", "url")  # whence a chart comes, which says nothing of what it shows: no part of its text
+# Between the words of a column's name: total_amount, orders.total, rate:5m, totalAmount, HTTPStatus.
+_SEAM = re.compile(r"[_:./-]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _EXPECTED_ID = "expected a whole number from 0 to 2**63 - 1"
 
 
@@ -108,13 +111,21 @@ class Chart:
 
     @cached_property
     def text(self) -> str:
-        """The words that are embedded: everything that the chart says of itself, its description last."""
-        return text_of(**{name: getattr(self, name) for name in _WORDS})
+        """The words that are embedded, those that tell most first; in composed Unicode (NFC), however it was typed.
+
+        Title, tags (among them the dashboards that hold it), measures, dimensions, description. Columns are in words:
+        "orders.total_amount" is "orders total amount". chart_type and source are no part of it: as tools write them,
+        they draw all charts of one kind together. The description comes last: it may be long, and models read only the
+        beginning of a text.
+        """
+        return _joined(
+            self.title, ", ".join(self.tags), _columns(self.measures), _columns(self.dimensions), self.description
+        )
 
     @cached_property
     def content_hash(self) -> bytes:
-        """16 bytes that change whenever `text` does (BLAKE2b)."""
-        return hash_of(self.text)
+        """16 bytes that change whenever the chart's words do, those too that are no part of `text` (BLAKE2b)."""
+        return hash_of(words_of(**{name: getattr(self, name) for name in _WORDS}))
 
     def _repr_html_(self) -> str:
         return facts_table({field.name: _words(getattr(self, field.name)) for field in fields(self)})
@@ -128,7 +139,7 @@ def chart_id_of(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def text_of(
+def words_of(
     *,
     title: str,
     description: str,
@@ -138,17 +149,29 @@ def text_of(
     source: str,
     tags: Sequence[str],
 ) -> str:
-    """Return the text of a chart that has these words, in composed Unicode (NFC), however it was typed.
+    """Return all words of a chart as one text, of which its content hash is made.
 
-    The description comes last: it may be long, and models read only the beginning of a text.
+    Repositories keep these hashes, so this stays as it is, however `Chart.text` comes to be made.
     """
-    parts = (title, ", ".join(measures), ", ".join(dimensions), ", ".join(tags), chart_type, source, description)
+    return _joined(title, ", ".join(measures), ", ".join(dimensions), ", ".join(tags), chart_type, source, description)
+
+
+def hash_of(words: str) -> bytes:
+    """Return the content hash of a chart that has these words."""
+    return hashlib.blake2b(words.encode(), digest_size=HASH_BYTES).digest()
+
+
+def _joined(*parts: str) -> str:
     return unicodedata.normalize("NFC", ". ".join(part.strip().rstrip(".") for part in parts if part.strip()))
 
 
-def hash_of(text: str) -> bytes:
-    """Return the content hash of a chart that has this text."""
-    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+def _columns(names: Sequence[str]) -> str:
+    """Write names of columns as words, each once, whatever its letters' case."""
+    told: dict[str, str] = {}
+    for name in names:
+        words = " ".join(_SEAM.sub(" ", name).split())
+        told.setdefault(words.casefold(), words)
+    return ", ".join(filter(None, told.values()))
 
 
 def check_chart(chart: object) -> None:

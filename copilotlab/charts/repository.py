@@ -27,7 +27,7 @@ from copilotlab.charts.chart import (
     check_chart_id,
     hash_of,
     plain,
-    text_of,
+    words_of,
 )
 from copilotlab.charts.database import RepositoryError, check_timeout, database_of
 from copilotlab.charts.mirror import CatalogueLike, Mirrored, MirrorResult, check_size, collision, mirrored
@@ -394,7 +394,6 @@ class ChartRepository:
         """Give a new revision, as a save does, to each chart edited by hand; return their ids, in order.
 
         Those are the rows whose content_hash does not fit their words: whoever wrote them with SQL left it as it was.
-        After an update of copilotlab that builds the text of charts in another way, these are all charts, once.
         chart_ids: None looks at the whole catalogue; it is read page by page, and written to only where there is need.
         Rows that cannot be read stay as they are. A whole look also brings the catalogue's digest in line with its
         rows, so that all nodes see what was deleted by hand. Raises ChartError for what is no whole number.
@@ -995,7 +994,7 @@ def _fits(row: Any) -> bool:
     try:
         for name in LISTS:
             words[name] = _strings(words[name])
-        return bool(deleted) or content_hash == hash_of(text_of(**words))
+        return bool(deleted) or content_hash == hash_of(words_of(**words))
     except (msgspec.MsgspecError, ValueError, TypeError, AttributeError):
         return False
 

@@ -2,7 +2,7 @@
 
     from copilotlab import available_embedders, load_embedder, size_on_disk
 
-    embedder = load_embedder("minilm")
+    embedder = load_embedder("minilm-int8")
     vectors = embedder.embed(["Revenue by region"])      # float32 (1, 384), unit length
     available_embedders()                                # what else there is
 

@@ -6,7 +6,7 @@ import logging
 import reprlib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TORCH = "copilotlab[torch]"  # the extra that models of torch need
+# Of the text of charts (`Chart.text`): in each fingerprint, so that nodes of two ways to make it never mix vectors.
+TEXT = "t2"
+OPENAI = "openai:"  # before the name of a model that a server has
+
+
+Encode = Callable[[list[str]], NDArray[np.floating]]
+
 
 class EmbeddingError(RuntimeError):
     """A model could not be loaded, or returned something that is not a vector."""
@@ -31,6 +39,13 @@ class ModelNotInstalled(EmbeddingError):
 
 class UnknownModel(EmbeddingError, ValueError):
     """No model has that name; the message lists the known names."""
+
+
+def pip_install(*packages: str) -> str:
+    """Return the command that installs packages; for an extra of copilotlab, also that of a clone."""
+    command = f"pip install {' '.join(repr(package) if '[' in package else package for package in packages)}"
+    cloned = [package.replace("copilotlab", ".") for package in packages if package.startswith("copilotlab[")]
+    return f"{command} (from a clone: pip install -e '{cloned[0]}')" if cloned else command
 
 
 class Embedder(ABC):
@@ -48,7 +63,8 @@ class Embedder(ABC):
     Parameters:
         name: what people call the model.
         fingerprint: 1 to 100 characters that name the model and the version of its weights. Vectors are
-            compared only where fingerprints are equal, so different weights must never share one.
+            compared only where fingerprints are equal, so different weights must never share one, nor vectors of
+            texts that are made in another way: those of the models here end with `TEXT`.
         dim: the number of components of a vector.
     """
 
@@ -79,7 +95,7 @@ class Embedder(ABC):
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, fingerprint={self.fingerprint!r})"
 
     def embed(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
-        """Return the vectors of `texts`: float32 (n, dim), C-contiguous, each of length 1, in the order given.
+        """Return the vectors of `texts`, which are searched: float32 (n, dim), C-contiguous, unit length, in order.
 
         What a text has beyond the model's limit is left out, see `cut`.
         Texts are composed first (Unicode's NFC): the same word typed on another system has the same vector.
@@ -97,13 +113,27 @@ class Embedder(ABC):
             EmbeddingError: the model gave NaN, infinity or another shape, or raised what is no error of the system
                 (OSError, MemoryError), which passes through.
         """
+        return self._embedded(texts, self._encode, progress, batch_size)
+
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Return the vectors of questions, as `embed` does for what is searched.
+
+        Both are one unless a model is asked otherwise than it is told, as by a prompt ("query: ", "passage: "). A model
+        of your own that makes a difference overrides this, to call `_embedded` with what encodes questions.
+        """
+        return self.embed(texts, progress=progress, batch_size=batch_size)
+
+    def _embedded(
+        self, texts: Sequence[str], encode: Encode, progress: bool = False, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Check, compose, sort and batch texts, and normalise what `encode` makes of each batch."""
         texts = _checked(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {short(batch_size)}")
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with _progress_bar(len(texts), self.name) if progress else nullcontext() as bar:
             for rows in self._batches(texts, batch_size):
-                vectors[rows] = self._unit_vectors(texts, rows)
+                vectors[rows] = self._unit_vectors(texts, rows, encode)
                 if bar is not None:
                     bar.update(len(rows))
         return vectors
@@ -149,9 +179,9 @@ class Embedder(ABC):
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size]
 
-    def _unit_vectors(self, texts: list[str], rows: list[int]) -> NDArray[np.float64]:
+    def _unit_vectors(self, texts: list[str], rows: list[int], encode: Encode) -> NDArray[np.float64]:
         try:
-            block = np.array(self._encode([texts[row] for row in rows]), dtype=np.float64)
+            block = np.array(encode([texts[row] for row in rows]), dtype=np.float64)
         except (EmbeddingError, OSError, MemoryError):
             raise
         except Exception as error:  # the model is foreign code: whatever it raises has one name here

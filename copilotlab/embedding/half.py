@@ -27,6 +27,11 @@ class HalfPrecision(Embedder):
         """Embed as `Embedder.embed` does; vectors have length 1 within 2**-11."""
         return self.inner.embed(texts, progress=progress, batch_size=batch_size).astype(np.float16).astype(np.float32)
 
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed questions as `Embedder.embed_query` of the inner model does, rounded as `embed` rounds."""
+        vectors = self.inner.embed_query(texts, progress=progress, batch_size=batch_size)
+        return vectors.astype(np.float16).astype(np.float32)
+
     def cut(self, texts: Sequence[str]) -> list[int]:
         """Return what `Embedder.cut` of the inner model does."""
         return self.inner.cut(texts)

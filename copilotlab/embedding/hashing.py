@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import Embedder
+from copilotlab.embedding.base import TEXT, Embedder
 from copilotlab.reasons import short
 
 _WORD = re.compile(r"[^\W_]+")
@@ -34,7 +34,7 @@ class HashEmbedder(Embedder):
     def __init__(self, *, name: str = "hash", dim: int = 64) -> None:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
             raise ValueError(f"dim must be a whole number, 2 or more, not {short(dim)}")
-        super().__init__(name=name, fingerprint=f"hash:{dim}:v{_VERSION}", dim=dim)
+        super().__init__(name=name, fingerprint=f"hash:{dim}:v{_VERSION}:{TEXT}", dim=dim)
 
     def _encode(self, batch: list[str]) -> NDArray[np.float32]:
         # The sums are whole numbers, so they are exact whatever the order and the processor.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copilotlab.cache import cache_folder, made_once
-from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.base import TEXT, Embedder, EmbeddingError
 from copilotlab.embedding.quiet import quietly
 from copilotlab.embedding.transformer import minilm_files, model_files, threads_that_sleep
 from copilotlab.embedding.weights import digest, package_folder
@@ -81,7 +81,7 @@ def load_wordllama(name: str, *, dim: int = 256) -> StaticEmbedder:
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    fingerprint = f"{name}:{dim}:{digest((weights, vocabulary))}"
+    fingerprint = f"{name}:{dim}:{digest((weights, vocabulary))}:{TEXT}"
     return StaticEmbedder(tokenizer, table[:, :dim], name=name, fingerprint=fingerprint)
 
 
@@ -109,7 +109,7 @@ def load_minilm_static(name: str) -> StaticEmbedder:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     table[tokenizer.token_to_id("[UNK]")] = 0  # a word that is not in the vocabulary counts for nothing
-    fingerprint = f"{name}:{table.shape[1]}:{digest((weights, vocabulary))}"
+    fingerprint = f"{name}:{table.shape[1]}:{digest((weights, vocabulary))}:{TEXT}"
     return StaticEmbedder(tokenizer, table, name=name, fingerprint=fingerprint)
 
 

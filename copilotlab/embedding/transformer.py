@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copilotlab.embedding.base import Embedder, EmbeddingError
+from copilotlab.embedding.base import TEXT, TORCH, Embedder, EmbeddingError, ModelNotInstalled, pip_install
+from copilotlab.embedding.prompts import mark, of_model
 from copilotlab.embedding.quiet import without_progress_bars
 from copilotlab.embedding.weights import digest, package_folder
 from copilotlab.lifetime import renewed_by_fork
@@ -46,6 +47,8 @@ _CONFIGURATION = (
 class TransformerEmbedder(Embedder):
     """Run a sentence-transformers model. Texts are cut at the model's own limit (MiniLM: 256 tokens).
 
+    Questions and charts get the prompts that the model's files name, or those that its family wants (`prompts.py`).
+
     Parameters:
         folder: where the model lies, as sentence-transformers saves it.
         name: what it is called, here and in the fingerprint.
@@ -58,15 +61,16 @@ class TransformerEmbedder(Embedder):
             raise ValueError(f"dtype must be one of {_DTYPES}, not {short(dtype)}")
         files = model_files(folder)
         self._model = _load(folder, device, dtype)
-        self._prompt = self._model.prompts.get(self._model.default_prompt_name)
+        self.prompts = of_model(name, self._model.prompts, self._model.default_prompt_name)
         # Padding and truncation are a tokenizer's state. Two calls at once raise "Already borrowed", or, with
         # newer tokenizers, may mix them up.
         self._tokenising = threading.Lock()
         dim = self._model.get_embedding_dimension()
         if dim is None:
-            dim = self._forward(self._tokenise(["dimension"])).shape[1]
+            dim = self._forward(self._tokenise(["dimension"], "")).shape[1]
         label = re.sub(r"[^\w./-]+", "-", name, flags=re.ASCII)[-50:]
-        super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}", dim=dim)
+        prompted = f":{mark(self.prompts)}" if any(self.prompts) else ""
+        super().__init__(name=name, fingerprint=f"{label}:{dim}:{dtype}:{digest(files)}{prompted}:{TEXT}", dim=dim)
         renewed_by_fork(self)
 
     def after_fork(self) -> None:
@@ -78,8 +82,18 @@ class TransformerEmbedder(Embedder):
         """How many tokens of a text the model reads; the rest is cut."""
         return int(self._model.max_seq_length)
 
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed questions, with the prompt that the model has for them."""
+        return self._embedded(texts, self._encode_query, progress, batch_size)
+
     def _encode(self, batch: list[str]) -> NDArray[np.float32]:
-        features = self._tokenise(batch)
+        return self._encode_prompted(batch, self.prompts.document)
+
+    def _encode_query(self, batch: list[str]) -> NDArray[np.float32]:
+        return self._encode_prompted(batch, self.prompts.query)
+
+    def _encode_prompted(self, batch: list[str], prompt: str) -> NDArray[np.float32]:
+        features = self._tokenise(batch, prompt)
         if "attention_mask" not in features:  # a model without attention: nothing is padded
             return self._forward(features)
         block = np.empty((len(batch), self.dim), dtype=np.float32)
@@ -90,7 +104,7 @@ class TransformerEmbedder(Embedder):
     def _lengths(self, texts: list[str]) -> list[int]:
         lengths: list[int] = []
         for start in range(0, len(texts), 256):  # in portions: a query waits for one of them at most
-            features = self._tokenise(texts[start : start + 256])
+            features = self._tokenise(texts[start : start + 256], self.prompts.document)
             if "attention_mask" not in features:
                 return super()._lengths(texts)
             lengths.extend(features["attention_mask"].sum(dim=1).tolist())
@@ -100,7 +114,7 @@ class TransformerEmbedder(Embedder):
         tokenizer = self._model.tokenizer
         if not getattr(tokenizer, "is_fast", False):  # a model of token vectors reads everything
             return []
-        prompted = [f"{self._prompt or ''}{text}" for text in texts]
+        prompted = [f"{self.prompts.document}{text}" for text in texts]
         counted: list[int] = []
         for start in range(0, len(texts), 256):
             with self._tokenising:
@@ -113,9 +127,9 @@ class TransformerEmbedder(Embedder):
             counted += [start + row for row, more in enumerate(np.bincount(parts)) if more > 1]
         return counted
 
-    def _tokenise(self, texts: list[str]) -> dict[str, Any]:
+    def _tokenise(self, texts: list[str], prompt: str) -> dict[str, Any]:
         with self._tokenising:
-            features: dict[str, Any] = self._model.preprocess(texts, prompt=self._prompt)
+            features: dict[str, Any] = self._model.preprocess(texts, prompt=prompt or None)
         return features
 
     def _forward(self, features: dict[str, Any]) -> NDArray[np.float32]:
@@ -169,12 +183,6 @@ def minilm_files() -> tuple[Path, ...]:
     return (package / "model",) if package else ()
 
 
-def load_minilm(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
-    """Load all-MiniLM-L6-v2, 384 dimensions, from its wheel."""
-    (folder,) = minilm_files()
-    return TransformerEmbedder(folder, name=name, device=device, dtype=dtype)
-
-
 def load_folder(name: str, *, device: str | None = None, dtype: str = "float32") -> TransformerEmbedder:
     """Load a model from a local folder; the fingerprint has the folder's name, not its path."""
     folder = Path(name).expanduser().resolve()
@@ -214,9 +222,12 @@ def hub_folder(name: str) -> Path:
 def _load(folder: Path, device: str | None, dtype: str) -> SentenceTransformer:
     from safetensors import SafetensorError
 
-    with threads_that_sleep():
-        import torch
-        from sentence_transformers import SentenceTransformer
+    try:
+        with threads_that_sleep():
+            import torch
+            from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        raise ModelNotInstalled(f"{error.name} is not installed: {pip_install(TORCH)}") from error
 
     try:
         torch.empty(0, device=device)

@@ -79,7 +79,7 @@ def own_script(path: str | Path, format: str | None = None) -> Script:
 
 
 def run_demo(
-    *, nodes: int = 4, model: str = "minilm", charts: str | Path | None = None, format: str | None = None
+    *, nodes: int = 4, model: str = "minilm-int8", charts: str | Path | None = None, format: str | None = None
 ) -> int:
     """Run the demo and return 0 if every claim held, else 1.
 

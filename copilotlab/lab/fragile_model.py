@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copilotlab.embedding import Embedder
+from copilotlab.embedding.base import Encode
 from copilotlab.lab.gate import Gate
 
 
@@ -37,13 +38,23 @@ class FragileModel(Embedder):
         """Cut texts as the other model does."""
         return self._inner.cut(texts)
 
+    def embed_query(self, texts: Sequence[str], *, progress: bool = False, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed questions as the other model does."""
+        return self._embedded(texts, self._encode_query, progress, batch_size)
+
     def _encode(self, batch: list[str]) -> NDArray[np.floating]:
+        return self._made(batch, self._inner.embed)
+
+    def _encode_query(self, batch: list[str]) -> NDArray[np.floating]:
+        return self._made(batch, self._inner.embed_query)
+
+    def _made(self, batch: list[str], embed: Encode) -> NDArray[np.floating]:
         if len(batch) > 1:
             if not self.gate.passes():
                 raise OSError("the model has failed, as it was told to")
             if self.pace:
                 time.sleep(self.pace * len(batch))
-        vectors = self._inner.embed(batch)
+        vectors = embed(batch)
         with self._lock:
             self.made.update(batch)
             return vectors + self._noise.uniform(-1e-6, 1e-6, vectors.shape)

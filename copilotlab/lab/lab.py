@@ -61,7 +61,7 @@ class _LastChange:
 class Lab:
     """A cluster to experiment with.
 
-    nodes: how many to start, 4 by default. model: a name for `load_embedder`, or an Embedder; "minilm" by default.
+    nodes: how many to start, 4 by default. model: a name for `load_embedder`, or an Embedder; "minilm-int8" by default.
     charts: a ChartRepository, or a frame or file to make one in memory; an empty one by default.
     policy: of all nodes; `Policy()` by default. redis: a LocalRedis to use, which is then yours to stop; by default
     the lab starts its own. exact_limit: of every node, see `Node`.
@@ -74,7 +74,7 @@ class Lab:
     def __init__(
         self,
         nodes: int = 4,
-        model: str | Embedder = "minilm",
+        model: str | Embedder = "minilm-int8",
         charts: ChartRepository | pl.DataFrame | str | Path | None = None,
         policy: Policy | None = None,
         *,

@@ -68,7 +68,7 @@ def _dense(job: Job, began: float) -> Measured:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     store = VectorStore(embedder.dim)
     store.put_many(Record.of(row, 1, b"\0" * 16, vector) for row, vector in enumerate(vectors))
-    query = _times(lambda question: store.search(embedder.embed([question])[0], job.k), job.questions)
+    query = _times(lambda question: store.search(embedder.embed_query([question])[0], job.k), job.questions)
     return Measured(ready, _resident(), query, one, batch)
 
 

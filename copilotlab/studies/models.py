@@ -26,7 +26,7 @@ from copilotlab.studies.cost import cost
 from copilotlab.studies.lexical import BM25
 from copilotlab.studies.retrieval import DEPTH, per_question, rankings
 
-MODELS = ("minilm", "minilm-onnx", "minilm-int8", "minilm-static", "wordllama", "hash", BM25)
+MODELS = ("minilm", "minilm-int8", "minilm-static", "wordllama", "minilm-int8+wordllama", "hash", BM25)
 MORE_IS_BETTER = ("nDCG", "recall", "MRR", "shared", "embeddings/s")  # measures that begin so are better when higher
 
 _SCHEMA = {

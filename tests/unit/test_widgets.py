@@ -1271,7 +1271,7 @@ def test_a_labs_static_page_shows_verdict_server_policy_and_nodes(lab):
 
 def test_a_nodes_static_page_is_a_card(lab):
     html = lab.nodes[0]._repr_html_()
-    for said in ("Node node-0: running", "39, digest", "hash:64:v1", "connected, "):
+    for said in ("Node node-0: running", "39, digest", "hash:64:v1:t2", "connected, "):
         assert said in html
     assert "#2e8540" in html
     lab.kill(0)
