@@ -25,6 +25,9 @@ FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
     "url": pl.String,
 }
 
+COPIES: dict[str, type[pl.DataType] | pl.DataType] = {"copies": pl.UInt32}
+"""What a search that collapses near-copies tells besides."""
+
 
 class NodeIncomplete(RuntimeError):
     """A search that requires all charts met a node that lacks some. ``completeness``: how much is there, and why."""

@@ -14,6 +14,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict, Unpack
@@ -22,7 +23,7 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab.answer import FOUND, Answer, Findings, NodeIncomplete
+from copilotlab.answer import COPIES, FOUND, Answer, Findings, NodeIncomplete
 from copilotlab.charts import (
     Change,
     Chart,
@@ -36,6 +37,7 @@ from copilotlab.clock import Clock
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
+from copilotlab.filters import FIELDS, Where, checked
 from copilotlab.lifetime import (
     HANDLER_SECONDS,
     STOP_SECONDS,
@@ -68,8 +70,9 @@ from copilotlab.protocol.policy import Policy
 from copilotlab.protocol.replica import Replica
 from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
-from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
+from copilotlab.store import EXACT_LIMIT, Ints, Matches, VectorStore, as_chart_ids, as_integer
 from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
+from copilotlab.words import WordsKept
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -77,6 +80,9 @@ if TYPE_CHECKING:
     from copilotlab.monitoring.collector import NodeCollector
 
 MAX_QUERY_LENGTH = 2_000
+COPY = 0.98  # cosine from which on two charts are near-copies
+MOST_COPIES = 100  # of one chart that are counted
+WORDS_SECONDS = 10.0  # that a rebuild waits, at its end, for the words of charts
 
 Outcome = Literal["published", "local", "deferred", "unchanged"]
 
@@ -155,6 +161,32 @@ class Changeable(TypedDict, total=False):
     chunk_size: int
 
 
+class ManyOptions(TypedDict, total=False):
+    """What `Node.search_many` and `Node.find_many` take besides: see `Node.search`."""
+
+    chart_ids: Collection[int] | None
+    where: Where | None
+    collapse: bool
+    require_complete: bool
+
+
+class SearchOptions(ManyOptions, total=False):
+    """What `Node.find` and `Node.asearch` take besides: see `Node.search`."""
+
+    like: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a search is asked besides its queries."""
+
+    chart_ids: Collection[int] | None = None
+    where: Where | None = None
+    like: int | None = None
+    collapse: bool = False
+    require_complete: bool = False
+
+
 class Node:
     """One application node.
 
@@ -201,6 +233,7 @@ class Node:
         self._given_id = node_id
         self._exact_limit = exact_limit
         self._details = Details(charts, self.context.listeners)
+        self._words = WordsKept(charts)
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
@@ -232,14 +265,25 @@ class Node:
             embedder,
             redis,
             exact_limit=self._exact_limit,
-            went_back=self._details.clear,
-            watch=self._watch.step,
+            went_back=self._forget_words,
+            watch=self._step,
             report=self._watch.report,
             ordered=self.orders.take,
             store=store,
         )
         self._living.append(replica)
         return replica
+
+    def _forget_words(self) -> None:
+        """Drop all that was read of charts: the repository was restored."""
+        self._details.clear()
+        self._words.clear()
+
+    def _step(self, replica: Replica) -> None:
+        """Do what is done at each step of a replica's listening."""
+        self._watch.step(replica)
+        if replica is self._present and replica.threads.running:
+            self._words.follow(replica.store)
 
     @property
     def replica(self) -> Replica:
@@ -358,6 +402,7 @@ class Node:
     def let_go(self) -> None:
         """Begin to stop, and wait for nothing. Takes no lock."""
         self._stopping.set()
+        self._words.let_go()
         if not self._not_here:
             for replica in list(self._living):
                 replica.threads.let_go()
@@ -380,6 +425,7 @@ class Node:
         )
         self.context.toggles.learn(before.toggles.settings)
         self._details = Details(self.charts, self.context.listeners)
+        self._words = WordsKept(self.charts, self._words)
         self._switching = threading.Lock()
         self._told_incomplete = False
         self._stopping = Latch()
@@ -569,6 +615,7 @@ class Node:
 
     def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray, began: float) -> UpdateResult:
         self._details.note(chart, revision)
+        self._words.note(chart, revision)
         told = replica.changes.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
         outcome: Outcome = "published" if told else "local"
@@ -583,6 +630,7 @@ class Node:
     def _spread_deletion(self, chart_id: int, revision: int, began: float) -> UpdateResult:
         told = [replica.changes.spread_deletion(chart_id, revision) for replica in self._replicas()]
         self._details.forget(chart_id)
+        self._words.forget(chart_id)
         outcome: Outcome = "published" if told[0] else "local"
         self.context.tell(Deleted(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
@@ -596,60 +644,80 @@ class Node:
     # --- search -----------------------------------------------------------------------------------------------
 
     def search(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        chart_ids: Collection[int] | None = None,
+        where: Where | None = None,
+        like: int | None = None,
+        collapse: bool = False,
+        require_complete: bool = False,
     ) -> Answer:
         """Find the ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
 
         chart_ids: only these, when given: the charts that a user may see.
+        where: only charts that have these words of their own, each as it is written, as in ``{"source": "Sales",
+        "tags": ["finance", "hr"]}``: for each of source, chart_type, tags, dimensions, measures and instance (of the
+        tool that it comes from, see `Chart.key`) a value or several, of which a chart has one. See `facets`. The words
+        are kept from the first search that has a filter on, which waits for them a quarter of a second at most; later
+        ones wait for nothing. Where some are not read yet, the answer says so, as where charts are missing.
+        like: the id of a chart, in place of a query: charts like that one, which is left out itself.
+        collapse: show of near-copies (cosine of 0.98 or more) the best alone, and in a column ``copies`` how many more
+        there are among the charts searched, at most 100.
         require_complete: raise NodeIncomplete where this node lacks charts, see `completeness`.
         Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
         dimensions, measures, tags, description, key, url. It says where it may lack charts, see `Answer`; the log does
         so once.
-        Raises ValueError for an empty or overlong query or k < 1.
+        Raises ValueError for an empty or overlong query, k < 1, and a filter of another field, TypeError for neither or
+        both of query and like, and for values of another type, ChartNotFound where ``like`` is not here.
         """
         began = time.perf_counter()
-        found = self._find(query, k, chart_ids, require_complete)
-        answer = Answer(found.columns, schema=FOUND)
+        found = self._find(query, k, _Asked(chart_ids, where, like, collapse, require_complete))
+        answer = Answer(found.columns, schema={**FOUND, **COPIES} if collapse else FOUND)
         answer.completeness = found.completeness
         self.context.tell(Searched(1, time.perf_counter() - began))
         return answer
 
-    def find(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
-    ) -> Findings:
+    def find(self, query: str | None = None, k: int = 10, **options: Unpack[SearchOptions]) -> Findings:
         """Search without making a frame, which is half the time of a `search`: columns of plain values."""
         began = time.perf_counter()
-        found = self._find(query, k, chart_ids, require_complete)
+        found = self._find(query, k, _Asked(**options))
         self.context.tell(Searched(1, time.perf_counter() - began))
         return found
 
-    def _find(self, query: str, k: int, chart_ids: Collection[int] | None, require_complete: bool) -> Findings:
+    def _find(self, query: str | None, k: int, asked: _Asked) -> Findings:
         replica = self.replica  # so that query and vectors are of one model, also while the model is switched
-        question, completeness = _question(query), self._completeness_for_search(replica, require_complete)
-        vector = self._query_vector(replica.embedder, question)
-        return Findings(self._described(replica.store.search(vector, k, chart_ids)), completeness)
+        like = asked.like
+        if (query is None) == (like is None):
+            raise TypeError(f"query={short(query)}, like={short(like)}: expected one of them")
+        question = "" if query is None else _question(query)
+        allowed, completeness = self._allowed(replica, asked)
+        if like is None:
+            vector = self._query_vector(replica.embedder, question)
+        else:
+            like = check_chart_id(like)
+            record = replica.store.get(like)
+            if record is None:
+                raise ChartNotFound(
+                    f"chart {like} is not among the {len(replica.store):,} that node {self.node_id!r} holds"
+                )
+            vector = record.vector
+        (found,) = self._best(replica.store, vector[None], k, allowed, but=like, collapse=asked.collapse)
+        return Findings(found, completeness)
 
-    async def asearch(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
-    ) -> Answer:
+    async def asearch(self, query: str | None = None, k: int = 10, **options: Unpack[SearchOptions]) -> Answer:
         """Await `search`, which runs in a thread (``asyncio.to_thread``), so that the event loop goes on.
 
         Any other method is awaited likewise: ``await asyncio.to_thread(node.update_chart, chart)``.
         """
-        return await asyncio.to_thread(self.search, query, k, chart_ids=chart_ids, require_complete=require_complete)
+        return await asyncio.to_thread(self.search, query, k, **options)
 
-    def search_many(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        *,
-        chart_ids: Collection[int] | None = None,
-        require_complete: bool = False,
-    ) -> Answer:
+    def search_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> Answer:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
         began = time.perf_counter()
-        questions, found = self._find_many(queries, k, chart_ids, require_complete)
-        schema = {"query": pl.String, **FOUND}
+        questions, found = self._find_many(queries, k, _Asked(**options))
+        schema = {"query": pl.String, **FOUND, **(COPIES if options.get("collapse") else {})}
         frames = [
             pl.DataFrame({"query": [question] * len(one.columns["rank"]), **one.columns}, schema=schema)
             for question, one in zip(questions, found, strict=True)
@@ -659,37 +727,105 @@ class Node:
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
         return answer
 
-    def find_many(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        *,
-        chart_ids: Collection[int] | None = None,
-        require_complete: bool = False,
-    ) -> list[Findings]:
+    def find_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> list[Findings]:
         """`find` for several queries at once, in their order, all from one state of this node."""
         began = time.perf_counter()
-        questions, found = self._find_many(queries, k, chart_ids, require_complete)
+        questions, found = self._find_many(queries, k, _Asked(**options))
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
         return found
 
-    def _find_many(
-        self, queries: Sequence[str], k: int, chart_ids: Collection[int] | None, require_complete: bool
-    ) -> tuple[list[str], list[Findings]]:
+    def _find_many(self, queries: Sequence[str], k: int, asked: _Asked) -> tuple[list[str], list[Findings]]:
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({short(queries)}): expected a list of queries; for one query use search")
+        if asked.like is not None:
+            raise TypeError(f"like={short(asked.like)}: expected of search alone, in place of a query")
         questions = [_question(query) for query in queries]
         replica = self.replica
-        completeness = self._completeness_for_search(replica, require_complete)
-        found = replica.store.search_many(replica.embedder.embed(questions), k, chart_ids)
-        return questions, [Findings(self._described(matches), completeness) for matches in found]
+        allowed, completeness = self._allowed(replica, asked)
+        vectors = replica.embedder.embed(questions)
+        found = self._best(replica.store, vectors, k, allowed, collapse=asked.collapse)
+        return questions, [Findings(columns, completeness) for columns in found]
 
-    def _completeness_for_search(self, replica: Replica, required: bool) -> Completeness:
-        """Tell how much is here; where something is missing, say so in the log the first time, or raise."""
-        completeness = self._completeness_of(replica)
+    def _allowed(self, replica: Replica, asked: _Asked) -> tuple[Collection[int] | Ints | None, Completeness]:
+        """Return the charts that may be found, None for all, and how complete an answer is."""
+        if asked.where is None:
+            return asked.chart_ids, self._completeness_for_search(replica, asked.require_complete)
+        wanted = checked(asked.where)
+        self._words.keep(replica.store)
+        # Before the words are looked at: what comes in between is found, and said to be missing at worst.
+        completeness = self._completeness_for_search(replica, asked.require_complete, words=True)
+        found = self._words.lexicon.matching(wanted)
+        if asked.chart_ids is not None:
+            found = found[np.isin(found, as_chart_ids(asked.chart_ids))]
+        return found, completeness
+
+    def _best(
+        self,
+        store: VectorStore,
+        vectors: np.ndarray,
+        k: int,
+        allowed: Collection[int] | Ints | None,
+        *,
+        but: int | None = None,
+        collapse: bool = False,
+    ) -> list[dict[str, Sequence[object]]]:
+        """Find and describe the best k charts for each vector, (n, dim). but: without this one."""
+        if but is None and not collapse:
+            return [self._described(matches) for matches in store.search_many(vectors, k, allowed)]
+        k = as_integer("k", k, smallest=1)
+        if not collapse:
+            return [self._described(_without(one, but, k)) for one in store.search_many(vectors, k + 1, allowed)]
+        return [self._collapsed(store, vector, k, allowed, but) for vector in vectors]
+
+    def _collapsed(
+        self, store: VectorStore, vector: np.ndarray, k: int, allowed: Collection[int] | Ints | None, but: int | None
+    ) -> dict[str, Sequence[object]]:
+        """Find and describe the best k charts of which none is a near-copy of a better one, and count those of each."""
+        fetched = 4 * k
+        while True:
+            matches = store.search(vector, fetched, allowed)
+            best, vectors = _distinct(store, _without(matches, but, fetched), k)
+            if len(vectors) == k or len(matches.chart_ids) < fetched:
+                break
+            fetched *= 4
+        copies = []
+        for chart_id, near in zip(best.chart_ids, store.search_many(vectors, MOST_COPIES + 2, allowed), strict=True):
+            others = near.chart_ids[near.scores >= COPY]
+            others = others[(others != chart_id) & (others != (-1 if but is None else but))]
+            copies.append(min(MOST_COPIES, len(others)))
+        return {**self._described(best), "copies": copies}
+
+    def facets(self, where: Where | None = None) -> Answer:
+        """Count the charts by each word that `search` can filter by, among all or those that match ``where``.
+
+        Returns a frame: field, value, charts; the most frequent first within a field. It says where it may lack charts,
+        see `Answer`. Raises as `search` does for a wrong filter.
+        """
+        wanted = checked({} if where is None else where)
+        replica = self.replica
+        self._words.keep(replica.store)
+        completeness = self._completeness_for_search(replica, False, words=True)
+        counts = self._words.lexicon.counts(wanted)
+        order = sorted(counts, key=lambda facet: (FIELDS.index(facet[0]), -counts[facet], facet[1]))
+        columns = {
+            "field": [field for field, _ in order],
+            "value": [value for _, value in order],
+            "charts": [counts[facet] for facet in order],
+        }
+        answer = Answer(columns, schema={"field": pl.String, "value": pl.String, "charts": pl.Int64})
+        answer.completeness = completeness
+        return answer
+
+    def _completeness_for_search(self, replica: Replica, required: bool, *, words: bool = False) -> Completeness:
+        """Tell how much is here; where something is missing, say so in the log the first time, or raise.
+
+        words: whether the words of charts count, too.
+        """
+        completeness = self._completeness_of(replica, words=words)
         if completeness.reason:
             if required:
-                completeness = self.completeness  # by a count that takes its time
+                len(replica.backlog)  # counted anew, however long it is
+                completeness = self._completeness_of(replica, words=words)
                 if completeness.reason:
                     remedy = "wait_complete() waits for the rest" if self.running else "start() it"
                     raise NodeIncomplete(f"node {self.node_id!r} holds {completeness}; {remedy}", completeness)
@@ -698,8 +834,11 @@ class Node:
                 self.context.tell(SearchedIncomplete(str(completeness)))
         return completeness
 
-    def _completeness_of(self, replica: Replica) -> Completeness:
+    def _completeness_of(self, replica: Replica, *, words: bool = False) -> Completeness:
         completeness = replica.follower.completeness()
+        if words and (lacking := self._words.lacking(replica.store)):
+            said = f"the words of {lacking:,} charts are not read yet, so a filter may not find them"
+            return completeness._replace(reason="; ".join(filter(None, [completeness.reason, said])))
         if completeness.complete and not replica.threads.running:
             why = f"{self._state()}, so it hears of no changes"
         elif completeness.complete and replica.looks.refused:
@@ -732,6 +871,9 @@ class Node:
         result = self._run("rebuild", progress=progress)
         while result.outcome in ("deferred", "fenced") and self._awaits_another(self.replica, progress=progress):
             result = self._run("rebuild", progress=progress)
+        until = time.monotonic() + WORDS_SECONDS
+        while not self._has_words(self.replica) and time.monotonic() < until and not self._stopping.wait(0.01):
+            self._words.follow(self.replica.store)
         return self._with_what_is_missing(result)
 
     def sync(self, *, progress: bool = False) -> BatchResult:
@@ -862,7 +1004,7 @@ class Node:
         label = f"{replica.embedder.name} on {self.node_id}"
         until = None if timeout is None else time.monotonic() + timeout
         with _bar(len(self.charts), label, progress) as bar:
-            while not _is_complete(replica, self.charts.revision):
+            while not (_is_complete(replica, self.charts.revision) and self._has_words(replica)):
                 if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
@@ -879,6 +1021,10 @@ class Node:
                     replica.threads.wake.set()
                 self._stopping.wait(0.05)
                 bar.update(len(replica.store) - bar.n)
+
+    def _has_words(self, replica: Replica) -> bool:
+        """Tell whether the words of its charts are read, if they are kept: as far as the repository has them."""
+        return replica is not self._present or self._words.caught_up(replica.store)
 
     # --- to look at -------------------------------------------------------------------------------------------
 
@@ -1106,6 +1252,29 @@ def _is_complete(replica: Replica, revision: int) -> bool:
 def _embed_query(embedder: Embedder, query: str) -> np.ndarray:
     vector: np.ndarray = embedder.embed([query])[0]
     return vector
+
+
+def _without(matches: Matches, but: int | None, most: int) -> Matches:
+    """Leave one chart out."""
+    kept = matches.chart_ids != (-1 if but is None else but)
+    return Matches(matches.chart_ids[kept][:most], matches.scores[kept][:most])
+
+
+def _distinct(store: VectorStore, found: Matches, k: int) -> tuple[Matches, np.ndarray]:
+    """Choose the first k that are no near-copies of one before them; return them, and their vectors, (n, dim)."""
+    chart_ids, _, _, vectors = store.columns(found.chart_ids)
+    here = np.flatnonzero(np.isin(found.chart_ids, chart_ids))  # what has gone meanwhile is left out
+    by_id = np.argsort(chart_ids)
+    vectors = vectors[by_id[np.searchsorted(chart_ids[by_id], found.chart_ids[here])]]
+    chosen: list[int] = []
+    open_ = np.ones(len(here), dtype=bool)
+    while open_.any() and len(chosen) < k:
+        first = int(open_.argmax())
+        chosen.append(first)
+        open_ &= vectors @ vectors[first] < COPY
+        open_[first] = False
+    places = here[chosen]
+    return Matches(found.chart_ids[places], found.scores[places]), vectors[chosen]
 
 
 def _question(query: str) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from copilotlab.digest import as_text, entry
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
-from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, Record
+from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, News, Record
 
 NEVER = 2**63 - 1
 ROWS_AT_ONCE = 4096  # copied or rescored; between two such pieces other threads get their turn
@@ -151,6 +151,11 @@ class Snapshot:
         """Return the live rows from row ``start`` on, ascending."""
         rows: Ints = start + np.flatnonzero(self.rows.died[start : self.count] > self.clock)
         return rows
+
+    def news(self, serial: int) -> News:
+        """Return what came in with this serial or a later one."""
+        rows = self.live_rows(self.row_from(serial))
+        return News(self.rows.chart_ids[rows], self.rows.revisions[rows], self.next_serial, self.live)
 
     def _serial_of(self, chart_id: int) -> int:
         serial = self.newest.get(chart_id, -1)
