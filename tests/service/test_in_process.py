@@ -132,6 +132,39 @@ def test_a_parameter_that_is_not_understood_is_named_and_never_ignored(server, c
             assert said in is_problem(client.get(f"/v1/search?{query}"), 422)
 
 
+def test_filters_facets_copies_and_what_is_like_a_chart_are_asked_for_over_http(server):
+    with ChartRepository() as charts, serving(server, charts, load_embedder("hash")) as client:
+        said = [("Sales", "finance"), ("Sales", "hr"), ("HR: people", "hr")]
+        for number, (source, tag) in enumerate(said):
+            chart = {"title": "Revenue by region", "source": source, "tags": [tag]}
+            assert client.put(f"/v1/charts/{number}", json=chart).status_code == 200
+        filled(client)
+        wait_for(lambda: client.get("/v1/facets").json()["complete"])
+        facets = client.get("/v1/facets", params={"where": "tags:hr", "limit": 1}).json()["facets"]
+        assert facets == [
+            {"field": "source", "value": "HR: people", "charts": 1},
+            {"field": "tags", "value": "hr", "charts": 2},
+        ]
+
+        def found(path, **params):
+            return {row["chart_id"] for row in client.get(path, params=params).json()["results"]}
+
+        assert found("/v1/search", q="revenue", where=["source:Sales", "source:HR: people", "tags:hr"]) == {1, 2}
+        assert found("/v1/search", q="revenue", where="source:Sales", chart_id=[1, 2]) == {1}
+        assert found("/v1/charts/0/like") == {1, 2}
+        assert found("/v1/charts/0/like", where="source:Sales", k=5) == {1}
+        asked = {"queries": ["revenue"], "where": {"source": "Sales", "tags": ["hr", "finance"]}}
+        (answer,) = client.post("/v1/search", json=asked).json()["answers"]
+        assert {row["chart_id"] for row in answer["results"]} == {0, 1}
+        assert "copies" not in answer["results"][0]
+        (answer,) = client.post("/v1/search", json={**asked, "collapse": True}).json()["answers"]
+        assert all("copies" in row for row in answer["results"])
+        assert "chart 9 is not among" in is_problem(client.get("/v1/charts/9/like"), 404)
+        for wrong in ("/v1/search?q=a&where=owner:Ada", "/v1/charts/x/like", "/v1/charts/0/like?q=a"):
+            is_problem(client.get(wrong), 422)
+        is_problem(client.post("/v1/search", json={"queries": ["a"], "where": {"owner": "Ada"}}), 422)
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
