@@ -27,6 +27,10 @@ FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
 
 COPIES: dict[str, type[pl.DataType] | pl.DataType] = {"copies": pl.UInt32}
 """What a search that collapses near-copies tells besides."""
+WHY: dict[str, type[pl.DataType] | pl.DataType] = {
+    "why": pl.Struct({"matched": pl.List(pl.String), "meaning": pl.Float32, "words": pl.Float32})
+}
+"""What a search by words tells besides: the words of a chart that were asked for, and the parts of its score."""
 
 
 class NodeIncomplete(RuntimeError):

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab.answer import COPIES, FOUND, Answer, Findings, NodeIncomplete
+from copilotlab.answer import COPIES, FOUND, WHY, Answer, Findings, NodeIncomplete
 from copilotlab.charts import (
     Change,
     Chart,
@@ -38,6 +38,7 @@ from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
 from copilotlab.filters import FIELDS, Where, checked
+from copilotlab.fusion import Mode, Ranking, by_both, by_words, checked_mode, matched
 from copilotlab.lifetime import (
     HANDLER_SECONDS,
     STOP_SECONDS,
@@ -71,6 +72,7 @@ from copilotlab.protocol.replica import Replica
 from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
 from copilotlab.store import EXACT_LIMIT, Ints, Matches, VectorStore, as_chart_ids, as_integer
+from copilotlab.vocabulary import Terms, vocabulary_of
 from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
 from copilotlab.words import WordsKept
 
@@ -80,7 +82,7 @@ if TYPE_CHECKING:
     from copilotlab.monitoring.collector import NodeCollector
 
 MAX_QUERY_LENGTH = 2_000
-COPY = 0.98  # cosine from which on two charts are near-copies
+COPY = 0.99  # cosine from which on two charts are near-copies
 MOST_COPIES = 100  # of one chart that are counted
 WORDS_SECONDS = 10.0  # that a rebuild waits, at its end, for the words of charts
 
@@ -167,6 +169,7 @@ class ManyOptions(TypedDict, total=False):
     chart_ids: Collection[int] | None
     where: Where | None
     collapse: bool
+    mode: Mode
     require_complete: bool
 
 
@@ -184,7 +187,17 @@ class _Asked:
     where: Where | None = None
     like: int | None = None
     collapse: bool = False
+    mode: Mode = "meaning"
     require_complete: bool = False
+
+    @property
+    def by_words(self) -> bool:
+        """Whether words count."""
+        return self.mode != "meaning" and self.like is None
+
+    def schema(self) -> dict[str, type[pl.DataType] | pl.DataType]:
+        """Return what columns the answer has."""
+        return {**FOUND, **(COPIES if self.collapse else {}), **(WHY if self.by_words else {})}
 
 
 class Node:
@@ -195,6 +208,11 @@ class Node:
     policy: `Policy()` by default. node_id: a random one by default. namespace: "" by default; see `Coordinator`.
     clock: the system's by default. exact_limit: the most charts (20,000) for which a search compares the query with
     each; above it a graph is built in the background, which costs a core for a minute per 100,000 charts.
+    vocabulary: what abbreviations and other names stand for in questions, beside those that ship: a mapping, as in
+    ``{"DLQ": "dead letter queue"}``, or the path of a .csv file with the columns term and means. It acts where words
+    count, see `search`.
+    words: keep the words of charts (some 600 bytes each) from the start, and not only from the first search on that
+    filters or goes by words, which finds only those that have been read by then.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
     hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when it is
@@ -219,6 +237,8 @@ class Node:
         namespace: str = "",
         clock: Clock | None = None,
         exact_limit: int = EXACT_LIMIT,
+        vocabulary: Terms | None = None,
+        words: bool = False,
     ) -> None:
         if not isinstance(charts, ChartRepository):
             raise TypeError(
@@ -226,6 +246,7 @@ class Node:
             )
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
+        self._vocabulary = vocabulary_of(vocabulary)
         self.context = Context.of(
             node_id if node_id is not None else _random_id(), namespace=namespace, policy=policy, clock=clock
         )
@@ -233,7 +254,7 @@ class Node:
         self._given_id = node_id
         self._exact_limit = exact_limit
         self._details = Details(charts, self.context.listeners)
-        self._words = WordsKept(charts)
+        self._words = WordsKept(charts, kept=words)
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
@@ -425,7 +446,7 @@ class Node:
         )
         self.context.toggles.learn(before.toggles.settings)
         self._details = Details(self.charts, self.context.listeners)
-        self._words = WordsKept(self.charts, self._words)
+        self._words = self._words.after_fork()
         self._switching = threading.Lock()
         self._told_incomplete = False
         self._stopping = Latch()
@@ -652,6 +673,7 @@ class Node:
         where: Where | None = None,
         like: int | None = None,
         collapse: bool = False,
+        mode: Mode = "meaning",
         require_complete: bool = False,
     ) -> Answer:
         """Find the ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
@@ -663,18 +685,23 @@ class Node:
         are kept from the first search that has a filter on, which waits for them a quarter of a second at most; later
         ones wait for nothing. Where some are not read yet, the answer says so, as where charts are missing.
         like: the id of a chart, in place of a query: charts like that one, which is left out itself.
-        collapse: show of near-copies (cosine of 0.98 or more) the best alone, and in a column ``copies`` how many more
+        collapse: show of near-copies (cosine of 0.99 or more) the best alone, and in a column ``copies`` how many more
         there are among the charts searched, at most 100.
+        mode: "meaning" compares vectors; "words" the words themselves, by their trigrams, so that typos do little harm;
+        "hybrid" both. Where words count, abbreviations in the query are explained by the node's vocabulary first, words
+        are kept as for a filter, and a last column ``why`` tells the words of the chart that were ``matched``, and the
+        parts that ``meaning`` and ``words`` have in the score. What is `like` a chart is found by meaning.
         require_complete: raise NodeIncomplete where this node lacks charts, see `completeness`.
-        Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
-        dimensions, measures, tags, description, key, url. It says where it may lack charts, see `Answer`; the log does
-        so once.
-        Raises ValueError for an empty or overlong query, k < 1, and a filter of another field, TypeError for neither or
-        both of query and like, and for values of another type, ChartNotFound where ``like`` is not here.
+        Returns a frame, best first: rank (from 1), chart_id, score (float32: the cosine; with "hybrid" and the part of
+        the words; with "words" the share of them that the chart has), title, chart_type, source, dimensions, measures,
+        tags, description, key, url. It says where it may lack charts, see `Answer`; the log does so once.
+        Raises ValueError for an empty or overlong query, k < 1, another mode, and a filter of another field, TypeError
+        for neither or both of query and like, and for values of another type, ChartNotFound where ``like`` is not here.
         """
         began = time.perf_counter()
-        found = self._find(query, k, _Asked(chart_ids, where, like, collapse, require_complete))
-        answer = Answer(found.columns, schema={**FOUND, **COPIES} if collapse else FOUND)
+        asked = _Asked(chart_ids, where, like, collapse, mode, require_complete)
+        found = self._find(query, k, asked)
+        answer = Answer(found.columns, schema=asked.schema())
         answer.completeness = found.completeness
         self.context.tell(Searched(1, time.perf_counter() - began))
         return answer
@@ -693,18 +720,13 @@ class Node:
             raise TypeError(f"query={short(query)}, like={short(like)}: expected one of them")
         question = "" if query is None else _question(query)
         allowed, completeness = self._allowed(replica, asked)
-        if like is None:
-            vector = self._query_vector(replica.embedder, question)
-        else:
-            like = check_chart_id(like)
-            record = replica.store.get(like)
-            if record is None:
-                raise ChartNotFound(
-                    f"chart {like} is not among the {len(replica.store):,} that node {self.node_id!r} holds"
-                )
-            vector = record.vector
-        (found,) = self._best(replica.store, vector[None], k, allowed, but=like, collapse=asked.collapse)
-        return Findings(found, completeness)
+        if query is not None:
+            return Findings(self._answered(replica, question, None, k, allowed, asked), completeness)
+        record = replica.store.get(check_chart_id(like))
+        if record is None:
+            held = f"{len(replica.store):,} that node {self.node_id!r} holds"
+            raise ChartNotFound(f"chart {short(like)} is not among the {held}")
+        return Findings(self._answered(replica, "", record.vector, k, allowed, asked), completeness)
 
     async def asearch(self, query: str | None = None, k: int = 10, **options: Unpack[SearchOptions]) -> Answer:
         """Await `search`, which runs in a thread (``asyncio.to_thread``), so that the event loop goes on.
@@ -715,9 +737,9 @@ class Node:
 
     def search_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> Answer:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
-        began = time.perf_counter()
-        questions, found = self._find_many(queries, k, _Asked(**options))
-        schema = {"query": pl.String, **FOUND, **(COPIES if options.get("collapse") else {})}
+        began, asked = time.perf_counter(), _Asked(**options)
+        questions, found = self._find_many(queries, k, asked)
+        schema = {"query": pl.String, **asked.schema()}
         frames = [
             pl.DataFrame({"query": [question] * len(one.columns["rank"]), **one.columns}, schema=schema)
             for question, one in zip(questions, found, strict=True)
@@ -728,7 +750,7 @@ class Node:
         return answer
 
     def find_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> list[Findings]:
-        """`find` for several queries at once, in their order, all from one state of this node."""
+        """`find` for several queries at once, in their order; by meaning, all from one state of this node."""
         began = time.perf_counter()
         questions, found = self._find_many(queries, k, _Asked(**options))
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
@@ -742,58 +764,91 @@ class Node:
         questions = [_question(query) for query in queries]
         replica = self.replica
         allowed, completeness = self._allowed(replica, asked)
-        vectors = replica.embedder.embed(questions)
-        found = self._best(replica.store, vectors, k, allowed, collapse=asked.collapse)
+        said = [self._vocabulary.explained(question) for question in questions] if asked.by_words else questions
+        vectors = None if asked.mode == "words" else replica.embedder.embed(said)
+        if vectors is not None and not asked.by_words and not asked.collapse:
+            # In one product, and of one state of the store.
+            found = [self._described(Ranking(one)) for one in replica.store.search_many(vectors, k, allowed)]
+        else:
+            k = as_integer("k", k, smallest=1)
+            found = [
+                self._answered(replica, question, None if vectors is None else vectors[row], k, allowed, asked)
+                for row, question in enumerate(questions)
+            ]
         return questions, [Findings(columns, completeness) for columns in found]
 
     def _allowed(self, replica: Replica, asked: _Asked) -> tuple[Collection[int] | Ints | None, Completeness]:
         """Return the charts that may be found, None for all, and how complete an answer is."""
-        if asked.where is None:
+        checked_mode(asked.mode)
+        if asked.where is None and not asked.by_words:
             return asked.chart_ids, self._completeness_for_search(replica, asked.require_complete)
-        wanted = checked(asked.where)
+        wanted = None if asked.where is None else checked(asked.where)
         self._words.keep(replica.store)
         # Before the words are looked at: what comes in between is found, and said to be missing at worst.
         completeness = self._completeness_for_search(replica, asked.require_complete, words=True)
+        if wanted is None:
+            return asked.chart_ids, completeness
         found = self._words.lexicon.matching(wanted)
         if asked.chart_ids is not None:
             found = found[np.isin(found, as_chart_ids(asked.chart_ids))]
         return found, completeness
 
-    def _best(
+    def _answered(
         self,
-        store: VectorStore,
-        vectors: np.ndarray,
+        replica: Replica,
+        question: str,
+        vector: np.ndarray | None,
         k: int,
         allowed: Collection[int] | Ints | None,
-        *,
-        but: int | None = None,
-        collapse: bool = False,
-    ) -> list[dict[str, Sequence[object]]]:
-        """Find and describe the best k charts for each vector, (n, dim). but: without this one."""
-        if but is None and not collapse:
-            return [self._described(matches) for matches in store.search_many(vectors, k, allowed)]
-        k = as_integer("k", k, smallest=1)
-        if not collapse:
-            return [self._described(_without(one, but, k)) for one in store.search_many(vectors, k + 1, allowed)]
-        return [self._collapsed(store, vector, k, allowed, but) for vector in vectors]
-
-    def _collapsed(
-        self, store: VectorStore, vector: np.ndarray, k: int, allowed: Collection[int] | Ints | None, but: int | None
+        asked: _Asked,
     ) -> dict[str, Sequence[object]]:
-        """Find and describe the best k charts of which none is a near-copy of a better one, and count those of each."""
+        """Find and describe the best k charts. vector: of the question, or of the chart that they are to be like."""
+        store, but = replica.store, asked.like
+        if asked.by_words:
+            k = as_integer("k", k, smallest=1)
+            question = self._vocabulary.explained(question)
+        if vector is None and asked.mode != "words":
+            vector = self._query_vector(replica.embedder, question)
+        shares = self._words.lexicon.shares(question) if asked.by_words else None
+
+        def ranked(count: int) -> Ranking:
+            if shares is None:
+                assert vector is not None
+                return Ranking(_without(store.search(vector, count + (but is not None), allowed), but, count))
+            if vector is None or asked.mode == "words":
+                return by_words(store, shares, count, allowed)
+            return by_both(store, vector, shares, count, allowed)
+
+        if asked.collapse:
+            ranking, copies = self._collapsed(store, ranked, as_integer("k", k, smallest=1), allowed, but)
+            described = self._described(ranking, question)
+            why = described.pop("why", None)
+            return {**described, "copies": copies, **({} if why is None else {"why": why})}
+        return self._described(ranked(k if but is None else as_integer("k", k, smallest=1)), question)
+
+    @staticmethod
+    def _collapsed(
+        store: VectorStore,
+        ranked: Callable[[int], Ranking],
+        k: int,
+        allowed: Collection[int] | Ints | None,
+        but: int | None,
+    ) -> tuple[Ranking, list[int]]:
+        """Find the best k charts of which none is a near-copy of a better one, and count those of each."""
         fetched = 4 * k
         while True:
-            matches = store.search(vector, fetched, allowed)
-            best, vectors = _distinct(store, _without(matches, but, fetched), k)
-            if len(vectors) == k or len(matches.chart_ids) < fetched:
+            found = ranked(fetched)
+            places, vectors = _distinct(store, found.matches, k)
+            if len(vectors) == k or len(found.matches.chart_ids) < fetched:
                 break
             fetched *= 4
-        copies = []
-        for chart_id, near in zip(best.chart_ids, store.search_many(vectors, MOST_COPIES + 2, allowed), strict=True):
-            others = near.chart_ids[near.scores >= COPY]
+        best, copies = found.only(places), []
+        near = store.search_many(vectors, MOST_COPIES + 2, allowed)
+        for chart_id, each in zip(best.matches.chart_ids, near, strict=True):
+            others = each.chart_ids[each.scores >= COPY]
             others = others[(others != chart_id) & (others != (-1 if but is None else but))]
             copies.append(min(MOST_COPIES, len(others)))
-        return {**self._described(best), "copies": copies}
+        return best, copies
 
     def facets(self, where: Where | None = None) -> Answer:
         """Count the charts by each word that `search` can filter by, among all or those that match ``where``.
@@ -837,7 +892,7 @@ class Node:
     def _completeness_of(self, replica: Replica, *, words: bool = False) -> Completeness:
         completeness = replica.follower.completeness()
         if words and (lacking := self._words.lacking(replica.store)):
-            said = f"the words of {lacking:,} charts are not read yet, so a filter may not find them"
+            said = f"the words of {lacking:,} charts are not read yet, so filters and words may not find them"
             return completeness._replace(reason="; ".join(filter(None, [completeness.reason, said])))
         if completeness.complete and not replica.threads.running:
             why = f"{self._state()}, so it hears of no changes"
@@ -847,7 +902,9 @@ class Node:
             return completeness
         return completeness._replace(reason=why)
 
-    def _described(self, matches: Matches) -> dict[str, Sequence[object]]:
+    def _described(self, ranking: Ranking, question: str = "") -> dict[str, Sequence[object]]:
+        """Return what is told of charts that were found, as columns; where words counted, why they were."""
+        matches = ranking.matches
         chart_ids = matches.chart_ids.tolist()
         known = self._details.of({chart_id: self.store.revision(chart_id) or 0 for chart_id in chart_ids})
         charts = [known.get(chart_id) for chart_id in chart_ids]
@@ -856,7 +913,16 @@ class Node:
             for name in list(FOUND)[3:]
         }
         scores = matches.scores.tolist()  # given an array, polars imports under a lock, which a fork copies
-        return {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns}
+        told = {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns}
+        if ranking.words is None:
+            return told
+        words = ranking.words.tolist()
+        meaning = [None] * len(words) if ranking.meaning is None else ranking.meaning.tolist()
+        told["why"] = [
+            {"matched": [] if chart is None else matched(question, chart), "meaning": by_meaning, "words": by_word}
+            for chart, by_meaning, by_word in zip(charts, meaning, words, strict=True)
+        ]
+        return told
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -1260,8 +1326,8 @@ def _without(matches: Matches, but: int | None, most: int) -> Matches:
     return Matches(matches.chart_ids[kept][:most], matches.scores[kept][:most])
 
 
-def _distinct(store: VectorStore, found: Matches, k: int) -> tuple[Matches, np.ndarray]:
-    """Choose the first k that are no near-copies of one before them; return them, and their vectors, (n, dim)."""
+def _distinct(store: VectorStore, found: Matches, k: int) -> tuple[Ints, np.ndarray]:
+    """Choose the first k that are no near-copies of one before them; return where they are, and their vectors."""
     chart_ids, _, _, vectors = store.columns(found.chart_ids)
     here = np.flatnonzero(np.isin(found.chart_ids, chart_ids))  # what has gone meanwhile is left out
     by_id = np.argsort(chart_ids)
@@ -1273,8 +1339,7 @@ def _distinct(store: VectorStore, found: Matches, k: int) -> tuple[Matches, np.n
         chosen.append(first)
         open_ &= vectors @ vectors[first] < COPY
         open_[first] = False
-    places = here[chosen]
-    return Matches(found.chart_ids[places], found.scores[places]), vectors[chosen]
+    return here[chosen], vectors[chosen]
 
 
 def _question(query: str) -> str:

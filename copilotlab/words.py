@@ -1,4 +1,4 @@
-"""What the charts of a node say of themselves, kept beside its vectors: to filter searches by.
+"""What the charts of a node say of themselves, kept beside its vectors: to filter by, and to search by words.
 
 It is in the repository, which may be slow or away. So it is read in the background, page by page, as the store of
 vectors changes; a search takes what is there, and says what is not yet.
@@ -15,6 +15,7 @@ import numpy as np
 
 from copilotlab.charts import Chart, ChartRepository, RepositoryError
 from copilotlab.filters import facets_of
+from copilotlab.fusion import text_of
 from copilotlab.patience import PATIENCE, PatientCall
 from copilotlab.store import Ints, Lexicon, News, VectorStore, Words
 
@@ -43,14 +44,13 @@ class _Progress(NamedTuple):
 class WordsKept:
     """The words of the charts that a store holds, at the store's revision of each, or a later one.
 
-    Nothing is kept until `keep` is called.
+    kept: whether to keep any from the start; else nothing is kept until `keep` is called. lexicon: what to begin with.
     """
 
-    def __init__(self, charts: ChartRepository, former: WordsKept | None = None) -> None:
-        """Begin with nothing; or in a forked child with what the parent's kept."""
+    def __init__(self, charts: ChartRepository, *, kept: bool = False, lexicon: Lexicon | None = None) -> None:
         self._charts = charts
-        self.lexicon: Lexicon = Lexicon(None if former is None else former.lexicon)
-        self.kept: bool = former is not None and former.kept
+        self.lexicon = Lexicon() if lexicon is None else lexicon
+        self.kept = kept
         """Whether words are kept here."""
         self._following: VectorStore | None = None
         self._progress = _beginning()
@@ -58,6 +58,10 @@ class WordsKept:
         self._ended = False
         self._lock = threading.Lock()  # of `_progress`, and of the words that go with it
         self._reads = PatientCall(self._read, "copilotlab-words")
+
+    def after_fork(self) -> WordsKept:
+        """Return what goes on in a forked child with what is here; locks and threads are the parent's."""
+        return WordsKept(self._charts, kept=self.kept, lexicon=Lexicon(self.lexicon))
 
     def keep(self, store: VectorStore) -> None:
         """Keep the words of what ``store`` holds from now on; the first time, wait a quarter of a second for them."""
@@ -183,4 +187,4 @@ def _beginning() -> _Progress:
 
 
 def _words(chart: Chart, revision: int) -> Words:
-    return Words(chart.chart_id, revision, facets_of(chart))
+    return Words(chart.chart_id, revision, facets_of(chart), text_of(chart))

@@ -94,6 +94,7 @@ def _node_of(settings: NodeSettings, charts: ChartRepository) -> Node:
         policy=settings.policy.made(),
         node_id=settings.node_id,
         namespace=settings.namespace,
+        words=True,
     )
 
 

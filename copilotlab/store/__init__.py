@@ -4,7 +4,8 @@
 vectors. Beside it, a `Lexicon` holds what charts say of themselves, as `Words`.
 """
 
-from copilotlab.store.lexicon import Facet, Lexicon, Words
+from copilotlab.store.grams import words_of
+from copilotlab.store.lexicon import Facet, Lexicon, Shares, Words
 from copilotlab.store.records import Ints, Manifest, Matches, News, Record, as_chart_ids, as_integer
 from copilotlab.store.store import EXACT_LIMIT, VectorStore
 
@@ -17,8 +18,10 @@ __all__ = [
     "Matches",
     "News",
     "Record",
+    "Shares",
     "VectorStore",
     "Words",
     "as_chart_ids",
     "as_integer",
+    "words_of",
 ]

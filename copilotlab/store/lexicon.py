@@ -1,4 +1,4 @@
-"""What charts say of themselves, in memory, to filter by: which charts have a source, a tag, a measure.
+"""What charts say of themselves, in memory: to filter by, and to find by words, with BM25 over trigrams.
 
 It is made of segments, which never change: what comes in is a segment of its own, and small ones are merged, off the
 readers' way. So a reader takes the segments as they are at one moment, without a lock, and one change costs little.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from copilotlab.store.grams import grams_of
 from copilotlab.store.postings import Postings
 from copilotlab.store.records import Ints
 
@@ -27,6 +28,12 @@ Facet = tuple[str, str]
 """A field and one of its values, as in ("source", "Sales")."""
 Mask = npt.NDArray[np.bool_]
 
+SATURATION = 1.2  # BM25's k1: how soon it does not matter any more that a chart has a trigram several times
+LENGTH_MATTERS = 0.5  # BM25's b
+USUAL_LENGTH = 150  # trigrams, of any catalogue: so a chart's weights depend on itself alone
+FULL = 255  # the weight of a trigram that a chart repeats for ever
+FINENESS = 1_024  # steps that a trigram's rarity is counted in: whole numbers add up alike in any order
+
 
 class Words(NamedTuple):
     """What one chart says of itself, at a revision."""
@@ -34,6 +41,7 @@ class Words(NamedTuple):
     chart_id: int
     revision: int
     facets: tuple[Facet, ...]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +52,7 @@ class Segment:
     revisions: Ints
     live: Mask
     facets: Postings
+    grams: Postings
 
     @classmethod
     def of(cls, words: Sequence[Words], names: dict[int, Facet]) -> Segment:
@@ -61,6 +70,7 @@ class Segment:
             np.array([one.revision for one in ordered], dtype=np.int64),
             np.ones(len(ordered), dtype=bool),
             Postings.of(np.array(keys, dtype=np.uint64), np.array(rows, dtype=np.uint32)),
+            _weighed([one.text for one in ordered]),
         )
 
     @property
@@ -70,7 +80,8 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        return self.chart_ids.nbytes + self.revisions.nbytes + self.live.nbytes + self.facets.nbytes
+        heads = self.chart_ids.nbytes + self.revisions.nbytes + self.live.nbytes
+        return heads + self.facets.nbytes + self.grams.nbytes
 
     def rows_of(self, chart_ids: Ints) -> Ints:
         """Return the rows of these charts, -1 for one that does not count here."""
@@ -96,6 +107,64 @@ class Segment:
                 has[self.facets.having(_key((field, value)))] = True
             found = found & has
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shares:
+    """How well each chart has the words of a question: 0 to 1, BM25 as a share of the most that it can be.
+
+    Charts that say the same have the same share, to the bit, whatever came in before.
+    """
+
+    segments: tuple[Segment, ...]
+    sums: tuple[npt.NDArray[np.float64], ...]
+    most: float
+
+    @classmethod
+    def of(cls, segments: tuple[Segment, ...], question: str) -> Shares:
+        keys, counts = np.unique(grams_of([question])[0], return_counts=True)
+        places = [segment.grams.slices(keys) for segment in segments]
+        having = np.zeros(len(keys), dtype=np.int64)
+        for segment, there in zip(segments, places, strict=True):
+            rows = segment.grams.rows
+            if segment.live.all():
+                counted = [each.stop - each.start for each in there]
+            else:
+                counted = [int(segment.live[rows[each]].sum()) for each in there]
+            having += np.array(counted, dtype=np.int64)
+        size = sum(segment.size for segment in segments)
+        rarity = np.round(FINENESS * np.log(1 + (size - having + 0.5) / (having + 0.5))) * counts
+        sums = tuple(_summed(each, there, rarity) for each, there in zip(segments, places, strict=True))
+        return cls(segments, sums, max(1.0, FULL * float(rarity.sum())))
+
+    def best(self, most: int, allowed: Ints | None = None) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Return the charts with the highest shares above 0, best first, ties by id, and these shares.
+
+        allowed: only among these charts.
+        """
+        chart_ids, sums = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+        for segment, each in zip(self.segments, self.sums, strict=True):
+            if allowed is not None:
+                rows = segment.rows_of(allowed)
+                rows = rows[rows >= 0]
+                rows = rows[each[rows] > 0]
+            else:
+                rows = np.flatnonzero(each > 0)
+            if len(rows) > most:
+                rows = rows[each[rows] >= np.partition(each[rows], len(rows) - most)[len(rows) - most]]
+            chart_ids.append(segment.chart_ids[rows])
+            sums.append(each[rows])
+        found, summed = np.concatenate(chart_ids), np.concatenate(sums)
+        order = np.lexsort((found, -summed))[:most]
+        return found[order], summed[order] / self.most
+
+    def of_charts(self, chart_ids: Ints) -> npt.NDArray[np.float64]:
+        """Return the shares of these charts, 0 for one that is not known."""
+        shares = np.zeros(len(chart_ids))
+        for segment, each in zip(self.segments, self.sums, strict=True):
+            rows = segment.rows_of(chart_ids)
+            shares[rows >= 0] = each[rows[rows >= 0]] / self.most
+        return shares
 
 
 class Lexicon:
@@ -190,6 +259,10 @@ class Lexicon:
         found = [segment.chart_ids[segment.matching(where)] for segment in self._segments]
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
+    def shares(self, question: str) -> Shares:
+        """Compare a question with all charts, by words."""
+        return Shares.of(self._segments, question)
+
     def counts(self, where: Mapping[str, Collection[str]]) -> dict[Facet, int]:
         """Count, among the charts that `matching` finds, those that have each facet; without those that none has."""
         counted = Counter[Facet]()
@@ -241,9 +314,39 @@ def _merged(segments: Sequence[Segment]) -> tuple[Segment, Ints]:
             np.concatenate([segment.revisions for segment in segments])[taken],
             np.ones(len(taken), dtype=bool),
             Postings.merged([(segment.facets, of) for segment, of in parts]),
+            Postings.merged([(segment.grams, of) for segment, of in parts]),
         ),
         taken,
     )
+
+
+def _weighed(texts: Sequence[str]) -> Postings:
+    """Return the trigrams of these texts, each with what BM25 makes of how often a text has it, and of its length."""
+    keys, rows = grams_of(texts)
+    order = np.argsort(keys, kind="stable")
+    lengths = np.bincount(rows, minlength=len(texts))
+    keys, rows = keys[order], rows[order]
+    firsts = np.ones(len(keys), dtype=bool)
+    firsts[1:] = (keys[1:] != keys[:-1]) | (rows[1:] != rows[:-1])
+    starts = np.flatnonzero(firsts)
+    keys, rows, times = keys[starts], rows[starts], np.diff(starts, append=len(keys))
+    against = SATURATION * (1 - LENGTH_MATTERS + LENGTH_MATTERS * lengths / USUAL_LENGTH)
+    weights = np.round(FULL * times / (times + against[rows]))
+    return Postings.of(keys, rows.astype(np.uint32), np.maximum(weights, 1).astype(np.uint8))
+
+
+def _summed(segment: Segment, places: Sequence[slice], rarity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return for each row of a segment what it has of a question, 0 where it does not count."""
+    sums = np.zeros(len(segment.live))
+    grams = segment.grams
+    if grams.weights is None:
+        return sums
+    for there, rare in zip(places, rarity.tolist(), strict=True):
+        if there.start < there.stop:
+            np.add.at(sums, grams.rows[there], rare * grams.weights[there])  # half the time of sums[rows] += ...
+    if not segment.live.all():
+        sums[~segment.live] = 0
+    return sums
 
 
 def _key(facet: Facet) -> int:

@@ -89,3 +89,36 @@ def test_many_single_changes_leave_few_segments_and_few_names():
     assert len(lexicon._segments) <= 8
     assert len(lexicon._names) < 1_500
     assert lexicon.nbytes < 50 * 200
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(charts, st.text(alphabet="abc ", max_size=12)), max_size=10), st.text("abc ", max_size=8))
+def test_shares_depend_on_what_charts_say_and_not_on_what_came_before(said, question):
+    grown, model = Lexicon(), {}
+    for revision, (chart_id, text) in enumerate(said, start=1):
+        grown.put([Words(chart_id, revision, (), text)])
+        model[chart_id] = Words(chart_id, revision, (), text)
+        if revision % 3 == 0:
+            grown.tidy()
+    fresh = Lexicon()
+    fresh.put(model.values())
+    everything = ids(*range(8))
+    ours, theirs = (lexicon.shares(question) for lexicon in (grown, fresh))
+    assert ours.of_charts(everything).tolist() == theirs.of_charts(everything).tolist()
+    for most in (2, 20):
+        for allowed in (None, ids(1, 3, 5)):
+            (found, shares), (expected, others) = (each.best(most, allowed) for each in (ours, theirs))
+            assert (found.tolist(), shares.tolist()) == (expected.tolist(), others.tolist())
+            assert shares.tolist() == sorted(shares.tolist(), reverse=True)
+            assert all(0 < share <= 1 for share in shares.tolist())
+
+
+def test_a_typo_costs_some_of_the_share_and_a_column_is_read_as_words():
+    lexicon = Lexicon()
+    texts = ["Revenue by region", "netRevenue_usd per store", "Sick leave by team"]
+    lexicon.put([Words(chart_id, 1, (), text) for chart_id, text in enumerate(texts)])
+    right = lexicon.shares("revenue").of_charts(ids(0, 1, 2))
+    wrong = lexicon.shares("reveneu").of_charts(ids(0, 1, 2))
+    assert right.min() == right[2] < min(right[0], right[1])
+    assert 0 < wrong[0] < right[0]
+    assert lexicon.shares("...").best(5)[0].tolist() == []

@@ -152,7 +152,7 @@ def test_a_child_process_goes_on_with_what_its_parent_kept(charts):
     save(charts, store, 1, "Sales")
     words.keep(store)
     caught_up(words, store)
-    reads, child = charts.reads, WordsKept(charts, words)
+    reads, child = charts.reads, words.after_fork()
     caught_up(child, store)
     child.note(Chart(chart_id=1, title="Revenue", source="HR"), 5)
     assert (of(child, "HR"), of(words, "Sales"), charts.reads) == ([1], [1], reads)
