@@ -16,14 +16,14 @@ from copilotlab.store import Ints, Matches, Shares, VectorStore, as_chart_ids, w
 Mode = Literal["meaning", "words", "hybrid"]
 MODES: tuple[Mode, ...] = ("meaning", "words", "hybrid")
 
-# Chosen on the development questions of data/ and of real catalogues, for three models, so that no kind of question loses
-# more than 0.01 of its nDCG@10. The share of words that a chart has counts in standard deviations of the candidates'
-# cosines, which differ from model to model.
+# Chosen on the development questions of data/ and of real catalogues, for three models, so that no kind of question
+# loses more than 0.01 of its nDCG@10. The share of words that a chart has counts in standard deviations of the
+# candidates' cosines, which differ from model to model.
 POOL = 100  # charts by meaning, and by words, that are ranked by both
 WEIGHT = 6.0
 CHANCE = 0.15  # the share of a question's trigrams that a chart may have by chance: it counts from there on
 TEXT = 4_000  # letters of a chart, title first, that are searched by words
-ALIKE = 0.6  # trigrams in common, as Dice has it, from which on a word of a chart is said to be meant
+ALIKE = 0.5  # trigrams in common, as Dice has it, from which on a word of a chart is said to be meant
 _SMALL = frozenset(
     words_of(
         "a an and are as at be by do does for from had has have how in is it its of on or our per than that the their "

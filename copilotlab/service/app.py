@@ -29,6 +29,7 @@ from copilotlab.charts import Chart, chart_id_of
 from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
 from copilotlab.filters import FIELDS
+from copilotlab.fusion import Mode
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
 from copilotlab.node import MAX_QUERY_LENGTH, ManyOptions, Node
@@ -67,6 +68,7 @@ Values = AValue | Annotated[list[AValue], Field(max_length=MOST_FILTERS)]
 AFilter = Annotated[str, Field(max_length=220, pattern=rf"^({'|'.join(FIELDS)}):[^\x00]*$", examples=["source:Sales"])]
 ONLY_CHARTS = "only these charts"
 ONLY_WHERE = "only charts that have one of the given values for each field that is named, as in source:Sales"
+BY_MODE = "by meaning, by words (typos do little harm), or by both"
 COLLAPSE = "of near-copies, show the best alone, with the number of the others"
 AQuery = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_LENGTH, pattern=r"\S")]
 
@@ -111,10 +113,18 @@ class ChartAnswer(ChartBody):
     revision: int
 
 
+class Why(BaseModel):
+    """Which words of a chart were asked for, and what parts its score has; meaning is null where it does not count."""
+
+    matched: list[str]
+    meaning: float | None
+    words: float
+
+
 class FoundChart(BaseModel):
     """A chart that a search found; what is null could not be read in time.
 
-    copies: near-copies of it that are not shown; only where they are collapsed.
+    copies: near-copies of it that are not shown; only where they are collapsed. why: only where words count.
     """
 
     rank: int
@@ -130,6 +140,7 @@ class FoundChart(BaseModel):
     key: str | None
     url: str | None
     copies: int | None = None
+    why: Why | None = None
 
 
 class Held(BaseModel):
@@ -218,6 +229,7 @@ class Question(BaseModel):
     k: Annotated[int, Field(ge=1), Whole] = 10
     chart_ids: list[AnId] | None = None
     where: Filter | None = None
+    mode: Mode = Field("meaning", description=BY_MODE)
     collapse: bool = Field(False, description=COLLAPSE)
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
@@ -247,6 +259,11 @@ class Asked(AskedLike):
     """One query, as it stands in a URL."""
 
     q: AQuery = Field(examples=["revenue per region"])
+    mode: Mode = Field("meaning", description=BY_MODE)
+
+    def options(self) -> ManyOptions:
+        """Return what a node's search takes."""
+        return {**super().options(), "mode": self.mode}
 
 
 class Changed(BaseModel):
@@ -383,6 +400,7 @@ class Service:
             chart_ids=asked.chart_ids,
             where=None if asked.where is None else asked.where.model_dump(exclude_none=True),
             collapse=asked.collapse,
+            mode=asked.mode,
             require_complete=asked.require_complete,
         )
         answers = [_answer(query, one) for query, one in zip(asked.queries, found, strict=True)]

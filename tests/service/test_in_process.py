@@ -159,8 +159,19 @@ def test_filters_facets_copies_and_what_is_like_a_chart_are_asked_for_over_http(
         assert "copies" not in answer["results"][0]
         (answer,) = client.post("/v1/search", json={**asked, "collapse": True}).json()["answers"]
         assert all("copies" in row for row in answer["results"])
+        (row,) = client.get("/v1/search", params={"q": "reveneu peple", "k": 1, "mode": "words"}).json()["results"]
+        assert (row["chart_id"], row["why"]["matched"]) == (2, ["revenue", "people"])
+        (answer,) = client.post("/v1/search", json={"queries": ["HR"], "mode": "hybrid", "k": 1}).json()["answers"]
+        (row,) = answer["results"]
+        assert row["score"] == pytest.approx(row["why"]["meaning"] + row["why"]["words"], abs=1e-6)
+        assert "why" not in client.get("/v1/search", params={"q": "revenue"}).json()["results"][0]
         assert "chart 9 is not among" in is_problem(client.get("/v1/charts/9/like"), 404)
-        for wrong in ("/v1/search?q=a&where=owner:Ada", "/v1/charts/x/like", "/v1/charts/0/like?q=a"):
+        for wrong in (
+            "/v1/search?q=a&where=owner:Ada",
+            "/v1/search?q=a&mode=both",
+            "/v1/charts/x/like",
+            "/v1/charts/0/like?q=a",
+        ):
             is_problem(client.get(wrong), 422)
         is_problem(client.post("/v1/search", json={"queries": ["a"], "where": {"owner": "Ada"}}), 422)
 
