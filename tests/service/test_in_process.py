@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
-from copilotlab import ChartRepository, LocalRedis, Node, Policy, load_embedder
+from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy, load_embedder
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.simulated_lab import simulated_charts
 from copilotlab.monitoring import Alerts, Thresholds
@@ -159,6 +159,8 @@ def test_filters_facets_copies_and_what_is_like_a_chart_are_asked_for_over_http(
         assert "copies" not in answer["results"][0]
         (answer,) = client.post("/v1/search", json={**asked, "collapse": True}).json()["answers"]
         assert all("copies" in row for row in answer["results"])
+        charts.save(Chart(chart_id=7, title="Costs by region", source="Finance"))  # as another process does
+        wait_for(lambda: found("/v1/search", q="costs", where="source:Finance") == {7})
         (row,) = client.get("/v1/search", params={"q": "reveneu peple", "k": 1, "mode": "words"}).json()["results"]
         assert (row["chart_id"], row["why"]["matched"]) == (2, ["revenue", "people"])
         (answer,) = client.post("/v1/search", json={"queries": ["HR"], "mode": "hybrid", "k": 1}).json()["answers"]
