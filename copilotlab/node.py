@@ -14,7 +14,6 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypedDict, Unpack
@@ -179,8 +178,7 @@ class SearchOptions(ManyOptions, total=False):
     like: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What a search is asked besides its queries."""
 
     chart_ids: Collection[int] | None = None
@@ -721,6 +719,9 @@ class Node:
         question = "" if query is None else _question(query)
         allowed, completeness = self._allowed(replica, asked)
         if query is not None:
+            if not asked.by_words and not asked.collapse:  # as most often: it takes the shortest way
+                nearest = replica.store.search(self._query_vector(replica.embedder, question), k, allowed)
+                return Findings(self._described(Ranking(nearest)), completeness)
             return Findings(self._answered(replica, question, None, k, allowed, asked), completeness)
         record = replica.store.get(check_chart_id(like))
         if record is None:

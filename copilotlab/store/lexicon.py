@@ -33,7 +33,7 @@ LENGTH_MATTERS = 0.5  # BM25's b
 USUAL_LENGTH = 150  # trigrams, of any catalogue: so a chart's weights depend on itself alone
 FULL = 255  # the weight of a trigram that a chart repeats for ever
 COMMON = 0.3  # of all charts have a trigram: then it tells little, and is left out, which halves the time
-FEW = 1_000  # charts: what so many have, or fewer, is never left out
+FEW = 10_000  # charts: what so many have, or fewer, is never left out, since there is time for it
 FINENESS = 1_024  # steps that a trigram's rarity is counted in: whole numbers add up alike in any order
 
 
