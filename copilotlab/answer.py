@@ -25,6 +25,13 @@ FOUND: dict[str, type[pl.DataType] | pl.DataType] = {
     "url": pl.String,
 }
 
+COPIES: dict[str, type[pl.DataType] | pl.DataType] = {"copies": pl.UInt32}
+"""What a search that collapses near-copies tells besides."""
+WHY: dict[str, type[pl.DataType] | pl.DataType] = {
+    "why": pl.Struct({"matched": pl.List(pl.String), "meaning": pl.Float32, "words": pl.Float32})
+}
+"""What a search by words tells besides: the words of a chart that were asked for, and the parts of its score."""
+
 
 class NodeIncomplete(RuntimeError):
     """A search that requires all charts met a node that lacks some. ``completeness``: how much is there, and why."""

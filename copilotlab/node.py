@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import redis as redis_py
 
-from copilotlab.answer import FOUND, Answer, Findings, NodeIncomplete
+from copilotlab.answer import COPIES, FOUND, WHY, Answer, Findings, NodeIncomplete
 from copilotlab.charts import (
     Change,
     Chart,
@@ -37,6 +37,8 @@ from copilotlab.clock import Clock
 from copilotlab.details import Details
 from copilotlab.embedding import Embedder
 from copilotlab.embedding.half import rounded
+from copilotlab.filters import FIELDS, Where, checked
+from copilotlab.fusion import Mode, Ranking, by_both, by_words, checked_mode, matched
 from copilotlab.lifetime import (
     HANDLER_SECONDS,
     STOP_SECONDS,
@@ -70,8 +72,10 @@ from copilotlab.protocol.replica import Replica
 from copilotlab.protocol.toggles import POLICY_FIELDS, SWITCHES, InForce
 from copilotlab.reasons import short
 from copilotlab.snapshot_file import SnapshotFile
-from copilotlab.store import EXACT_LIMIT, Matches, VectorStore
+from copilotlab.store import EXACT_LIMIT, Ints, Matches, VectorStore, as_chart_ids, as_integer
+from copilotlab.vocabulary import Terms, vocabulary_of
 from copilotlab.watch import MOST_TOLD, NodeState, Watch, collector_of, state_of
+from copilotlab.words import WordsKept
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -79,6 +83,9 @@ if TYPE_CHECKING:
     from copilotlab.monitoring.collector import NodeCollector
 
 MAX_QUERY_LENGTH = 2_000
+COPY = 0.99  # cosine from which on two charts are near-copies
+MOST_COPIES = 100  # of one chart that are counted
+WORDS_SECONDS = 10.0  # that a rebuild waits, at its end, for the words of charts
 
 Outcome = Literal["published", "local", "deferred", "unchanged"]
 
@@ -159,6 +166,42 @@ class Changeable(TypedDict, total=False):
     chunk_size: int
 
 
+class ManyOptions(TypedDict, total=False):
+    """What `Node.search_many` and `Node.find_many` take besides: see `Node.search`."""
+
+    chart_ids: Collection[int] | None
+    where: Where | None
+    collapse: bool
+    mode: Mode
+    require_complete: bool
+
+
+class SearchOptions(ManyOptions, total=False):
+    """What `Node.find` and `Node.asearch` take besides: see `Node.search`."""
+
+    like: int | None
+
+
+class _Asked(NamedTuple):
+    """What a search is asked besides its queries."""
+
+    chart_ids: Collection[int] | None = None
+    where: Where | None = None
+    like: int | None = None
+    collapse: bool = False
+    mode: Mode = "meaning"
+    require_complete: bool = False
+
+    @property
+    def by_words(self) -> bool:
+        """Whether words count."""
+        return self.mode != "meaning" and self.like is None
+
+    def schema(self) -> dict[str, type[pl.DataType] | pl.DataType]:
+        """Return what columns the answer has."""
+        return {**FOUND, **(COPIES if self.collapse else {}), **(WHY if self.by_words else {})}
+
+
 class Node:
     """One application node.
 
@@ -170,6 +213,11 @@ class Node:
     snapshot: a file in which this node, and no other, keeps its vectors: written in the background a minute after a
     change, and at `stop`. A node that starts with it answers from it at once, and embeds only what has changed since; a
     file that is damaged or of another model or catalogue is left aside, which the log says. None by default.
+    vocabulary: what abbreviations and other names stand for in questions, beside those that ship: a mapping, as in
+    ``{"DLQ": "dead letter queue"}``, or the path of a .csv file with the columns term and means. It acts where words
+    count, see `search`.
+    words: keep the words of charts (some 600 bytes each) from the start, and not only from the first search on that
+    filters or goes by words, which finds only those that have been read by then.
 
     Start it with ``with node:`` or `start`; searching and updating also work on a node that was not started, which
     hears nothing of the others. It ends with `stop`, with the ``with`` block, with the interpreter, and when it is
@@ -195,6 +243,8 @@ class Node:
         clock: Clock | None = None,
         exact_limit: int = EXACT_LIMIT,
         snapshot: str | PathLike[str] | None = None,
+        vocabulary: Terms | None = None,
+        words: bool = False,
     ) -> None:
         if not isinstance(charts, ChartRepository):
             raise TypeError(
@@ -202,6 +252,7 @@ class Node:
             )
         if not isinstance(embedder, Embedder):
             raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
+        self._vocabulary = vocabulary_of(vocabulary)
         self.context = Context.of(
             node_id if node_id is not None else _random_id(), namespace=namespace, policy=policy, clock=clock
         )
@@ -209,6 +260,7 @@ class Node:
         self._given_id = node_id
         self._exact_limit = exact_limit
         self._details = Details(charts, self.context.listeners)
+        self._words = WordsKept(charts, kept=words)
         self._not_here = ""  # why it may not be used in this process; "" where it may
         self._living: list[Replica] = []
         self._watch = Watch(self.context)
@@ -250,8 +302,8 @@ class Node:
             embedder,
             redis,
             exact_limit=self._exact_limit,
-            went_back=self._details.clear,
-            watch=_looks(self._watch, self._snapshot_file),
+            went_back=_forgets(self._details, self._words),
+            watch=_looks(self._watch, self._words, self._snapshot_file),
             report=self._watch.report,
             ordered=self.orders.take,
             store=store,
@@ -380,6 +432,7 @@ class Node:
     def let_go(self) -> None:
         """Begin to stop, and wait for nothing. Takes no lock."""
         self._stopping.set()
+        self._words.let_go()
         if not self._not_here:
             for replica in list(self._living):
                 replica.threads.let_go()
@@ -402,6 +455,7 @@ class Node:
         )
         self.context.toggles.learn(before.toggles.settings)
         self._details = Details(self.charts, self.context.listeners)
+        self._words = self._words.after_fork()
         self._switching = threading.Lock()
         self._told_incomplete = False
         self._stopping = Latch()
@@ -592,6 +646,7 @@ class Node:
 
     def _spread(self, replica: Replica, chart: Chart, revision: int, vector: np.ndarray, began: float) -> UpdateResult:
         self._details.note(chart, revision)
+        self._words.note(chart, revision)
         told = replica.changes.spread(chart, revision, vector)
         self._follow(replica, chart.chart_id, revision)
         outcome: Outcome = "published" if told else "local"
@@ -606,6 +661,7 @@ class Node:
     def _spread_deletion(self, chart_id: int, revision: int, began: float) -> UpdateResult:
         told = [replica.changes.spread_deletion(chart_id, revision) for replica in self._replicas()]
         self._details.forget(chart_id)
+        self._words.forget(chart_id)
         outcome: Outcome = "published" if told[0] else "local"
         self.context.tell(Deleted(chart_id, revision, outcome, self.clock.now() - began))
         return UpdateResult(outcome, revision)
@@ -619,60 +675,84 @@ class Node:
     # --- search -----------------------------------------------------------------------------------------------
 
     def search(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        chart_ids: Collection[int] | None = None,
+        where: Where | None = None,
+        like: int | None = None,
+        collapse: bool = False,
+        mode: Mode = "meaning",
+        require_complete: bool = False,
     ) -> Answer:
         """Find the ``k`` charts (10) nearest in meaning to ``query``, from this node's memory alone.
 
         chart_ids: only these, when given: the charts that a user may see.
+        where: only charts that have these words of their own, each as it is written, as in ``{"source": "Sales",
+        "tags": ["finance", "hr"]}``: for each of source, chart_type, tags, dimensions, measures and instance (of the
+        tool that it comes from, see `Chart.key`) a value or several, of which a chart has one. See `facets`. The words
+        are kept from the first search that has a filter on, which waits for them a quarter of a second at most; later
+        ones wait for nothing. Where some are not read yet, the answer says so, as where charts are missing.
+        like: the id of a chart, in place of a query: charts like that one, which is left out itself.
+        collapse: show of near-copies (cosine of 0.99 or more) the best alone, and in a column ``copies`` how many more
+        there are among the charts searched, at most 100.
+        mode: "meaning" compares vectors; "words" the words themselves, by their trigrams, so that typos do little harm;
+        "hybrid" both. Where words count, abbreviations in the query are explained by the node's vocabulary first, words
+        are kept as for a filter, and a last column ``why`` tells the words of the chart that were ``matched``, and the
+        parts that ``meaning`` and ``words`` have in the score. What is `like` a chart is found by meaning.
         require_complete: raise NodeIncomplete where this node lacks charts, see `completeness`.
-        Returns a frame, best first: rank (from 1), chart_id, score (cosine, float32), title, chart_type, source,
-        dimensions, measures, tags, description, key, url. It says where it may lack charts, see `Answer`; the log does
-        so once.
-        Raises ValueError for an empty or overlong query or k < 1.
+        Returns a frame, best first: rank (from 1), chart_id, score (float32: the cosine; with "hybrid" and the part of
+        the words; with "words" the share of them that the chart has), title, chart_type, source, dimensions, measures,
+        tags, description, key, url. It says where it may lack charts, see `Answer`; the log does so once.
+        Raises ValueError for an empty or overlong query, k < 1, another mode, and a filter of another field, TypeError
+        for neither or both of query and like, and for values of another type, ChartNotFound where ``like`` is not here.
         """
         began = time.perf_counter()
-        found = self._find(query, k, chart_ids, require_complete)
-        answer = Answer(found.columns, schema=FOUND)
+        asked = _Asked(chart_ids, where, like, collapse, mode, require_complete)
+        found = self._find(query, k, asked)
+        answer = Answer(found.columns, schema=asked.schema())
         answer.completeness = found.completeness
         self.context.tell(Searched(1, time.perf_counter() - began))
         return answer
 
-    def find(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
-    ) -> Findings:
+    def find(self, query: str | None = None, k: int = 10, **options: Unpack[SearchOptions]) -> Findings:
         """Search without making a frame, which is half the time of a `search`: columns of plain values."""
         began = time.perf_counter()
-        found = self._find(query, k, chart_ids, require_complete)
+        found = self._find(query, k, _Asked(**options))
         self.context.tell(Searched(1, time.perf_counter() - began))
         return found
 
-    def _find(self, query: str, k: int, chart_ids: Collection[int] | None, require_complete: bool) -> Findings:
+    def _find(self, query: str | None, k: int, asked: _Asked) -> Findings:
         replica = self.replica  # so that query and vectors are of one model, also while the model is switched
-        question, completeness = _question(query), self._completeness_for_search(replica, require_complete)
-        vector = self._query_vector(replica.embedder, question)
-        return Findings(self._described(replica.store.search(vector, k, chart_ids)), completeness)
+        like = asked.like
+        if (query is None) == (like is None):
+            raise TypeError(f"query={short(query)}, like={short(like)}: expected one of them")
+        question = "" if query is None else _question(query)
+        allowed, completeness = self._allowed(replica, asked)
+        if query is not None:
+            if not asked.by_words and not asked.collapse:  # as most often: it takes the shortest way
+                nearest = replica.store.search(self._query_vector(replica.embedder, question), k, allowed)
+                return Findings(self._described(Ranking(nearest)), completeness)
+            return Findings(self._answered(replica, question, None, k, allowed, asked), completeness)
+        record = replica.store.get(check_chart_id(like))
+        if record is None:
+            held = f"{len(replica.store):,} that node {self.node_id!r} holds"
+            raise ChartNotFound(f"chart {short(like)} is not among the {held}")
+        return Findings(self._answered(replica, "", record.vector, k, allowed, asked), completeness)
 
-    async def asearch(
-        self, query: str, k: int = 10, *, chart_ids: Collection[int] | None = None, require_complete: bool = False
-    ) -> Answer:
+    async def asearch(self, query: str | None = None, k: int = 10, **options: Unpack[SearchOptions]) -> Answer:
         """Await `search`, which runs in a thread (``asyncio.to_thread``), so that the event loop goes on.
 
         Any other method is awaited likewise: ``await asyncio.to_thread(node.update_chart, chart)``.
         """
-        return await asyncio.to_thread(self.search, query, k, chart_ids=chart_ids, require_complete=require_complete)
+        return await asyncio.to_thread(self.search, query, k, **options)
 
-    def search_many(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        *,
-        chart_ids: Collection[int] | None = None,
-        require_complete: bool = False,
-    ) -> Answer:
+    def search_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> Answer:
         """`search` for several queries at once: one frame, which has the query's text in a first column ``query``."""
-        began = time.perf_counter()
-        questions, found = self._find_many(queries, k, chart_ids, require_complete)
-        schema = {"query": pl.String, **FOUND}
+        began, asked = time.perf_counter(), _Asked(**options)
+        questions, found = self._find_many(queries, k, asked)
+        schema = {"query": pl.String, **asked.schema()}
         frames = [
             pl.DataFrame({"query": [question] * len(one.columns["rank"]), **one.columns}, schema=schema)
             for question, one in zip(questions, found, strict=True)
@@ -682,37 +762,138 @@ class Node:
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
         return answer
 
-    def find_many(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        *,
-        chart_ids: Collection[int] | None = None,
-        require_complete: bool = False,
-    ) -> list[Findings]:
-        """`find` for several queries at once, in their order, all from one state of this node."""
+    def find_many(self, queries: Sequence[str], k: int = 10, **options: Unpack[ManyOptions]) -> list[Findings]:
+        """`find` for several queries at once, in their order; by meaning, all from one state of this node."""
         began = time.perf_counter()
-        questions, found = self._find_many(queries, k, chart_ids, require_complete)
+        questions, found = self._find_many(queries, k, _Asked(**options))
         self.context.tell(Searched(len(questions), time.perf_counter() - began))
         return found
 
-    def _find_many(
-        self, queries: Sequence[str], k: int, chart_ids: Collection[int] | None, require_complete: bool
-    ) -> tuple[list[str], list[Findings]]:
+    def _find_many(self, queries: Sequence[str], k: int, asked: _Asked) -> tuple[list[str], list[Findings]]:
         if isinstance(queries, str) or not isinstance(queries, Iterable):
             raise TypeError(f"search_many({short(queries)}): expected a list of queries; for one query use search")
+        if asked.like is not None:
+            raise TypeError(f"like={short(asked.like)}: expected of search alone, in place of a query")
         questions = [_question(query) for query in queries]
         replica = self.replica
-        completeness = self._completeness_for_search(replica, require_complete)
-        found = replica.store.search_many(replica.embedder.embed_query(questions), k, chart_ids)
-        return questions, [Findings(self._described(matches), completeness) for matches in found]
+        allowed, completeness = self._allowed(replica, asked)
+        said = [self._vocabulary.explained(question) for question in questions] if asked.by_words else questions
+        vectors = None if asked.mode == "words" else replica.embedder.embed_query(said)
+        if vectors is not None and not asked.by_words and not asked.collapse:
+            # In one product, and of one state of the store.
+            found = [self._described(Ranking(one)) for one in replica.store.search_many(vectors, k, allowed)]
+        else:
+            k = as_integer("k", k, smallest=1)
+            found = [
+                self._answered(replica, question, None if vectors is None else vectors[row], k, allowed, asked)
+                for row, question in enumerate(questions)
+            ]
+        return questions, [Findings(columns, completeness) for columns in found]
 
-    def _completeness_for_search(self, replica: Replica, required: bool) -> Completeness:
-        """Tell how much is here; where something is missing, say so in the log the first time, or raise."""
-        completeness = self._completeness_of(replica)
+    def _allowed(self, replica: Replica, asked: _Asked) -> tuple[Collection[int] | Ints | None, Completeness]:
+        """Return the charts that may be found, None for all, and how complete an answer is."""
+        checked_mode(asked.mode)
+        if asked.where is None and not asked.by_words:
+            return asked.chart_ids, self._completeness_for_search(replica, asked.require_complete)
+        wanted = None if asked.where is None else checked(asked.where)
+        self._words.keep(replica.store)
+        # Before the words are looked at: what comes in between is found, and said to be missing at worst.
+        completeness = self._completeness_for_search(replica, asked.require_complete, words=True)
+        if wanted is None:
+            return asked.chart_ids, completeness
+        found = self._words.lexicon.matching(wanted)
+        if asked.chart_ids is not None:
+            found = found[np.isin(found, as_chart_ids(asked.chart_ids))]
+        return found, completeness
+
+    def _answered(
+        self,
+        replica: Replica,
+        question: str,
+        vector: np.ndarray | None,
+        k: int,
+        allowed: Collection[int] | Ints | None,
+        asked: _Asked,
+    ) -> dict[str, Sequence[object]]:
+        """Find and describe the best k charts. vector: of the question, or of the chart that they are to be like."""
+        store, but = replica.store, asked.like
+        if asked.by_words:
+            k = as_integer("k", k, smallest=1)
+            question = self._vocabulary.explained(question)
+        if vector is None and asked.mode != "words":
+            vector = self._query_vector(replica.embedder, question)
+        shares = self._words.lexicon.shares(question) if asked.by_words else None
+
+        def ranked(count: int) -> Ranking:
+            if shares is None:
+                assert vector is not None
+                return Ranking(_without(store.search(vector, count + (but is not None), allowed), but, count))
+            if vector is None or asked.mode == "words":
+                return by_words(store, shares, count, allowed)
+            return by_both(store, vector, shares, count, allowed)
+
+        if asked.collapse:
+            ranking, copies = self._collapsed(store, ranked, as_integer("k", k, smallest=1), allowed, but)
+            described = self._described(ranking, question)
+            why = described.pop("why", None)
+            return {**described, "copies": copies, **({} if why is None else {"why": why})}
+        return self._described(ranked(k if but is None else as_integer("k", k, smallest=1)), question)
+
+    @staticmethod
+    def _collapsed(
+        store: VectorStore,
+        ranked: Callable[[int], Ranking],
+        k: int,
+        allowed: Collection[int] | Ints | None,
+        but: int | None,
+    ) -> tuple[Ranking, list[int]]:
+        """Find the best k charts of which none is a near-copy of a better one, and count those of each."""
+        fetched = 4 * k
+        while True:
+            found = ranked(fetched)
+            places, vectors = _distinct(store, found.matches, k)
+            if len(vectors) == k or len(found.matches.chart_ids) < fetched:
+                break
+            fetched *= 4
+        best, copies = found.only(places), []
+        near = store.search_many(vectors, MOST_COPIES + 2, allowed)
+        for chart_id, each in zip(best.matches.chart_ids, near, strict=True):
+            others = each.chart_ids[each.scores >= COPY]
+            others = others[(others != chart_id) & (others != (-1 if but is None else but))]
+            copies.append(min(MOST_COPIES, len(others)))
+        return best, copies
+
+    def facets(self, where: Where | None = None) -> Answer:
+        """Count the charts by each word that `search` can filter by, among all or those that match ``where``.
+
+        Returns a frame: field, value, charts; the most frequent first within a field. It says where it may lack charts,
+        see `Answer`. Raises as `search` does for a wrong filter.
+        """
+        wanted = checked({} if where is None else where)
+        replica = self.replica
+        self._words.keep(replica.store)
+        completeness = self._completeness_for_search(replica, False, words=True)
+        counts = self._words.lexicon.counts(wanted)
+        order = sorted(counts, key=lambda facet: (FIELDS.index(facet[0]), -counts[facet], facet[1]))
+        columns = {
+            "field": [field for field, _ in order],
+            "value": [value for _, value in order],
+            "charts": [counts[facet] for facet in order],
+        }
+        answer = Answer(columns, schema={"field": pl.String, "value": pl.String, "charts": pl.Int64})
+        answer.completeness = completeness
+        return answer
+
+    def _completeness_for_search(self, replica: Replica, required: bool, *, words: bool = False) -> Completeness:
+        """Tell how much is here; where something is missing, say so in the log the first time, or raise.
+
+        words: whether the words of charts count, too.
+        """
+        completeness = self._completeness_of(replica, words=words)
         if completeness.reason:
             if required:
-                completeness = self.completeness  # by a count that takes its time
+                len(replica.backlog)  # counted anew, however long it is
+                completeness = self._completeness_of(replica, words=words)
                 if completeness.reason:
                     remedy = "wait_complete() waits for the rest" if self.running else "start() it"
                     raise NodeIncomplete(f"node {self.node_id!r} holds {completeness}; {remedy}", completeness)
@@ -721,8 +902,11 @@ class Node:
                 self.context.tell(SearchedIncomplete(str(completeness)))
         return completeness
 
-    def _completeness_of(self, replica: Replica) -> Completeness:
+    def _completeness_of(self, replica: Replica, *, words: bool = False) -> Completeness:
         completeness = replica.follower.completeness()
+        if words and (lacking := self._words.lacking(replica.store)):
+            said = f"the words of {lacking:,} charts are not read yet, so filters and words may not find them"
+            return completeness._replace(reason="; ".join(filter(None, [completeness.reason, said])))
         if completeness.complete and not replica.threads.running:
             why = f"{self._state()}, so it hears of no changes"
         elif completeness.complete and replica.looks.refused:
@@ -731,7 +915,9 @@ class Node:
             return completeness
         return completeness._replace(reason=why)
 
-    def _described(self, matches: Matches) -> dict[str, Sequence[object]]:
+    def _described(self, ranking: Ranking, question: str = "") -> dict[str, Sequence[object]]:
+        """Return what is told of charts that were found, as columns; where words counted, why they were."""
+        matches = ranking.matches
         chart_ids = matches.chart_ids.tolist()
         known = self._details.of({chart_id: self.store.revision(chart_id) or 0 for chart_id in chart_ids})
         charts = [known.get(chart_id) for chart_id in chart_ids]
@@ -740,7 +926,16 @@ class Node:
             for name in list(FOUND)[3:]
         }
         scores = matches.scores.tolist()  # given an array, polars imports under a lock, which a fork copies
-        return {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns}
+        told = {"rank": range(1, len(chart_ids) + 1), "chart_id": chart_ids, "score": scores, **columns}
+        if ranking.words is None:
+            return told
+        words = ranking.words.tolist()
+        meaning = [None] * len(words) if ranking.meaning is None else ranking.meaning.tolist()
+        told["why"] = [
+            {"matched": [] if chart is None else matched(question, chart), "meaning": by_meaning, "words": by_word}
+            for chart, by_meaning, by_word in zip(charts, meaning, words, strict=True)
+        ]
+        return told
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -755,6 +950,9 @@ class Node:
         result = self._run("rebuild", progress=progress)
         while result.outcome in ("deferred", "fenced") and self._awaits_another(self.replica, progress=progress):
             result = self._run("rebuild", progress=progress)
+        until = time.monotonic() + WORDS_SECONDS
+        while not self._has_words(self.replica) and time.monotonic() < until and not self._stopping.wait(0.01):
+            self._words.follow(self.replica.store)
         return self._with_what_is_missing(result)
 
     def sync(self, *, progress: bool = False) -> BatchResult:
@@ -885,7 +1083,7 @@ class Node:
         label = f"{replica.embedder.name} on {self.node_id}"
         until = None if timeout is None else time.monotonic() + timeout
         with _bar(len(self.charts), label, progress) as bar:
-            while not _is_complete(replica, self.charts.revision):
+            while not (_is_complete(replica, self.charts.revision) and self._has_words(replica)):
                 if not replica.threads.running or self._stopping.is_set():
                     raise RuntimeError(f"node {self.node_id!r} is not running, so {label} will not become complete")
                 if until is not None and time.monotonic() >= until:
@@ -904,6 +1102,10 @@ class Node:
                     replica.threads.wake.set()
                 self._stopping.wait(0.05)
                 bar.update(len(replica.store) - bar.n)
+
+    def _has_words(self, replica: Replica) -> bool:
+        """Tell whether the words of its charts are read, if they are kept: as far as the repository has them."""
+        return replica is not self._present or self._words.caught_up(replica.store)
 
     # --- to look at -------------------------------------------------------------------------------------------
 
@@ -1093,15 +1295,29 @@ class _Run(Background):
             replica.threads.leave()
 
 
-def _looks(watch: Watch, file: SnapshotFile | None) -> Callable[[Replica], None]:
-    """Return what a replica calls at each of its steps; it holds no node."""
+def _looks(watch: Watch, words: WordsKept, file: SnapshotFile | None) -> Callable[[Replica], None]:
+    """Return what a replica calls at each step of its listening; it holds no node."""
 
     def look(replica: Replica) -> None:
         watch.step(replica)
-        if file is not None and watch.is_of(replica):
+        if not watch.is_of(replica):
+            return
+        if replica.threads.running:
+            words.follow(replica.store)
+        if file is not None:
             file.step(replica)
 
-    return watch.step if file is None else look
+    return look
+
+
+def _forgets(details: Details, words: WordsKept) -> Callable[[], None]:
+    """Return what drops all that was read of charts, where the repository was restored; it holds no node."""
+
+    def forget() -> None:
+        details.clear()
+        words.clear()
+
+    return forget
 
 
 def _abandon(replicas: list[Replica]) -> None:
@@ -1143,6 +1359,28 @@ def _is_complete(replica: Replica, revision: int) -> bool:
 def _embed_query(embedder: Embedder, query: str) -> np.ndarray:
     vector: np.ndarray = embedder.embed_query([query])[0]
     return vector
+
+
+def _without(matches: Matches, but: int | None, most: int) -> Matches:
+    """Leave one chart out."""
+    kept = matches.chart_ids != (-1 if but is None else but)
+    return Matches(matches.chart_ids[kept][:most], matches.scores[kept][:most])
+
+
+def _distinct(store: VectorStore, found: Matches, k: int) -> tuple[Ints, np.ndarray]:
+    """Choose the first k that are no near-copies of one before them; return where they are, and their vectors."""
+    chart_ids, _, _, vectors = store.columns(found.chart_ids)
+    here = np.flatnonzero(np.isin(found.chart_ids, chart_ids))  # what has gone meanwhile is left out
+    by_id = np.argsort(chart_ids)
+    vectors = vectors[by_id[np.searchsorted(chart_ids[by_id], found.chart_ids[here])]]
+    chosen: list[int] = []
+    open_ = np.ones(len(here), dtype=bool)
+    while open_.any() and len(chosen) < k:
+        first = int(open_.argmax())
+        chosen.append(first)
+        open_ &= vectors @ vectors[first] < COPY
+        open_[first] = False
+    return here[chosen], vectors[chosen]
 
 
 def _question(query: str) -> str:

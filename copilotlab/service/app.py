@@ -21,23 +21,25 @@ from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as exposition
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from copilotlab import __version__
 from copilotlab.answer import Findings
 from copilotlab.charts import Chart, chart_id_of
 from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
+from copilotlab.filters import FIELDS
+from copilotlab.fusion import Mode
 from copilotlab.monitoring import timeline
 from copilotlab.monitoring.health import Health, health_of
-from copilotlab.node import MAX_QUERY_LENGTH, Node
+from copilotlab.node import MAX_QUERY_LENGTH, ManyOptions, Node
 from copilotlab.protocol.follower import Completeness
 from copilotlab.reasons import short
 from copilotlab.service.admin import AdminPage, OwnSite
 from copilotlab.service.door import Door, Rate
 from copilotlab.service.openapi import bounding, describing, query_parameters, with_whole_bounds
 from copilotlab.service.problems import Problem, ProblemError, told_as_problems
-from copilotlab.service.quick import QuickRoute, credentials, from_query
+from copilotlab.service.quick import QuickRoute, credentials, from_path, from_query
 from copilotlab.service.settings import ListeningSettings, Settings
 from copilotlab.service.toggles import toggles_router
 from copilotlab.service.tokens import Guard
@@ -61,6 +63,14 @@ AnId = Annotated[int, Field(ge=0, lt=TOO_LARGE_ID), Whole]
 TEXT = r"^[^\x00]*$"  # no database keeps a null character
 WORDS = r"^[^\x00]*[^\s\x00][^\x00]*$"  # and not blank
 Word = Annotated[str, Field(min_length=1, max_length=200, pattern=WORDS)]
+MOST_FILTERS = 100  # values that one request may filter by, of a field or in all
+AValue = Annotated[str, Field(max_length=200, pattern=TEXT)]
+Values = AValue | Annotated[list[AValue], Field(max_length=MOST_FILTERS)]
+AFilter = Annotated[str, Field(max_length=220, pattern=rf"^({'|'.join(FIELDS)}):[^\x00]*$", examples=["source:Sales"])]
+ONLY_CHARTS = "only these charts"
+ONLY_WHERE = "only charts that have one of the given values for each field that is named, as in source:Sales"
+BY_MODE = "by meaning, by words (typos do little harm), or by both"
+COLLAPSE = "of near-copies, show the best alone, with the number of the others"
 AQuery = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_LENGTH, pattern=r"\S")]
 
 
@@ -104,8 +114,19 @@ class ChartAnswer(ChartBody):
     revision: int
 
 
+class Why(BaseModel):
+    """Which words of a chart were asked for, and what parts its score has; meaning is null where it does not count."""
+
+    matched: list[str]
+    meaning: float | None
+    words: float
+
+
 class FoundChart(BaseModel):
-    """A chart that a search found; what is null could not be read in time."""
+    """A chart that a search found; what is null could not be read in time.
+
+    copies: near-copies of it that are not shown; only where they are collapsed. why: only where words count.
+    """
 
     rank: int
     chart_id: int
@@ -119,6 +140,8 @@ class FoundChart(BaseModel):
     description: str | None
     key: str | None
     url: str | None
+    copies: int | None = None
+    why: Why | None = None
 
 
 class Held(BaseModel):
@@ -154,6 +177,46 @@ class Answers(BaseModel):
     completeness: Held
 
 
+class LikeChart(BaseModel):
+    """Charts like one, best first, and whether that was among all charts."""
+
+    chart_id: int
+    results: list[FoundChart]
+    complete: bool
+    completeness: Held
+
+
+class Facet(BaseModel):
+    """How many charts have a word that searches can filter by."""
+
+    field: str = Field(examples=["source"])
+    value: str = Field(examples=["Sales"])
+    charts: int
+
+
+class Facets(BaseModel):
+    """The words that searches can filter by, the most frequent first within a field, and whether all were counted."""
+
+    facets: list[Facet]
+    complete: bool
+    completeness: Held
+
+
+class Filter(BaseModel):
+    """For each field that is given, a value or several, of which a chart has one."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"source": ["Sales", "HR"]}]}
+    )
+
+    source: Values | None = None
+    chart_type: Values | None = None
+    tags: Values | None = None
+    dimensions: Values | None = None
+    measures: Values | None = None
+    instance: Values | None = None
+
+
 class Question(BaseModel):
     """Several queries, or one that is restricted to many charts."""
 
@@ -166,18 +229,42 @@ class Question(BaseModel):
     queries: list[AQuery] = Field(min_length=1)
     k: Annotated[int, Field(ge=1), Whole] = 10
     chart_ids: list[AnId] | None = None
+    where: Filter | None = None
+    mode: Mode = Field("meaning", description=BY_MODE)
+    collapse: bool = Field(False, description=COLLAPSE)
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
 
 
-class Asked(BaseModel):
-    """One query, as it stands in a URL."""
+class AskedLike(BaseModel):
+    """What is asked besides a query or a chart, as it stands in a URL."""
 
     model_config = ConfigDict(extra="forbid")
 
-    q: AQuery = Field(examples=["revenue per region"])
     k: int = Field(10, ge=1, description="how many charts")
-    chart_id: list[AnId] | None = Field(None, description="only these charts")
+    chart_id: list[AnId] | None = Field(None, description=ONLY_CHARTS)
+    where: Annotated[list[AFilter], Field(max_length=MOST_FILTERS)] | None = Field(None, description=ONLY_WHERE)
+    collapse: bool = Field(False, description=COLLAPSE)
     require_complete: bool = Field(False, description=REQUIRE_COMPLETE)
+
+    def options(self) -> ManyOptions:
+        """Return what a node's search takes."""
+        return {
+            "chart_ids": self.chart_id,
+            "where": _where(self.where),
+            "collapse": self.collapse,
+            "require_complete": self.require_complete,
+        }
+
+
+class Asked(AskedLike):
+    """One query, as it stands in a URL."""
+
+    q: AQuery = Field(examples=["revenue per region"])
+    mode: Mode = Field("meaning", description=BY_MODE)
+
+    def options(self) -> ManyOptions:
+        """Return what a node's search takes."""
+        return {**super().options(), "mode": self.mode}
 
 
 class Changed(BaseModel):
@@ -308,13 +395,31 @@ class Service:
 
     def search(self, asked: Asked) -> bytes:
         """Answer one query, as JSON."""
-        found = self.node.find(asked.q, asked.k, chart_ids=asked.chart_id, require_complete=asked.require_complete)
+        found = self.node.find(asked.q, asked.k, **asked.options())
         return msgspec.json.encode({**_answer(asked.q, found), **_held(found.completeness)})
+
+    def like(self, chart_id: int, asked: AskedLike) -> bytes:
+        """Return charts like one, as JSON. Raises ChartNotFound where that is not here."""
+        found = self.node.find(None, asked.k, like=chart_id, **asked.options())
+        return msgspec.json.encode({"chart_id": chart_id, "results": found.rows(), **_held(found.completeness)})
+
+    def facets(self, where: list[str] | None, limit: int) -> bytes:
+        """Count charts by what searches can filter by, as JSON; of each field, at most ``limit`` values."""
+        counted = self.node.facets(_where(where))
+        assert counted.completeness is not None
+        first = counted.group_by("field", maintain_order=True).head(limit)
+        return msgspec.json.encode({"facets": first.to_dicts(), **_held(counted.completeness)})
 
     def search_many(self, asked: Question) -> bytes:
         """Answer several queries, as JSON, in their order."""
         found = self.node.find_many(
-            asked.queries, asked.k, chart_ids=asked.chart_ids, require_complete=asked.require_complete
+            asked.queries,
+            asked.k,
+            chart_ids=asked.chart_ids,
+            where=None if asked.where is None else asked.where.model_dump(exclude_none=True),
+            collapse=asked.collapse,
+            mode=asked.mode,
+            require_complete=asked.require_complete,
         )
         answers = [_answer(query, one) for query, one in zip(asked.queries, found, strict=True)]
         return msgspec.json.encode({"answers": answers, **_held(found[0].completeness)})
@@ -473,30 +578,50 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
     async def search(request: Request) -> Response:
         """Find the charts nearest in meaning to one query."""
         service.check("read", credentials(request), opened=settings.open_search)
-        asked = from_query(request, Asked, many=("chart_id",))
+        asked = from_query(request, Asked, many=("chart_id", "where"))
         service.bounded([asked.q], asked.k, asked.chart_id)
         return await on(service.searches, lambda: service.search(asked))
 
-    app.router.add_api_route(
-        "/v1/search",
-        search,
-        methods=["GET"],
-        response_model=Answer,
-        responses=_responses(),
-        openapi_extra={
-            "parameters": query_parameters(
-                Asked, k={"maximum": settings.max_k}, chart_id={"maxItems": settings.max_chart_ids}
-            ),
-            "security": [{"HTTPBearer": []}],
-        },
-        route_class_override=QuickRoute,
-    )
+    async def like(request: Request) -> Response:
+        """Find the charts nearest in meaning to one chart, which is left out."""
+        service.check("read", credentials(request), opened=settings.open_search)
+        chart_id = from_path(request, "chart_id", AnId)
+        asked = from_query(request, AskedLike, many=("chart_id", "where"))
+        service.bounded([], asked.k, asked.chart_id)
+        return await on(service.searches, lambda: service.like(chart_id, asked))
+
+    bounds = {"k": {"maximum": settings.max_k}, "chart_id": {"maxItems": settings.max_chart_ids}}
+    a_chart = {"name": "chart_id", "in": "path", "required": True, "schema": TypeAdapter(AnId).json_schema()}
+    for path, endpoint, question, answer, in_path, statuses in (
+        ("/v1/search", search, Asked, Answer, [], ()),
+        ("/v1/charts/{chart_id}/like", like, AskedLike, LikeChart, [a_chart], (404,)),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            response_model=answer,
+            responses=_responses(*statuses),
+            openapi_extra={
+                "parameters": [*in_path, *query_parameters(question, **bounds)],
+                "security": [{"HTTPBearer": []}],
+            },
+            route_class_override=QuickRoute,
+        )
 
     @app.post("/v1/search", response_model=Answers, responses=_responses(*A_BODY), dependencies=[Depends(searcher)])
     async def search_many(question: Question) -> Response:
         """Answer several queries at once."""
         service.bounded(question.queries, question.k, question.chart_ids)
         return await on(service.searches, lambda: service.search_many(question))
+
+    @app.get("/v1/facets", response_model=Facets, responses=_responses(), dependencies=[Depends(searcher)])
+    async def facets(
+        where: Annotated[list[AFilter], Query(max_length=MOST_FILTERS, default_factory=list, description=ONLY_WHERE)],
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="how many values of each field")] = 100,
+    ) -> Response:
+        """Count the charts by each word that searches can filter by."""
+        return await on(service.looks, lambda: service.facets(where, limit))
 
     @app.get("/v1/charts", response_model=Page, responses=_responses(), dependencies=[Depends(searcher)])
     async def charts(
@@ -616,6 +741,16 @@ def create_app(node: Node, settings: Settings) -> FastAPI:
 def _may_ask_in_its_url(scope: MutableMapping[str, Any]) -> bool:
     """Tell whether there may be a question in a request's URL: FastAPI would write that into its span."""
     return bool(scope.get("query_string"))
+
+
+def _where(filters: list[str] | None) -> dict[str, list[str]] | None:
+    """Return filters of a URL, as in source:Sales, as a search takes them."""
+    if not filters:
+        return None
+    found: dict[str, list[str]] = {}
+    for field, _, value in (each.partition(":") for each in filters):
+        found.setdefault(field, []).append(value)
+    return found
 
 
 def _answer(query: str, found: Findings) -> dict[str, object]:

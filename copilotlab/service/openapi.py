@@ -40,7 +40,9 @@ def query_parameters(model: type[BaseModel], **bounds: dict[str, Any]) -> list[d
         if "anyOf" in schema:  # what may be left out is not null in a URL
             schema = {**_of_values(schema), "description": schema["description"]}
         schema = {**schema, **bounds.get(name, {})}
-        parameters.append({"name": name, "in": "query", "required": name in described["required"], "schema": schema})
+        parameters.append(
+            {"name": name, "in": "query", "required": name in described.get("required", ()), "schema": schema}
+        )
     return parameters
 
 

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -41,6 +41,14 @@ def from_query(request: Request, model: type[M], *, many: Collection[str] = ()) 
         return model.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError([{**told, "loc": ("query", *told["loc"])} for told in error.errors()]) from None
+
+
+def from_path(request: Request, name: str, kind: Any) -> Any:
+    """Read a part of a URL's path as of that type. Raises RequestValidationError."""
+    try:
+        return TypeAdapter(kind).validate_python(request.path_params[name])
+    except ValidationError as error:
+        raise RequestValidationError([{**told, "loc": ("path", name)} for told in error.errors()]) from None
 
 
 def credentials(request: Request) -> HTTPAuthorizationCredentials | None:

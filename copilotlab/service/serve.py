@@ -98,6 +98,7 @@ def _node_of(settings: NodeSettings, charts: ChartRepository, snapshot: Path | N
         node_id=settings.node_id,
         namespace=settings.namespace,
         snapshot=snapshot,
+        words=True,
     )
 
 

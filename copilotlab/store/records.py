@@ -97,6 +97,19 @@ class Matches(NamedTuple):
     """float32 (k,): cosine similarity, the exact dot product rounded once"""
 
 
+class News(NamedTuple):
+    """What came into a store since a moment, and is still there."""
+
+    chart_ids: Ints
+    """int64 (n,)"""
+    revisions: Ints
+    """int64 (n,)"""
+    next_serial: int
+    """What to ask with for what comes later."""
+    held: int
+    """Charts in all."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Manifest:
     """What a store holds, without the vectors; as compact as can be sent and compared.

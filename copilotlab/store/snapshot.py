@@ -17,7 +17,7 @@ import numpy.typing as npt
 from copilotlab.digest import MODULUS, as_text, entry
 from copilotlab.store.codes import Coded, Codes
 from copilotlab.store.graph import EXPANSION_SEARCH, Graph
-from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, Record
+from copilotlab.store.records import HASH_BYTES, LARGEST, Bytes, Floats, Ints, Manifest, Matches, News, Record
 from copilotlab.store.saved import Columns
 
 NEVER = 2**63 - 1
@@ -198,6 +198,11 @@ class Snapshot:
         """Return the live rows from row ``start`` on, ascending."""
         rows: Ints = start + np.flatnonzero(self.rows.died[start : self.count] > self.clock)
         return rows
+
+    def news(self, serial: int) -> News:
+        """Return what came in with this serial or a later one."""
+        rows = self.live_rows(self.row_from(serial))
+        return News(self.rows.chart_ids[rows], self.rows.revisions[rows], self.next_serial, self.live)
 
     def _serial_of(self, chart_id: int) -> int:
         serial = self.newest.get(chart_id, -1)

@@ -29,6 +29,7 @@ from copilotlab.store.records import (
     Ints,
     Manifest,
     Matches,
+    News,
     Record,
     as_chart_ids,
     as_floats,
@@ -446,6 +447,10 @@ class VectorStore:
     def columns(self, chart_ids: Iterable[int]) -> tuple[Ints, Ints, Bytes, Floats]:
         """Return what is held of these charts as arrays: chart_ids, revisions, content hashes, vectors."""
         return self._snapshot.columns(chart_ids)
+
+    def news(self, serial: int = 0) -> News:
+        """Return what came in since `News.next_serial` was ``serial`` and is still there; with 0, all that is there."""
+        return self._snapshot.news(serial)
 
     def lacks(self, manifest: Manifest) -> Ints:
         """Return the charts, int64 ascending, whose records in a store with ``manifest`` would come in here."""

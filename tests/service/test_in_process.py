@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from copilotlab import ChartRepository, LocalRedis, Node, Policy, load_embedder
+from copilotlab import Chart, ChartRepository, LocalRedis, Node, Policy, load_embedder
 from copilotlab.lab.fragile_model import FragileModel
 from copilotlab.lab.simulated_lab import simulated_charts
 from copilotlab.monitoring import Alerts, Thresholds
@@ -135,6 +135,52 @@ def test_a_parameter_that_is_not_understood_is_named_and_never_ignored(server, c
     with serving(server, charts, model) as client:
         for query, said in wrong.items():
             assert said in is_problem(client.get(f"/v1/search?{query}"), 422)
+
+
+def test_filters_facets_copies_and_what_is_like_a_chart_are_asked_for_over_http(server):
+    with ChartRepository() as charts, serving(server, charts, load_embedder("hash")) as client:
+        said = [("Sales", "finance"), ("Sales", "hr"), ("HR: people", "hr")]
+        for number, (source, tag) in enumerate(said):
+            chart = {"title": "Revenue by region", "source": source, "tags": [tag]}
+            assert client.put(f"/v1/charts/{number}", json=chart).status_code == 200
+        filled(client)
+        wait_for(lambda: client.get("/v1/facets").json()["complete"])
+        facets = client.get("/v1/facets", params={"where": "tags:hr", "limit": 1}).json()["facets"]
+        assert facets == [
+            {"field": "source", "value": "HR: people", "charts": 1},
+            {"field": "tags", "value": "hr", "charts": 2},
+        ]
+
+        def found(path, **params):
+            return {row["chart_id"] for row in client.get(path, params=params).json()["results"]}
+
+        assert found("/v1/search", q="revenue", where=["source:Sales", "source:HR: people", "tags:hr"]) == {1, 2}
+        assert found("/v1/search", q="revenue", where="source:Sales", chart_id=[1, 2]) == {1}
+        assert found("/v1/charts/0/like") == {1, 2}
+        assert found("/v1/charts/0/like", where="source:Sales", k=5) == {1}
+        asked = {"queries": ["revenue"], "where": {"source": "Sales", "tags": ["hr", "finance"]}}
+        (answer,) = client.post("/v1/search", json=asked).json()["answers"]
+        assert {row["chart_id"] for row in answer["results"]} == {0, 1}
+        assert "copies" not in answer["results"][0]
+        (answer,) = client.post("/v1/search", json={**asked, "collapse": True}).json()["answers"]
+        assert all("copies" in row for row in answer["results"])
+        charts.save(Chart(chart_id=7, title="Costs by region", source="Finance"))  # as another process does
+        wait_for(lambda: found("/v1/search", q="costs", where="source:Finance") == {7})
+        (row,) = client.get("/v1/search", params={"q": "reveneu peple", "k": 1, "mode": "words"}).json()["results"]
+        assert (row["chart_id"], row["why"]["matched"]) == (2, ["revenue", "people"])
+        (answer,) = client.post("/v1/search", json={"queries": ["HR"], "mode": "hybrid", "k": 1}).json()["answers"]
+        (row,) = answer["results"]
+        assert row["score"] == pytest.approx(row["why"]["meaning"] + row["why"]["words"], abs=1e-6)
+        assert "why" not in client.get("/v1/search", params={"q": "revenue"}).json()["results"][0]
+        assert "chart 9 is not among" in is_problem(client.get("/v1/charts/9/like"), 404)
+        for wrong in (
+            "/v1/search?q=a&where=owner:Ada",
+            "/v1/search?q=a&mode=both",
+            "/v1/charts/x/like",
+            "/v1/charts/0/like?q=a",
+        ):
+            is_problem(client.get(wrong), 422)
+        is_problem(client.post("/v1/search", json={"queries": ["a"], "where": {"owner": "Ada"}}), 422)
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
