@@ -71,7 +71,7 @@ def drive(sleeper: Node, holder: Node) -> bool:
 
 
 def catalogue(count: int) -> ChartRepository:
-    charts = ChartRepository()
+    charts = ChartRepository(timeout=60)  # on a busy machine one reading of all takes longer than the usual 5 s
     charts.save_many([Chart(chart_id=i, title=f"Revenue of product {i}") for i in range(count)])
     return charts
 
