@@ -218,7 +218,7 @@ def test_a_search_that_is_awaited_leaves_the_event_loop_free():
         assert answered.wait(LIMIT)
         return HASH.embed(batch)
 
-    model._encode = encode
+    model._encode_query = encode
     node = Node(full(), model)
 
     async def both():
