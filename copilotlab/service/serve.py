@@ -6,11 +6,11 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from socket import gethostname
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,9 +19,12 @@ from copilotlab.charts import ChartRepository
 from copilotlab.cluster import Cluster
 from copilotlab.embedding import load_embedder
 from copilotlab.node import Node
+from copilotlab.reasons import reason
 from copilotlab.service.app import Service, create_admin, create_app
 from copilotlab.service.door import REQUEST_ID
 from copilotlab.service.settings import AdminSettings, ListeningSettings, NodeSettings, Settings, load_settings
+
+_log = logging.getLogger("copilotlab.service")
 
 
 def serve(flags: Sequence[str] = ()) -> int:
@@ -32,9 +35,12 @@ def serve(flags: Sequence[str] = ()) -> int:
     Raises SettingsError, EmbeddingError, RepositoryError, CarrierRefused, OSError.
     """
     settings, _ = load_settings(Settings, flags)
+    _check_free(settings)
     with ChartRepository(settings.charts) as charts:
         node = _node_of(settings, charts, settings.snapshot)
         log_as(settings.log, node.node_id)
+        if not len(charts):
+            _log.warning("%r holds no charts yet: is that the one that was meant?", charts)
         try:
             return run(node, settings)
         finally:
@@ -76,6 +82,7 @@ def admin(flags: Sequence[str] = ()) -> int:
     """
     named = [f"--redis{flag[9:]}" if flag.partition("=")[0] == "--connect" else flag for flag in flags]
     settings, _ = load_settings(AdminSettings, named, program="copilotlab admin")
+    _check_free(settings)
     log_as(settings.log, "admin")
     with (
         ChartRepository(settings.charts) as charts,
@@ -86,7 +93,10 @@ def admin(flags: Sequence[str] = ()) -> int:
         def end(_why: str) -> None:
             page.ending = True
 
-        return _Server(app, settings, end, lambda _url: None).serve_until_told()
+        def listens_at(url: str) -> None:
+            _log.info("the page is at %s/admin", url)
+
+        return _Server(app, settings, end, listens_at).serve_until_told()
 
 
 def _node_of(settings: NodeSettings, charts: ChartRepository, snapshot: Path | None = None) -> Node:
@@ -100,6 +110,17 @@ def _node_of(settings: NodeSettings, charts: ChartRepository, snapshot: Path | N
         snapshot=snapshot,
         words=True,
     )
+
+
+def _check_free(settings: ListeningSettings) -> None:
+    """Raise OSError where nobody could listen, before a model is loaded and a node begun for it."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise OSError(f"host={settings.host!r}, port={settings.port}: {reason(error)}; choose another") from None
 
 
 def _config(app: FastAPI, settings: ListeningSettings) -> uvicorn.Config:
@@ -164,10 +185,10 @@ class _Server(uvicorn.Server):
         """Bind, and say where."""
         await super().startup(sockets)  # type: ignore[arg-type]
         for server in getattr(self, "servers", []):
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
-                logging.getLogger("copilotlab.service").info("listening on http://%s:%d", host, port)
-                self._listens_at(f"http://{gethostname() if host in ANY else host}:{port}")
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                _log.info("listening on http://%s:%d", host, port)
+                self._listens_at(f"http://{socket.gethostname() if host in ANY else host}:{port}")
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Answer until those who send requests here have seen that it ends, at most ``drain`` seconds; then end."""

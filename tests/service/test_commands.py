@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -84,3 +86,20 @@ def test_admin_refuses_a_public_address_without_a_token(server, url, ended, caps
     assert main(["admin", "--connect", server.url, "--charts", url, "--host", "0.0.0.0"]) == 2
     assert "can be reached by others" in capsys.readouterr().err
     assert not ended
+
+
+@pytest.mark.parametrize("command", ["serve", "admin"])
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, url, ended, capsys, command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([command, "--charts", url, "--redis", server.url, "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"copilotlab {command}: host='127.0.0.1', port={port}: ")
+    assert "choose another" in said
+    assert not ended
+
+
+def test_a_service_on_an_empty_repository_says_so(server, tmp_path, ended, caplog):
+    empty = f"sqlite:///{tmp_path}/mistyped.db"
+    assert main(["serve", "--charts", empty, "--redis", server.url, "--model", MODEL, "--port", "0"]) == 0
+    assert [record for record in caplog.records if "holds no charts yet" in record.getMessage()]
