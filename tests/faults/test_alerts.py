@@ -191,11 +191,16 @@ def test_a_node_that_says_nothing_is_an_alert_until_it_is_heard_or_forgotten(lab
 
     lab.heal(1)
     wait_for_its_end(node, "node_silent")
-    lab.nodes[1].stop()
+    lab.partition(1)
     raised(node, "node_silent")
-    assert state_of_second(cluster) == "stopped"
     node.alerts.thresholds = replace(PROMPT, node_forgotten=1.5)
     wait_for_its_end(node, "node_silent")
+
+    lab.heal(1)
+    wait_for(lambda: node.status()["peers"] == 1)
+    lab.nodes[1].stop()  # in order: nobody misses it
+    wait_for(lambda: not node.replica.peers.known())
+    wait_for(lambda: state_of_second(cluster) == "stopped")
 
 
 def state_of_second(cluster):
