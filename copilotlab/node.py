@@ -947,9 +947,10 @@ class Node:
         took over): this waits for what that brings, and does what it leaves undone; a node that is not running returns
         at once. On a node that was stopped the outcome is "cancelled". The result says what is missing in the end.
         """
-        result = self._run("rebuild", progress=progress)
-        while result.outcome in ("deferred", "fenced") and self._awaits_another(self.replica, progress=progress):
-            result = self._run("rebuild", progress=progress)
+        with _bar(0, f"rebuild by {self.node_id}", progress) as bar:
+            result = self._run("rebuild", bar)
+            while result.outcome in ("deferred", "fenced") and self._awaits_another(self.replica, bar):
+                result = self._run("rebuild", bar)
         until = time.monotonic() + WORDS_SECONDS
         while not self._has_words(self.replica) and time.monotonic() < until and not self._stopping.wait(0.01):
             self._words.follow(self.replica.store)
@@ -964,23 +965,23 @@ class Node:
         """
         if self.policy.reconcile:
             return self.rebuild(progress=progress)
-        return self._with_what_is_missing(self._run("sync", progress=progress))
+        with _bar(0, f"sync by {self.node_id}", progress) as bar:
+            return self._with_what_is_missing(self._run("sync", bar))
 
-    def _awaits_another(self, replica: Replica, *, progress: bool) -> bool:
+    def _awaits_another(self, replica: Replica, bar: tqdm) -> bool:
         """Wait while another node's batch brings what is missing; True if that has ended, or died, too early."""
         if not self.policy.reconcile:
             return False
         replica.looks.soon()  # what the other node embeds for us is on the backlog then
         replica.threads.wake.set()
-        label, beat = f"{replica.embedder.name} on {self.node_id}", self.policy.heartbeat_interval
-        until = time.monotonic() + beat  # by then it is known here whether there still is a holder
-        with _bar(len(self.charts), label, progress) as bar:
-            while self.running and not _is_complete(replica, self.charts.revision):
-                left_alone = not self.coordinator.connected or replica.view.flags.batch_holder is None
-                if left_alone and time.monotonic() >= until:
-                    return True
-                self._stopping.wait(0.05)
-                bar.update(len(replica.store) - bar.n)
+        until = time.monotonic() + self.policy.heartbeat_interval  # by then it is known whether there still is a holder
+        bar.total = len(self.charts)
+        while self.running and not _is_complete(replica, self.charts.revision):
+            left_alone = not self.coordinator.connected or replica.view.flags.batch_holder is None
+            if left_alone and time.monotonic() >= until:
+                return True
+            self._stopping.wait(0.05)
+            bar.update(len(replica.store) - bar.n)
         return False
 
     def _with_what_is_missing(self, result: BatchResult) -> BatchResult:
@@ -999,11 +1000,10 @@ class Node:
             reasons.append(f"{skipped:,} charts are left out, see skipped()")
         return result._replace(missing=waiting + skipped, reason="; ".join(reasons))
 
-    def _run(self, kind: Kind, *, progress: bool) -> BatchResult:
+    def _run(self, kind: Kind, bar: tqdm) -> BatchResult:
         replica = self.replica
         ends_with_the_interpreter(self)
         run = _Run(replica, kind)
-        bar = _bar(0, f"{kind} by {self.node_id}", progress)
         try:
             run.start()
             while not run.ended.wait(0.1):
@@ -1013,8 +1013,6 @@ class Node:
             run.cancel()
             run.ended.wait(STOP_SECONDS)
             raise
-        finally:
-            bar.close()
         if run.error is not None:
             raise run.error
         if run.batch is None:

@@ -227,8 +227,7 @@ def test_toggles_are_set_on_one_node_or_all_from_a_page_without_a_node_and_seen_
     confirmed(page, "Set…", "Set it", "Now off: b.")
     expect(cell(second, "publishing", "b")).to_contain_text("onfor this node")
     second.close()
-    services.processes["admin"].terminate()
-    assert services.processes["admin"].wait(LIMIT) == 0
+    assert services.processes["admin"].stop(LIMIT) == 0
 
 
 def test_a_lease_whose_holder_stands_still_is_released_and_another_node_goes_on(services, page):
