@@ -138,11 +138,14 @@ class Link:
         """Draw the seconds until the next look: from `probe_interval` up to a share of how long the trouble has lasted.
 
         Where Redis is away, that is at most half of what a batch waits for nodes to come back, so that what they hold
-        is not made again.
+        is not made again. One that refuses us is asked as often for twice that wait, and ever more rarely after it.
         """
         policy = self.context.policy
         troubled = self.context.clock.now() - self._troubled_since
-        longest = min(REFUSED_PAUSE, troubled) if self._refused else min(policy.rejoin_grace / 2, troubled / 10)
+        if self._refused:
+            longest = min(REFUSED_PAUSE, max(troubled / 10, troubled - 2 * policy.rejoin_grace))
+        else:
+            longest = min(policy.rejoin_grace / 2, troubled / 10)
         return policy.probe_interval + self._jitter.random() * max(0.0, longest - policy.probe_interval)
 
     def _join(self, greet: Callable[[], object]) -> None:

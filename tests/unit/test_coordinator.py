@@ -117,6 +117,23 @@ def test_a_connection_that_is_refused_at_each_event_is_made_more_and_more_rarely
     assert a.link.state == "connected"
 
 
+def test_who_was_refused_for_a_moment_is_back_before_what_it_holds_is_made_again(carrier, clock):
+    """Many times: each node draws other pauses."""
+    for number in range(50):
+        a = Coordinator(carrier, **{**RIGHT, "node_id": f"n{number}"}, clock=clock, policy=Policy())
+        assert a.connect()
+        carrier.failing["allowed"] = {"PUBLISH"}
+        carrier.blink()
+        with pytest.raises(CarrierAway):
+            a.receive()
+        grace = a.context.policy.rejoin_grace
+        assert live(a, clock, 2 * grace) == []
+        carrier.failing.clear()
+        (back,) = live(a, clock, 2 * grace)
+        assert back < grace
+        a.close()
+
+
 def test_a_refusal_at_the_rehearsal_is_one_refusal_and_no_outage(carrier, clock):
     a = coordinator_of(carrier, clock)
     assert a.connect()
