@@ -268,7 +268,12 @@ class Node:
         """What a watcher of the cluster may ask of this node."""
         embedder = self._as_chosen(embedder)
         self._snapshot_file = None if snapshot is None else SnapshotFile(snapshot, self.context)
-        self._present = self._make_replica(embedder, redis, self._restored(embedder))
+        try:
+            self._present = self._make_replica(embedder, redis, self._restored(embedder))
+        except BaseException:  # an interrupt too: the file is for the next try
+            if self._snapshot_file is not None:
+                self._snapshot_file.let_go()
+            raise
         self._watch.turn_to(self._present)
         self._collector: NodeCollector | None = None
         self._successor: Replica | None = None  # the next model's, while it is built

@@ -46,6 +46,7 @@ class SnapshotFile:
                 f"snapshot={str(path)!r}: another node keeps its vectors there; give each node a file of its own"
             ) from None
         self._writing: Background | None = None
+        self._closing = False
         self._next_save = context.clock.now() + SAVE_SECONDS
         self._written: tuple[str, int] | None = None  # model and the store's version, as they were when it was written
         self._charts = 0
@@ -73,21 +74,35 @@ class SnapshotFile:
             self._begin(replica)
 
     def close(self, replica: Replica, seconds: float) -> bool:
-        """Write the file a last time if something has changed, and give it up; False if that took longer."""
-        until = time.monotonic() + seconds
+        """Write the file a last time if something has changed, and give it up; False if that took longer.
+
+        Then the thread that still writes gives it up when it has written.
+        """
+        self._closing, until = True, time.monotonic() + seconds
         if self._writing is not None and not self._writing.ended.wait(seconds):
             return False
         if self._lock.is_locked and self._written != _state(replica):
             self._begin(replica)
             if self._writing is not None and not self._writing.ended.wait(max(0.0, until - time.monotonic())):
                 return False
-        self._lock.release()
+        self.let_go()
         return True
+
+    def let_go(self) -> None:
+        """Give the file up, as it is: another node may have it."""
+        self._lock.release()
 
     def _begin(self, replica: Replica) -> None:
         if self._writing is None or self._writing.ended.is_set():
-            self._writing = Background(lambda: self._save(replica), f"copilotlab-snapshot-of-{self._context.node_id}")
+            self._writing = Background(lambda: self._write(replica), f"copilotlab-snapshot-of-{self._context.node_id}")
             self._writing.start()
+
+    def _write(self, replica: Replica) -> None:
+        try:
+            self._save(replica)
+        finally:
+            if self._closing:
+                self.let_go()
 
     def _save(self, replica: Replica) -> None:
         state, catalogue = _state(replica), replica.coordinator.link.identity.incarnation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import numpy as np
@@ -206,6 +207,34 @@ def test_two_nodes_do_not_keep_their_vectors_in_one_file(charts, path):
         a_node(charts, path)
     node.stop()
     a_node(charts, path).stop()
+
+
+def test_a_node_that_could_not_be_made_leaves_the_file_to_the_next(charts, path):
+    with pytest.raises(ValueError, match="redis") as held:  # as a notebook keeps the last error, and its frames
+        Node(charts, Counting(dim=DIM), "no url", snapshot=path)
+    a_node(charts, path).stop()
+    assert held.value is not None
+
+
+def test_a_writing_that_outlasts_the_stop_leaves_the_file_when_it_has_ended(charts, path, monkeypatch):
+    node = a_node(charts, path)
+    node.connect()
+    drive(node)
+    may_go_on = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: may_go_on.wait(30))
+    node.stop(timeout=0.2)
+    with pytest.raises(RuntimeError, match="give each node a file of its own"):
+        a_node(charts, path)
+    may_go_on.set()
+    until = time.monotonic() + 30
+    while not node.context.metrics["snapshots"] or any(
+        each.name.startswith("copilotlab-snapshot") for each in threading.enumerate()
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    other = a_node(charts, path)
+    assert len(other.store) == 30
+    other.stop()
 
 
 @pytest.mark.parametrize(
