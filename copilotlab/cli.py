@@ -20,6 +20,7 @@ SERVICE = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 if all went as claimed, 1 if not, 2 for wrong words."""
     from copilotlab import __version__
+    from copilotlab.embedding import DEFAULT_MODEL, EmbeddingError
     from copilotlab.studies import ABOUT, STUDIES, StudyNotInstalled
 
     parser = argparse.ArgumentParser(
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="nodes on a real server that dies and comes back empty")
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes, 2 to 16 (4)")
     demo.add_argument(
-        "--model", default="minilm-int8", help="the embedding model (minilm-int8); see `copilotlab models`"
+        "--model", default=DEFAULT_MODEL, help=f"the embedding model ({DEFAULT_MODEL}); see `copilotlab models`"
     )
     demo.add_argument("--charts", metavar="PATH", help="your own: an export of a BI tool, or a table (those that ship)")
     demo.add_argument("--format", help="of your own charts, such as grafana (found by looking)")
@@ -61,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(available_embedders())
         return 0
 
-    from copilotlab.embedding import EmbeddingError
     from copilotlab.lab.server import ServerNotFound
 
     if chosen.command == "study":

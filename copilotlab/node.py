@@ -35,7 +35,7 @@ from copilotlab.charts import (
 )
 from copilotlab.clock import Clock
 from copilotlab.details import Details
-from copilotlab.embedding import Embedder
+from copilotlab.embedding import DEFAULT_MODEL, Embedder
 from copilotlab.embedding.half import rounded
 from copilotlab.filters import FIELDS, Where, checked
 from copilotlab.fusion import Mode, Ranking, by_both, by_words, checked_mode, matched
@@ -251,7 +251,7 @@ class Node:
                 f"charts={short(charts)}: expected a ChartRepository, as in ChartRepository.from_frame(...)"
             )
         if not isinstance(embedder, Embedder):
-            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
+            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder({DEFAULT_MODEL!r})")
         self._vocabulary = vocabulary_of(vocabulary)
         self.context = Context.of(
             node_id if node_id is not None else _random_id(), namespace=namespace, policy=policy, clock=clock
@@ -739,7 +739,8 @@ class Node:
             if not asked.by_words and not asked.collapse:  # as most often: it takes the shortest way
                 nearest = replica.store.search(self._query_vector(replica.embedder, question), k, allowed)
                 return Findings(self._described(Ranking(nearest)), completeness)
-            return Findings(self._answered(replica, question, None, k, allowed, asked), completeness)
+            said = self._vocabulary.explained(question) if asked.by_words else question
+            return Findings(self._answered(replica, said, None, k, allowed, asked), completeness)
         record = replica.store.get(check_chart_id(like))
         if record is None:
             held = f"{len(replica.store):,} that node {self.node_id!r} holds"
@@ -791,7 +792,7 @@ class Node:
             k = as_integer("k", k, smallest=1)
             found = [
                 self._answered(replica, question, None if vectors is None else vectors[row], k, allowed, asked)
-                for row, question in enumerate(questions)
+                for row, question in enumerate(said)
             ]
         return questions, [Findings(columns, completeness) for columns in found]
 
@@ -820,11 +821,11 @@ class Node:
         allowed: Collection[int] | Ints | None,
         asked: _Asked,
     ) -> dict[str, Sequence[object]]:
-        """Find and describe the best k charts. vector: of the question, or of the chart that they are to be like."""
-        store, but = replica.store, asked.like
-        if asked.by_words:
-            k = as_integer("k", k, smallest=1)
-            question = self._vocabulary.explained(question)
+        """Find and describe the best k charts.
+
+        question: with what its abbreviations stand for. vector: of it, or of the chart that they are to be like.
+        """
+        store, but, k = replica.store, asked.like, as_integer("k", k, smallest=1)
         if vector is None and asked.mode != "words":
             vector = self._query_vector(replica.embedder, question)
         shares = self._words.lexicon.shares(question) if asked.by_words else None
@@ -838,11 +839,11 @@ class Node:
             return by_both(store, vector, shares, count, allowed)
 
         if asked.collapse:
-            ranking, copies = self._collapsed(store, ranked, as_integer("k", k, smallest=1), allowed, but)
+            ranking, copies = self._collapsed(store, ranked, k, allowed, but)
             described = self._described(ranking, question)
             why = described.pop("why", None)
             return {**described, "copies": copies, **({} if why is None else {"why": why})}
-        return self._described(ranked(k if but is None else as_integer("k", k, smallest=1)), question)
+        return self._described(ranked(k), question)
 
     @staticmethod
     def _collapsed(
@@ -1037,7 +1038,7 @@ class Node:
         repository raised while embedding.
         """
         if not isinstance(embedder, Embedder):
-            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder('minilm')")
+            raise TypeError(f"embedder={short(embedder)}: expected an Embedder, as in load_embedder({DEFAULT_MODEL!r})")
         embedder = self._as_chosen(embedder)
         if embedder.fingerprint == self.embedder.fingerprint:
             return

@@ -13,9 +13,10 @@ Nothing heavy is imported until a model is loaded.
 from __future__ import annotations
 
 from copilotlab.embedding.base import Embedder, EmbeddingError, ModelNotInstalled, UnknownModel
-from copilotlab.embedding.registry import available_embedders, load_embedder, size_on_disk
+from copilotlab.embedding.registry import DEFAULT_MODEL, available_embedders, load_embedder, size_on_disk
 
 __all__ = [
+    "DEFAULT_MODEL",
     "Embedder",
     "EmbeddingError",
     "ModelNotInstalled",

@@ -185,7 +185,9 @@ def load_embedder(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: objec
         TypeError, ValueError: an option that this model does not have, or a wrong value.
     """
     if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"load_embedder({short(name)}): expected the name of a model, such as 'minilm', or a folder")
+        raise TypeError(
+            f"load_embedder({short(name)}): expected the name of a model, such as {DEFAULT_MODEL!r}, or a folder"
+        )
     name = os.fspath(name)
     load, missing, stamp = _find(name)
     try:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from copilotlab.charts import Chart
+from copilotlab.embedding import DEFAULT_MODEL
 from copilotlab.importers import CatalogueError, read_catalogue
 from copilotlab.lab import catalogue
 from copilotlab.lab.agreement import alike
@@ -79,7 +80,7 @@ def own_script(path: str | Path, format: str | None = None) -> Script:
 
 
 def run_demo(
-    *, nodes: int = 4, model: str = "minilm-int8", charts: str | Path | None = None, format: str | None = None
+    *, nodes: int = 4, model: str = DEFAULT_MODEL, charts: str | Path | None = None, format: str | None = None
 ) -> int:
     """Run the demo and return 0 if every claim held, else 1.
 

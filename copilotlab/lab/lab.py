@@ -12,7 +12,7 @@ import polars as pl
 
 from copilotlab.charts import ChartRepository, RepositoryError
 from copilotlab.clock import SystemClock
-from copilotlab.embedding import Embedder, load_embedder
+from copilotlab.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from copilotlab.lab.agreement import agree, alike, differences, held_by
 from copilotlab.lab.freezable_clock import FreezableClock
 from copilotlab.lab.proxy import Direction, FaultProxy
@@ -74,7 +74,7 @@ class Lab:
     def __init__(
         self,
         nodes: int = 4,
-        model: str | Embedder = "minilm-int8",
+        model: str | Embedder = DEFAULT_MODEL,
         charts: ChartRepository | pl.DataFrame | str | Path | None = None,
         policy: Policy | None = None,
         *,

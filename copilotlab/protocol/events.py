@@ -274,7 +274,7 @@ class Order(_Event, frozen=True):
     """What a watcher asks one node to do, in its inbox; see `copilotlab.orders`.
 
     order: a random id, by which it is done once, however often it arrives; session: the node's, so that it is for no
-    later run of it; action: "rebuild", "sync", "switch_model" (argument: the model's name) or "stop".
+    later run of it; action: one of `copilotlab.orders.ACTIONS`; argument: as "switch_model" has the model's name.
     """
 
     order: BulkId

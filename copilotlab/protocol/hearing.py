@@ -100,7 +100,7 @@ class Hearing:
             case events.ChartsUpdated(bulk):
                 self._fetch_page(source, bulk)
             case events.ChartDeleted(chart_id, revision):
-                self._context.tell(Applied(int(self._store.remove(chart_id, revision))))
+                self._applied(int(self._store.remove(chart_id, revision)))
             case events.Heartbeat() as heartbeat:
                 self._note_heartbeat(source, heartbeat)
             case events.Farewell():
@@ -180,7 +180,7 @@ class Hearing:
 
     def _take(self, records: list[Record]) -> None:
         taken = self._store.put_many(records)
-        self._context.tell(Applied(taken))
+        self._applied(taken)
         policy = self._context.policy
         if taken == len(records) or not policy.ordered or policy.reconcile:
             return
@@ -192,6 +192,10 @@ class Hearing:
                 continue
             self._outbox.say(events.ChartUpdated(events.pack(held)), held.chart_id)
 
+    def _applied(self, charts: int) -> None:
+        if charts:
+            self._context.tell(Applied(charts))
+
     def _finish_heard(self, source: str, event: events.BatchFinished) -> None:
         self._view.batch_ended(owed=False, up_to=event.revision)
         policy = self._context.policy
@@ -201,7 +205,7 @@ class Hearing:
             except events.EventRejected as error:
                 self._coordinator.reject(error)
                 return
-            self._context.tell(Applied(len(self._store.retain(chart_ids, event.revision))))
+            self._applied(len(self._store.retain(chart_ids, event.revision)))
         self._context.tell(BatchHeard(source, f"has ended: {event.total} records to revision {event.revision}"))
         self._looks.soon()
         self._wake.set()

@@ -26,6 +26,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from copilotlab.embedding import DEFAULT_MODEL
 from copilotlab.protocol.policy import Policy, Precision
 from copilotlab.urls import hide_password
 
@@ -117,7 +118,7 @@ class ClusterSettings(CommonSettings):
 class NodeSettings(ClusterSettings):
     """What a command is told that runs a node."""
 
-    model: str = Field("minilm-int8", description="the embedding model; see `copilotlab models`")
+    model: str = Field(DEFAULT_MODEL, description="the embedding model; see `copilotlab models`")
     node_id: str | None = Field(None, description="this node's name, unlike all others; random by default")
     policy: PolicySettings = Field(PolicySettings(), description="the choices of the protocol; all nodes have the same")
 
